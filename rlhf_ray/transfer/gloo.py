@@ -17,6 +17,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore, Work
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup
 from rlhf_ray.transfer.manifest import TensorEntry
+from rlhf_ray.transfer.memory import KeptMemory
 
 CHUNK_BYTES = 8 * 2**20
 """Piece of a bucket that travels as one broadcast: small enough that loading starts early, large enough that the cost
@@ -71,7 +72,7 @@ class GlooGroup:
         self._group = group
         self._store = store
         self._timeout = timedelta(seconds=group.seconds)
-        self._memory = _ReceiveMemory()
+        self._memory = KeptMemory()
         members = PrefixStore(f"weights/{group.generation}", store)
         try:
             with _parents_cpus():
@@ -169,25 +170,6 @@ class _Slot:
             self._block = torch.empty(CHUNK_BYTES, dtype=torch.uint8)
         whole = self._block[: sum(piece.numel() for piece in pieces)]
         return torch.cat(list(pieces), out=whole)
-
-
-class _ReceiveMemory:
-    """Where buckets arrive: one block for all where possible, because its first touch takes longer than the wire."""
-
-    def __init__(self) -> None:
-        self._block = torch.empty(0, dtype=torch.uint8)
-        self._users_when_free = self._users()
-
-    def take(self, size: int) -> UInt8[Tensor, " bytes"]:
-        """Memory of this size. An engine may still hold tensors of an earlier bucket, which must stay as they are."""
-        if self._block.numel() < size or self._users() > self._users_when_free:
-            self._block = torch.empty(size, dtype=torch.uint8)
-        return self._block[:size]
-
-    def _users(self) -> int:
-        """Tensors that share the block's memory, it and passing references included."""
-        count: int = torch._C._storage_Use_Count(self._block.untyped_storage()._cdata)
-        return count
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
 from vllm.platforms import current_platform
 
+from rlhf_ray.transfer.cpu_reload import CpuReload
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.gloo import GlooGroup, join_store
 from rlhf_ray.transfer.group import TransferGroup
@@ -67,11 +68,12 @@ class _Lifecycle:
 
     def start_weight_update(self) -> None:
         """Put layers that a broken update left half-loaded back in place, then prepare all for loading."""
+        started = time.perf_counter()
         _restore_half_loaded(self.model)
         self._expected = {name for name, _ in self.model.named_parameters()}
         self._loaded: set[str] = set()
-        self.timings = {"wire": 0.0, "load": 0.0}
-        initialize_layerwise_reload(self.model)
+        super().start_weight_update()  # type: ignore[misc]
+        self.timings = {"wire": 0.0, "load": time.perf_counter() - started}
 
     def finish_weight_update(self) -> None:
         """Refuse an incomplete update; else run vLLM's own end of it and repack the output layer where that is left.
@@ -164,6 +166,7 @@ class _GlooReceiver(WeightTransferEngine[GlooInitInfo, BucketInfo]):
     init_info_cls = GlooInitInfo
     update_info_cls = BucketInfo
     _members: GlooGroup | None = None
+    _reload: CpuReload | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         group = TransferGroup.from_plain(init_info.group)
@@ -171,10 +174,17 @@ class _GlooReceiver(WeightTransferEngine[GlooInitInfo, BucketInfo]):
         self._members = GlooGroup(group, rank, join_store(group))
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        if CpuReload.serves(self.model):
+            self._reload = self._reload or CpuReload(self.model)
+            self._reload.start()
+        else:
+            initialize_layerwise_reload(self.model)
 
     def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
+        if self._reload is not None:
+            self._reload.finish()
+        else:
+            finalize_layerwise_reload(self.model, self.model_config)
 
     def receive_weights(self, update_info: BucketInfo) -> float:  # type: ignore[override]
         """Load a bucket while it arrives; returns the seconds spent waiting for it."""
