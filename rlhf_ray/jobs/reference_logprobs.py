@@ -15,7 +15,7 @@ from safetensors.torch import load
 
 from rlhf_ray.checkpoint.storage import CheckpointError, exists, filesystem, join, reading, writing
 from rlhf_ray.checkpoint.tensors import write_safetensors
-from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.data.batches import TokenBatch, pairs_of_prompts
 from rlhf_ray.data.preferences import Answer, answers_batch, token_shares
 
 Scores = Float32[np.ndarray, " answers"]
@@ -108,11 +108,18 @@ def answers_key(identity: str, answers: Sequence[Answer]) -> str:
 
 
 def _portions(answers: Sequence[Answer], tokens: int) -> Iterator[np.ndarray]:
-    """Rows in portions of about `tokens` tokens, the longest first, so that rows of one length come together."""
+    """Rows in portions of about `tokens` tokens, the longest first, so that rows of one length come together.
+
+    Two answers to a prompt, one behind the other, remain so.
+    """
     lengths = np.array([len(answer.prompt_ids) + len(answer.response_ids) for answer in answers])
-    order = np.argsort(-lengths, kind="stable")
-    number = np.cumsum(lengths[order]) // tokens
-    yield from np.split(order, np.flatnonzero(np.diff(number)) + 1)
+    pairs = pairs_of_prompts([answer.prompt_ids for answer in answers])
+    units = np.split(np.arange(len(answers)), np.flatnonzero(np.diff(pairs)) + 1)
+    units.sort(key=lambda rows: -int(lengths[rows].max()))
+    sizes = np.array([lengths[rows].sum() for rows in units])
+    number = (np.cumsum(sizes) - sizes) // tokens
+    for part in np.split(np.arange(len(units)), np.flatnonzero(np.diff(number)) + 1):
+        yield np.concatenate([units[unit] for unit in part])
 
 
 def _write(path: str, key: str, values: Scores) -> None:

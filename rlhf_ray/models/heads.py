@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rlhf_ray.models.encoders import attention_mask, is_encoder
 from rlhf_ray.models.last_layer import LastLayer
 from rlhf_ray.models.logprobs import chunked_logprobs
+from rlhf_ray.models.ragged_attention import RaggedRows, arguments, prepare
 
 READ_SHARE = 0.9
 """Share of tokens up to which it pays to compute the last layer only where it is read."""
@@ -47,6 +48,7 @@ class PolicyNetwork(nn.Module):
         super().__init__()
         self.network = network
         network.set_output_embeddings(LogprobHead(network.get_output_embeddings()))
+        self.takes_ragged_rows = prepare(network)
         self._last_layer = LastLayer(network)
 
     def forward(
@@ -58,15 +60,17 @@ class PolicyNetwork(nn.Module):
         without_context: Bool[Tensor, " tokens"] | None = None,
         temperature: float = 1.0,
         need_entropy: bool = False,
+        ragged: RaggedRows | None = None,
     ) -> dict[str, Float[Tensor, " tokens"]]:
         """Log-probabilities (and entropy) of the targets, which follow the flattened `positions`.
 
         A target `without_context` (first token of a row that has no prompt) gets log-probability and entropy 0.
         """
-        # Where a first token is scored without context, its place stands twice among the positions.
-        is_sparing = without_context is None and len(positions) <= READ_SHARE * input_ids.numel()
-        with self._last_layer.reading(positions if is_sparing else None):
-            hidden = _hidden_states(self.network, input_ids, position_ids, positions)
+        # Where a first token is scored without context, its place stands twice among the positions; and that before
+        # the answers to a shared prompt as often as it has answers.
+        read = positions if without_context is None and ragged is None else positions.unique()
+        with self._last_layer.reading(read if len(read) <= READ_SHARE * input_ids.numel() else None):
+            hidden = _hidden_states(self.network, input_ids, position_ids, positions, ragged)
         logprobs, entropy = self.network.get_output_embeddings()(hidden, targets, temperature, need_entropy)
         outputs = {"logprobs": logprobs} if entropy is None else {"logprobs": logprobs, "entropy": entropy}
         if without_context is None:
@@ -83,6 +87,7 @@ class ScalarNetwork(nn.Module):
         self.network = network
         self.pools = is_encoder(network.config)
         """An encoder scores a whole text, by its own pooling and head; a decoder has a scalar at each token."""
+        self.takes_ragged_rows = prepare(network)
         self._last_layer = LastLayer(network)
 
     def forward(
@@ -90,18 +95,22 @@ class ScalarNetwork(nn.Module):
         input_ids: Int[Tensor, "rows length"],
         position_ids: Int[Tensor, "rows length"] | None,
         positions: Int[Tensor, " scalars"],
+        ragged: RaggedRows | None = None,
     ) -> Float[Tensor, " scalars"]:
         """The head's output in float32 at the flattened `positions`; of an encoder, those of each row's last token."""
         if self.pools:
             mask = attention_mask(input_ids, positions)
             return self.network(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()
-        with self._last_layer.reading(positions if len(positions) == len(input_ids) else None):
-            hidden = _hidden_states(self.network, input_ids, position_ids, positions)
+        read = positions.unique()
+        with self._last_layer.reading(read if len(read) <= READ_SHARE * input_ids.numel() else None):
+            hidden = _hidden_states(self.network, input_ids, position_ids, positions, ragged)
         return self.network.score(hidden).squeeze(-1).float()
 
 
 def _hidden_states(
-    network: Any, input_ids: Tensor, position_ids: Tensor | None, positions: Tensor
+    network: Any, input_ids: Tensor, position_ids: Tensor | None, positions: Tensor, ragged: RaggedRows | None
 ) -> Float[Tensor, "positions width"]:
-    hidden = network.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+    how = arguments(ragged, input_ids.device)
+    output = network.base_model(input_ids=input_ids, position_ids=position_ids, use_cache=False, **how)
+    hidden = output.last_hidden_state
     return hidden.flatten(0, 1).index_select(0, positions)

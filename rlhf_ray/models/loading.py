@@ -197,7 +197,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path}: no usable tokenizer: {_first_line(error)}") from error
+        raise BadInput(f"{path}: {_unloaded(path, 'no usable tokenizer')}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         # An encoder's texts begin with CLS and end with SEP.
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
@@ -228,7 +228,7 @@ def _read_config(path: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"{path}: not a model that can be loaded: {_first_line(error)}") from error
+        raise BadInput(f"{path}: {_unloaded(path, 'not a model that can be loaded')}: {_first_line(error)}") from error
 
 
 def _check_directory(path: str, has_tokenizer: bool = False) -> None:
@@ -276,6 +276,11 @@ def _disable_dropout(network: nn.Module) -> None:
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _unloaded(path: str, what: str) -> str:
+    """What is wrong with a directory, or that the hub does not give a model of that name."""
+    return what if Path(path).is_dir() else "no such directory, and not loaded from the hub"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Rows of a ragged batch laid out for one forward pass: padded on the right, or packed into one row."""
+"""Rows of a ragged batch laid out for one forward pass: padded on the right, or packed into one row.
+
+`training.ragged` has the third way: end to end, with attention within rows.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +11,8 @@ import torch
 from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
 
-from rlhf_ray.data.batches import TokenBatch, passes_by_length
+from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.models.ragged_attention import RaggedRows
 
 STAND_IN_TOKENS = 2
 """Length of the row that an empty micro-batch computes with weight 0, so that collectives inside the pass line up."""
@@ -39,6 +43,8 @@ class Microbatch:
     """Where in the whole batch's flat order these tokens are."""
     row_index: Int64[np.ndarray, " rows"]
     """Which rows of the whole batch these are."""
+    ragged: RaggedRows | None = None
+    """Where the input is one long row: what of it belongs together."""
     stand_in: bool = False
     """It has no rows of its own: its results count nothing."""
 
@@ -58,50 +64,60 @@ def lay_out(batch: TokenBatch, rows: np.ndarray, packed: bool, device: torch.dev
     lengths = batch.lengths[rows].astype(np.int64)
     prompts = batch.prompt_lengths[rows].astype(np.int64)
     responses = batch.response_lengths[rows].astype(np.int64)
-    source = _ranges(batch.offsets[:-1][rows], lengths)
+    source = ranges(batch.offsets[:-1][rows], lengths)
     # Place of each row's first token in the flattened input.
     starts = np.cumsum(lengths) - lengths if packed else np.arange(len(rows)) * lengths.max()
     if packed:
         input_ids = batch.ids[source][None]
-        position_ids = _ranges(np.zeros_like(lengths), lengths)[None]
+        position_ids = ranges(np.zeros_like(lengths), lengths)[None]
     else:
         input_ids = np.zeros((len(rows), lengths.max()), dtype=np.int32)
-        input_ids.reshape(-1)[_ranges(starts, lengths)] = batch.ids[source]
+        input_ids.reshape(-1)[ranges(starts, lengths)] = batch.ids[source]
         position_ids = None
-    places = _ranges(starts + prompts, responses)
+    places = ranges(starts + prompts, responses)
     targets = input_ids.reshape(-1)[places]
     token_rows = np.repeat(np.arange(len(rows)), responses)
-    orphans = _orphans(prompts, responses)
+    orphans = without_context(prompts, responses)
     before = places - 1 if orphans is None else np.where(orphans, places, places - 1)
     return Microbatch(
-        input_ids=_tensor(input_ids, device),
-        position_ids=None if position_ids is None else _tensor(position_ids, device),
-        before=_tensor(before, device),
-        targets=_tensor(targets, device),
+        input_ids=as_tensor(input_ids, device),
+        position_ids=None if position_ids is None else as_tensor(position_ids, device),
+        before=as_tensor(before, device),
+        targets=as_tensor(targets, device),
         without_context=None if orphans is None else torch.from_numpy(orphans).to(device),
-        last=_tensor(starts + lengths - 1, device),
-        rows=_tensor(token_rows, device),
-        flat=_ranges(batch.response_offsets[:-1][rows], responses),
+        last=as_tensor(starts + lengths - 1, device),
+        rows=as_tensor(token_rows, device),
+        flat=ranges(batch.response_offsets[:-1][rows], responses),
         row_index=rows,
     )
 
 
-def lay_out_by_length(batch: TokenBatch, rows: np.ndarray, packed: bool, device: torch.device) -> list[Microbatch]:
-    """Lay out a micro-batch as passes of rows of about one length, so that little is padded; packed, it is one pass.
-
-    The passes come before one backward pass: put together, their outputs and columns are the micro-batch's.
-    """
-    if packed or len(rows) < 2:
-        return [lay_out(batch, rows, packed, device)]
-    start_tokens = START_TOKENS_CPU if device.type == "cpu" else START_TOKENS_GPU
-    rows = np.asarray(rows, dtype=np.int64)
-    parts = passes_by_length(batch.lengths[rows], start_tokens)
-    return [lay_out(batch, rows[part], packed, device) for part in parts]
+def start_tokens(device: torch.device) -> int:
+    """Tokens that take as long as the start of a pass."""
+    return START_TOKENS_CPU if device.type == "cpu" else START_TOKENS_GPU
 
 
 def join_outputs(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Outputs of passes, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_order(rows: np.ndarray, parts: Sequence[Microbatch], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs of the passes of a micro-batch, one after the other, put in the order of `rows`.
+
+    `scores` are one for each row, all others one for each response token.
+    """
+    given = np.concatenate([part.row_index for part in parts])
+    if parts[0].stand_in or np.array_equal(given, rows):
+        return dict(outputs)
+    sizes = np.concatenate([np.bincount(part.rows.cpu(), minlength=len(part.row_index)) for part in parts])
+    order = np.argsort(given)
+    slots = order[np.searchsorted(given, rows, sorter=order)].tolist()
+    found = {}
+    for name, values in outputs.items():
+        pieces = values.split([1] * len(given) if name == "scores" else sizes.tolist())
+        found[name] = torch.cat([pieces[slot] for slot in slots])
+    return found
 
 
 def join_columns(
@@ -134,14 +150,15 @@ def select_columns(
     return chosen
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
     """The ranges start ... start + length - 1, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
-def _orphans(prompts: np.ndarray, responses: np.ndarray) -> Bool[np.ndarray, " tokens"] | None:
+def without_context(prompts: np.ndarray, responses: np.ndarray) -> Bool[np.ndarray, " tokens"] | None:
+    """First tokens of rows that have no prompt, row after row; None if there are none."""
     if prompts.all():
         return None
     mask = np.zeros(int(responses.sum()), dtype=bool)
@@ -158,5 +175,6 @@ def _stand_in(batch: TokenBatch, device: torch.device) -> Microbatch:
     return Microbatch(**{**vars(laid), "flat": empty, "row_index": empty, "stand_in": True})
 
 
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
+def as_tensor(array: np.ndarray, device: torch.device) -> Tensor:
+    """Integers on the device."""
     return torch.from_numpy(array.astype(np.int64, copy=False)).to(device, non_blocking=True)

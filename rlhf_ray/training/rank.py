@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -22,13 +22,14 @@ from rlhf_ray.training.average import WeightAverage
 from rlhf_ray.training.beside import Beside
 from rlhf_ray.training.errors import NonFinite
 from rlhf_ray.training.export import adapter_files, export
-from rlhf_ray.training.microbatch import Microbatch, join_columns, join_outputs, lay_out, lay_out_by_length
+from rlhf_ray.training.microbatch import Microbatch, in_order, join_columns, join_outputs, lay_out
 from rlhf_ray.training.networks import Kind, is_packed, load_network
 from rlhf_ray.training.offload import OffloadedStorages, tensors_on
 from rlhf_ray.training.optimizer import build_adamw
+from rlhf_ray.training.ragged import lay_out_passes
 from rlhf_ray.training.rendezvous import device_of, join
 from rlhf_ray.training.schedule import learning_rate
-from rlhf_ray.training.settings import deepspeed_settings, effective_stage
+from rlhf_ray.training.settings import deepspeed_settings, effective_stage, refusals
 from rlhf_ray.training.state import TrainedState, has_moments
 
 Microbatches = Sequence[np.ndarray]
@@ -109,9 +110,10 @@ class TrainerRank:
             self.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         settings = deepspeed_settings(self._trainer, self._model_config.dtype, self.world, trainable)
         optimizer = build_adamw(self._wrapped, self._trainer) if trainable else None
-        engine, *_ = deepspeed.initialize(
-            model=self._wrapped, optimizer=optimizer, config=settings, dist_init_required=False
-        )
+        with refusals():
+            engine, *_ = deepspeed.initialize(
+                model=self._wrapped, optimizer=optimizer, config=settings, dist_init_required=False
+            )
         engine.train(trainable)
         return engine, optimizer
 
@@ -144,9 +146,10 @@ class TrainerRank:
     def _infer(self, batch: TokenBatch, microbatches: Microbatches, compute: Any) -> dict[str, np.ndarray]:
         self._module.eval()
         pieces: dict[str, list[Tensor]] = {}
-        for microbatch in self._laid_out(batch, microbatches):
-            for name, value in compute(microbatch).items():
-                pieces.setdefault(name, []).append(value[:0] if microbatch.stand_in else value)
+        for rows in microbatches:
+            parts = self._parts(batch, rows)
+            for name, value in in_order(rows, parts, join_outputs([compute(part) for part in parts])).items():
+                pieces.setdefault(name, []).append(value[:0] if parts[0].stand_in else value)
         return {name: torch.cat(parts).cpu().numpy() for name, parts in pieces.items()}
 
     def train_step(
@@ -260,18 +263,10 @@ class TrainerRank:
             "resume from the last checkpoint with a lower learning rate, and look at the step's samples and rewards"
         )
 
-    def _laid_out(self, batch: TokenBatch, microbatches: Microbatches) -> Iterator[Microbatch]:
-        for rows in microbatches:
-            yield lay_out(batch, rows, self._packed, self._device)
-
     def _parts(self, batch: TokenBatch, rows: np.ndarray) -> list[Microbatch]:
-        """A micro-batch as the passes that share a backward pass.
-
-        Weights that are sharded (ZeRO-3) are gathered in each pass by all ranks together, so there it is one.
-        """
-        if self.stage == 3:
-            return [lay_out(batch, rows, self._packed, self._device)]
-        return lay_out_by_length(batch, rows, self._packed, self._device)
+        """A micro-batch as the passes that share a backward pass."""
+        ragged = bool(self._wrapped.takes_ragged_rows)
+        return lay_out_passes(batch, rows, self._packed, ragged, self.stage != 3, self._device)
 
     @property
     def _module(self) -> Any:
@@ -293,10 +288,11 @@ class TrainerRank:
             microbatch.without_context,
             temperature,
             need_entropy,
+            microbatch.ragged,
         )
 
     def _scalars(self, microbatch: Microbatch, positions: Tensor) -> Tensor:
-        return self._module(microbatch.input_ids, microbatch.position_ids, positions)
+        return self._module(microbatch.input_ids, microbatch.position_ids, positions, microbatch.ragged)
 
     def weight_source(self) -> nn.Module:
         """The Hugging Face network, whose parameters may be sharded (ZeRO-3), for weight transfer and export."""

@@ -1,6 +1,10 @@
 """The settings that DeepSpeed is started with: ours, and the user's merged over them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from pydantic import ValidationError
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import Dtype
@@ -49,6 +53,25 @@ def deepspeed_settings(trainer: TrainerConfig, dtype: Dtype, world: int, trainab
     merged = _merge(ours, trainer.deepspeed)
     merged["zero_optimization"]["stage"] = stage
     return merged
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """What DeepSpeed says against its settings while it starts is the user's to act on.
+
+    Raises:
+        BadInput: in place of DeepSpeed's own error.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfigError
+
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadInput(f"deepspeed: {error.title}: {where}: {first['msg']} (given: {first['input']!r})") from error
+    except DeepSpeedConfigError as error:
+        raise BadInput(f"deepspeed: {error}") from error
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

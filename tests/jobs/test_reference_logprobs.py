@@ -53,6 +53,21 @@ def test_sums_come_in_the_order_asked_for_whatever_the_portions(tokens: int, sai
     np.testing.assert_allclose(reference_of(None, said, tokens=tokens).sums("answers", ANSWERS), SUMS, rtol=1e-6)
 
 
+def test_both_answers_to_a_prompt_come_in_one_call(said: list[str]) -> None:
+    """So the prompt can be computed once for them."""
+    seen: list[list[list[int]]] = []
+
+    def reference(batch: TokenBatch) -> np.ndarray:
+        seen.append([prompt.tolist() for prompt in batch.prompts])
+        return Reference()(batch)
+
+    prompts = [ids(1, 2, 3), ids(4), ids(5, 6)]
+    answers = [Answer(prompt, np.full(size, 7, np.int32)) for prompt in prompts for size in (9, 1)]
+    found = ReferenceLogprobs(None, "one", reference, 8, said.append).sums("answers", answers)
+    np.testing.assert_allclose(found, [-0.7 * size for size in (9, 1) * 3], rtol=1e-6)
+    assert seen == [[[1, 2, 3]] * 2, [[5, 6]] * 2, [[4]] * 2]
+
+
 def test_a_second_run_reads_the_same_bits(tmp_path: Path, said: list[str]) -> None:
     first = reference_of(tmp_path, said).sums("answers", ANSWERS)
     second = reference_of(tmp_path, said)

@@ -34,6 +34,17 @@ def test_missing_and_wrong_directories(tmp_path):
             assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("auto", "load"), [("AutoTokenizer", load_tokenizer), ("AutoConfig", load_policy)])
+def test_a_hub_name_that_is_none(monkeypatch, auto, load):
+    def refuse(path, **_):
+        raise OSError(f"{path} is not a valid model identifier\nand more")
+
+    monkeypatch.setattr(f"transformers.{auto}.from_pretrained", refuse)
+    words = "^owner/none: no such directory, and not loaded from the hub: owner/none is not a valid model identifier$"
+    with pytest.raises(BadInput, match=words):
+        load(config("owner/none"))
+
+
 def test_directory_without_weights(model_copy):
     (model_copy / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="safetensors"):

@@ -7,7 +7,8 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.heads import PolicyNetwork
 from rlhf_ray.models.loading import load_policy
 from rlhf_ray.training import microbatch
-from rlhf_ray.training.microbatch import join_columns, join_outputs, lay_out, lay_out_by_length, select_columns
+from rlhf_ray.training.microbatch import in_order, join_columns, join_outputs, lay_out, select_columns
+from rlhf_ray.training.ragged import lay_out_passes
 
 CPU = torch.device("cpu")
 
@@ -66,7 +67,7 @@ def test_passes_by_length_are_the_micro_batch(monkeypatch, tiny_model):
     tokens = int(batch.response_lengths.sum())
     columns, row_columns = {"place": np.arange(tokens)}, {"row": np.arange(batch.rows)}
     results = []
-    for parts in ([lay_out(batch, rows, False, CPU)], lay_out_by_length(batch, rows, False, CPU)):
+    for parts in ([lay_out(batch, rows, False, CPU)], lay_out_passes(batch, rows, False, False, True, CPU)):
         outputs = join_outputs([network(p.input_ids, p.position_ids, p.before, p.targets) for p in parts])["logprobs"]
         joined = join_columns(parts, columns, row_columns)
         order = joined["place"].argsort()
@@ -74,8 +75,15 @@ def test_passes_by_length_are_the_micro_batch(monkeypatch, tiny_model):
         found = torch.autograd.grad(loss, list(network.parameters()))
         results.append((outputs[order], joined["place"][order], joined["row"][joined["rows"]][order], found))
         assert sorted(joined["row"].tolist()) == sorted(rows.tolist())
-    assert len(lay_out_by_length(batch, rows, False, CPU)) == len(set(batch.lengths[rows].tolist())) > 1
-    assert len(lay_out_by_length(batch, rows, True, CPU)) == 1
+        put = in_order(rows, parts, {"logprobs": joined["place"], "scores": joined["row"]})
+        assert put["logprobs"].tolist() == batch.flat_index(rows.tolist()).tolist()
+        assert put["scores"].tolist() == rows.tolist()
+    assert len(parts) == len(set(batch.lengths[rows].tolist())) > 1
+    monkeypatch.setattr(microbatch, "START_TOKENS_CPU", 1000)
+    [one] = lay_out_passes(batch, rows, False, False, True, CPU)
+    assert in_order(rows, [one], {"scores": torch.from_numpy(one.row_index)})["scores"].tolist() == rows.tolist()
+    assert len(lay_out_passes(batch, rows, True, False, True, CPU)) == 1
+    assert len(lay_out_passes(batch, rows, False, False, False, CPU)) == 1
     torch.testing.assert_close(*results, atol=2e-5, rtol=1e-4)
 
 

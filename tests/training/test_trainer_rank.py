@@ -218,6 +218,18 @@ def test_contradicting_deepspeed_settings_are_refused(tiny_model):
         start(tiny_model.tied, 1, deepspeed={"zero_optimization": {"stage": 2}})
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"reduce_bucket_size": "big"}, r"deepspeed: DeepSpeedZeroConfig: reduce_bucket_size: .* .given: 'big'."),
+        ({"reduce_bucket_sise": 1}, "deepspeed: DeepSpeedZeroConfig: reduce_bucket_sise: "),
+    ],
+)
+def test_what_deepspeed_refuses_is_the_users_to_mend(tiny_model, settings, message):
+    with pytest.raises(BadInput, match=message):
+        start(tiny_model.tied, 1, deepspeed={"zero_optimization": settings})
+
+
 def test_exported_reward_model_is_a_plain_classifier(tiny_model, tmp_path):
     start(tiny_model.tied, kind="reward").export(str(tmp_path / "out"))
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
