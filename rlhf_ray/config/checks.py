@@ -1,11 +1,13 @@
 """Checks across fields, made after the schema's own and before anything starts. They look at no file."""
 
 from collections.abc import Iterator
+from typing import Any
 
 from rlhf_ray.config.adapter_checks import adapter_problems
 from rlhf_ray.config.algorithm_checks import algorithm_problems
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.cost_checks import cost_problems
+from rlhf_ray.config.deepspeed_settings import deepspeed_problems
 from rlhf_ray.config.documents import KeyPath
 from rlhf_ray.config.dpo import DPOConfig
 from rlhf_ray.config.evaluate import EvaluateConfig
@@ -16,7 +18,6 @@ from rlhf_ray.config.labelling import FeedbackPageConfig
 from rlhf_ray.config.nearest import perhaps
 from rlhf_ray.config.parts import groups_of, placements_of
 from rlhf_ray.config.passthrough import (
-    OWNED_DEEPSPEED_SETTINGS,
     OWNED_ENGINE_ARGUMENTS,
     REFUSED_SAMPLING,
     engine_argument_names,
@@ -89,12 +90,8 @@ def _trainers(config: Section) -> Iterator[Problem]:
             yield Problem((*key, "gpus_per_worker"), "a rank of a trained model uses one GPU; raise `workers` instead")
         if not all(0 <= beta < 1 for beta in role.betas):
             yield Problem((*key, "betas"), f"each lies in [0, 1), not {list(role.betas)}")
-        for name in role.deepspeed:
-            if name in OWNED_DEEPSPEED_SETTINGS:
-                yield Problem((*key, "deepspeed", name), f"is set by {OWNED_DEEPSPEED_SETTINGS[name]}")
-        zero = role.deepspeed.get("zero_optimization", {})
-        if isinstance(zero, dict) and "stage" in zero:
-            yield Problem((*key, "deepspeed", "zero_optimization", "stage"), "is set by zero_stage")
+        for problem in deepspeed_problems(role.deepspeed):
+            yield Problem((*key, "deepspeed", *problem.key), problem.message)
     attention = config.model.attention if isinstance(config, SupervisedConfig | PPOConfig) else "sdpa"
     trained = [role for role in placements_of(config).values() if isinstance(role, TrainerConfig)]
     if attention == "flash_attention_2" and any(role.gpus_per_worker == 0 for role in trained):
@@ -124,8 +121,8 @@ def _engine(key: KeyPath, rollout: RolloutConfig, training: bool) -> Iterator[Pr
             (*key, "transport"),
             f"{rollout.transport} needs GPU engines; CPU engines take gloo",
         )
-    for name in rollout.engine:
-        yield from (Problem((*key, "engine", name), text) for text in _engine_argument(name, training))
+    for name, value in rollout.engine.items():
+        yield from (Problem((*key, "engine", name), text) for text in _engine_argument(name, value, training))
 
 
 def _transport(config: PPOConfig) -> Iterator[Problem]:
@@ -138,7 +135,7 @@ def _transport(config: PPOConfig) -> Iterator[Problem]:
         yield Problem(key, "gloo moves weights to CPU engines; engines on GPUs take nccl or ipc")
 
 
-def _engine_argument(name: str, training: bool) -> Iterator[str]:
+def _engine_argument(name: str, value: Any, training: bool) -> Iterator[str]:
     known = engine_argument_names()
     if training and name in REFUSED_SAMPLING:
         yield REFUSED_SAMPLING[name]
@@ -148,6 +145,10 @@ def _engine_argument(name: str, training: bool) -> Iterator[str]:
         yield "credentials come from the environment, never from a config, which is copied into the run folder"
     elif known and name not in known:
         yield f"not an argument of vLLM's AsyncEngineArgs{perhaps(name, known)}"
+    elif name == "gpu_memory_utilization" and not (type(value) in {int, float} and 0 < value <= 1):
+        yield f"is a part of the GPU, above 0 and at most 1, not {value!r}"
+    elif name == "kv_cache_memory_bytes" and not (type(value) is int and value > 0):
+        yield f"is a whole number of bytes, not {value!r}"
 
 
 def _sampling(config: Section) -> Iterator[Problem]:

@@ -26,8 +26,17 @@ USE_CASES = (
 )
 """What prompts ask for, in the use cases of InstructGPT (Ouyang et al. 2022, table 1)."""
 
-TAKEN_NAMES = {"audit"}
+TAKEN_FILES = {"audit.jsonl"}
 """Files of the output that no part may replace."""
+PARQUET = ".parquet"
+OTHER_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz")
+"""Of formats that are read and not written here; in a part's name they would promise what is not so."""
+
+
+def part_file(name: str) -> str:
+    """The file of a part: its name where that ends in .jsonl or .parquet, otherwise with .jsonl."""
+    return name if name.endswith((".jsonl", PARQUET)) else f"{name}.jsonl"
+
 
 PrivacyAction = Literal["mask", "drop", "keep"]
 
@@ -262,7 +271,10 @@ class DataJobConfig(Section):
     """A sample by class. None: all rows."""
 
     splits: dict[str, SplitConfig] = Field(default_factory=_everything, min_length=1)
-    """Parts of the output by name, each a file NAME.jsonl. Rows with the same prompt are in one part."""
+    """Parts of the output by name, each a file NAME.jsonl, or Parquet where the name ends in .parquet."""
+
+    near_prompts: float | None = Field(default=0.8, gt=0, lt=1)
+    """Parts share no prompts of this Jaccard similarity or more that MinHash finds. None: only no same prompts."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -277,10 +289,27 @@ class DataJobConfig(Section):
             self._check_sample(self.sample)
         return self
 
+    @property
+    def near_prompts_to_group(self) -> float | None:
+        """`near_prompts`, where there are several parts that could share them."""
+        return self.near_prompts if len(self.splits) > 1 else None
+
+    @property
+    def prompt_shingle(self) -> int:
+        """Characters of the pieces by which prompts are compared."""
+        return (self.duplicates or DuplicatesConfig()).shingle
+
     def _check_splits(self) -> None:
+        files: dict[str, str] = {}
         for name in self.splits:
-            if not FILE_NAME.fullmatch(name) or name in TAKEN_NAMES:
+            file = part_file(name)
+            if not FILE_NAME.fullmatch(name) or file in TAKEN_FILES:
                 raise ValueError(f"splits: {name!r} cannot name a file here: letters, digits, - and _, and not audit")
+            if name.endswith(OTHER_ENDINGS):
+                raise ValueError(f"splits: {name!r}: parts are written as .jsonl or .parquet")
+            if file in files:
+                raise ValueError(f"splits: {files[file]!r} and {name!r} are one file, {file}")
+            files[file] = name
         whole = sum(split.share for split in self.splits.values())
         if abs(whole - 1) > 1e-6:
             raise ValueError(f"splits: the shares add up to {whole:g}, not 1")

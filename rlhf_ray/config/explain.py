@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.documents import Document, KeyPath
-from rlhf_ray.config.nearest import nearest, perhaps
+from rlhf_ray.config.nearest import perhaps
 from rlhf_ray.config.overrides import Override
-from rlhf_ray.config.passthrough import REFUSED_SAMPLING
 from rlhf_ray.config.problem import Problem
-from rlhf_ray.config.schema import child_names, child_types, describe, doc_text
+from rlhf_ray.config.schema import child_names, child_types, doc_text
+from rlhf_ray.config.suggest import suggest, types_at
 
 SHOWN_CHARACTERS = 60
 """A wrong value is quoted up to this length."""
@@ -49,7 +49,7 @@ def explain(error: ValidationError, data: Any, section: type[Section]) -> list[P
         # A section's own check ends with the section, which may be a member of a union and then ends with its name.
         key = _strip_tags(detail["loc"], data, section, keep_last=detail["type"] != "value_error")
         if detail["type"] == "extra_forbidden":
-            hint, name = _suggest(key, section)
+            hint, name = suggest(key, section)
             problems[key] = Problem(key, f"unknown key{hint}")
             meant.add(name)
         elif detail["type"] == "missing":
@@ -86,31 +86,6 @@ def _strip_tags(location: tuple[str | int, ...], data: Any, section: type[Sectio
         expected = below
         here = here[step] if inside else None
     return tuple(key)
-
-
-def types_at(key: KeyPath, section: type[Section]) -> list[Any]:
-    """Types that the schema has at a key; empty where anything may stand."""
-    expected: list[Any] = [section]
-    for step in key:
-        expected = [one for found in (child_types(one, step) for one in expected) for one in found or []]
-    return expected
-
-
-def _suggest(key: KeyPath, section: type[Section]) -> tuple[str, str]:
-    """Words for the nearest valid key, and that key."""
-    name = str(key[-1])
-    if name in REFUSED_SAMPLING and str(key[0]) == "rollout":
-        return f": {REFUSED_SAMPLING[name]}", ""
-    prefix = "".join(f"{step}." for step in key[:-1])
-    siblings = child_names(types_at(key[:-1], section))
-    close = nearest(name.replace("-", "_"), siblings)
-    if close:
-        return f". Perhaps you meant {prefix}{close}?", f"{prefix}{close}"
-    paths = [field.path for field in describe(section)]
-    same = [path for path in paths if path.rsplit(".", 1)[-1] == name]
-    if same:
-        return f" here. Perhaps you meant {same[0]}?", same[0]
-    return f". Keys here: {', '.join(siblings)}", ""
 
 
 def _documentation(key: KeyPath, section: type[Section]) -> str:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.cleaning import DataJobConfig
-from rlhf_ray.config.documents import KeyPath
+from rlhf_ray.config.documents import KeyPath, read_document
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.evaluate import EvaluateConfig
 from rlhf_ray.config.feedback import FeedbackConfig
 from rlhf_ray.config.inference import GenerateConfig
+from rlhf_ray.config.iterate import IterateConfig
 from rlhf_ray.config.judges import PeopleJudge
 from rlhf_ray.config.parts import data_sets_of, functions_of, models_of
 from rlhf_ray.config.ppo import PPOConfig
@@ -22,7 +24,7 @@ MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {ada
 
 
 def missing_files(config: Section) -> list[Problem]:
-    """Return the local models, data sets and reward functions that are named but not there."""
+    """Return the local models, data sets, reward functions and config files that are named but not there."""
     return [
         *_models(config),
         *_data(config),
@@ -31,6 +33,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_feedback(config),
         *_classifiers(config),
         *_compared(config),
+        *_stages(config),
     ]
 
 
@@ -129,3 +132,14 @@ def _compared(config: Section) -> Iterator[Problem]:
     for name, model in config.models.items():
         if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
             yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
+
+
+def _stages(config: Section) -> Iterator[Problem]:
+    if not isinstance(config, IterateConfig):
+        return
+    files = {"generate": config.generate, "reward": config.reward, "ppo": config.ppo, "evaluate": config.evaluate}
+    for verb, file in files.items():
+        try:
+            read_document(file)
+        except BadInput as error:
+            yield Problem((verb,), str(error))

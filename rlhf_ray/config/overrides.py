@@ -13,8 +13,8 @@ import yaml
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.documents import KeyPath, parse_value
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.nearest import perhaps
 from rlhf_ray.config.schema import accepts, child_names, child_types
+from rlhf_ray.config.suggest import suggest
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,7 @@ def resolve_key(option: str, section: type[Section]) -> tuple[KeyPath, list[Any]
         step: str | int = int(part) if part.isdigit() else underscored
         below = [child_types(one, step) for one in types]
         if all(found == [] for found in below):
-            prefix = "".join(f"{step}." for step in key)
-            raise BadInput(f"{option}: unknown key{perhaps(underscored, child_names(types), f'--{prefix}')}")
+            raise BadInput(f"{option}: unknown key{suggest((*key, underscored), section, '--')[0]}")
         is_field = isinstance(step, int) or step in child_names(types)
         types = None if any(found is None for found in below) else [one for found in below for one in found or []]
         names_section = not is_field and bool(child_names(types or []))

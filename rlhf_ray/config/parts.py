@@ -38,19 +38,23 @@ def answers_of(config: Section) -> dict[KeyPath, AnswerConfig]:
 
 
 def placements_of(config: Section) -> dict[KeyPath, PlacementConfig]:
-    """Roles of a job; PPO has a reference only where KL has a weight, and the policy no adapter to switch off."""
+    """Roles of a job in the order in which they are placed, on which it depends who shares a device with whom.
+
+    PPO has a reference only where KL has a weight, and the policy no adapter to switch off.
+    """
     roles: dict[KeyPath, PlacementConfig] = {}
     if isinstance(config, SupervisedConfig):
         roles["trainer",] = config.trainer
     if isinstance(config, PPOConfig):
         roles["policy",] = config.policy
+    if isinstance(config, PPOConfig | GenerateConfig | EvaluateConfig):
+        roles["rollout",] = config.rollout
+    if isinstance(config, PPOConfig):
         roles |= {("critics", name): critic for name, critic in config.critics.items()}
         if config.algorithm.kl.coefficient > 0 and config.policy.lora is None:
             roles["reference",] = config.reference
     if not isinstance(config, IterateConfig):
         roles |= rewards_of(config)
-    if isinstance(config, PPOConfig | GenerateConfig | EvaluateConfig):
-        roles["rollout",] = config.rollout
     if isinstance(config, EvaluateConfig):
         roles["measure",] = config.measure
     answers = answers_of(config).items()

@@ -74,6 +74,16 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "minimum length": ({"rollout.engine": {"min_tokens": 5}}, "rollout.engine.min_tokens", "end-of-sequence"),
     "repetition penalty": ({"rollout.repetition_penalty": 1.2}, "rollout.repetition_penalty", "the very distribution"),
     "unknown engine argument": ({"rollout.engine": {"max_num_seq": 4}}, "rollout.engine.max_num_seq", "max_num_seqs?"),
+    "engine's share of a GPU": (
+        {"rollout.engine": {"gpu_memory_utilization": 90}},
+        "rollout.engine.gpu_memory_utilization",
+        "at most 1, not 90",
+    ),
+    "engine's cache": (
+        {"rollout.engine": {"kv_cache_memory_bytes": "4G"}},
+        "rollout.engine.kv_cache_memory_bytes",
+        "bytes, not '4G'",
+    ),
     "engine argument of ours": ({"rollout.engine": {"dtype": "auto"}}, "rollout.engine.dtype", "model.dtype"),
     "secret in the config": ({"rollout.engine": {"hf_token": "x"}}, "rollout.engine.hf_token", "environment"),
     "DeepSpeed setting of ours": (
@@ -85,6 +95,31 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"policy.deepspeed": {"zero_optimization": {"stage": 2}}},
         "policy.deepspeed.zero_optimization.stage",
         "zero_stage",
+    ),
+    "unknown DeepSpeed setting": (
+        {"policy.deepspeed": {"zero_optimisation": {"round_robin_gradients": True}}},
+        "policy.deepspeed.zero_optimisation",
+        "not a setting of DeepSpeed. Perhaps you meant zero_optimization?",
+    ),
+    "DeepSpeed setting one level too high": (
+        {"critics.value.deepspeed": {"offload_optimizer": {"device": "cpu"}}},
+        "critics.value.deepspeed.offload_optimizer",
+        "belongs under zero_optimization",
+    ),
+    "nested DeepSpeed setting": (
+        {"policy.deepspeed": {"zero_optimization": {"offload_optimizer": {"devise": "cpu"}}}},
+        "policy.deepspeed.zero_optimization.offload_optimizer.devise",
+        "not a setting of DeepSpeed's offload_optimizer. Perhaps you meant device?",
+    ),
+    "name in a table of DeepSpeed": (
+        {"policy.deepspeed": {"data_types": {"grad_accum_type": "fp32"}}},
+        "policy.deepspeed.data_types.grad_accum_type",
+        "grad_accum_dtype?",
+    ),
+    "DeepSpeed section as a value": (
+        {"policy.deepspeed": {"zero_optimization": True}},
+        "policy.deepspeed.zero_optimization",
+        "a section of settings, not True",
     ),
     "betas": ({"policy.betas": [0.9, 1.0]}, "policy.betas", "[0, 1)"),
     "reward names twice": ({"rewards.1.name": "preference"}, "rewards.1.name", "also names rewards.0"),
@@ -178,6 +213,13 @@ def test_valid_config_loads(write_config: Any) -> None:
         (["ppo", "--steps", "3"], "the config file comes first"),
         (["ppo", "config.yaml", "--stepz", "3"], "--stepz: unknown key. Perhaps you meant --steps?"),
         (["ppo", "config.yaml", "--policy.learning-rat", "3"], "Perhaps you meant --policy.learning_rate?"),
+        (
+            ["ppo", "config.yaml", "--rollout.top_p", "0.9"],
+            "--rollout.top_p: unknown key: not in policy-",
+        ),
+        (["ppo", "config.yaml", "--learning_rate", "1"], "unknown key here. Perhaps you meant --policy.learning_rate?"),
+        (["ppo", "config.yaml", "--zzz", "1"], "--zzz: unknown key. Keys here: output, seed, "),
+        (["ppo", "config.yaml", "--steps.zzz", "1"], "--steps.zzz: unknown key"),
         (["ppo", "config.yaml", "--steps"], "--steps: needs a value"),
         (["ppo", "config.yaml", "--steps", "many"], "--steps: input should be a valid integer"),
         (["ppo", "config.yaml", "--steps", "[1"], "--steps: not a YAML value"),
@@ -217,7 +259,7 @@ def test_files_that_are_no_config(
 def test_roles_that_do_not_fit_together(write_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_config({"rollout.cpus_per_worker": 1.5})
     assert cli.main(["ppo", str(path)]) == 2
-    assert "rollout: worker 1 of 1 does not fit group 'main'" in capsys.readouterr().err
+    assert "reference: worker 1 of 1 does not fit group 'main'" in capsys.readouterr().err
 
 
 def test_several_mistakes_are_all_shown(write_config: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,38 @@
+"""Which key was meant by one that is not in the schema."""
+
+from typing import Any
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.documents import KeyPath
+from rlhf_ray.config.nearest import nearest
+from rlhf_ray.config.passthrough import REFUSED_SAMPLING
+from rlhf_ray.config.schema import child_names, child_types, describe
+
+
+def types_at(key: KeyPath, section: type[Section]) -> list[Any]:
+    """Types that the schema has at a key; empty where anything may stand."""
+    expected: list[Any] = [section]
+    for step in key:
+        expected = [one for found in (child_types(one, step) for one in expected) for one in found or []]
+    return expected
+
+
+def suggest(key: KeyPath, section: type[Section], option: str = "") -> tuple[str, str]:
+    """Words for the valid key that is nearest to an unknown one, and that key; an empty one where there is none.
+
+    The same name in another section is meant rather than a similar one beside it. `option` stands before keys that are
+    told: `--` on the command line.
+    """
+    name = str(key[-1])
+    paths = [field.path for field in describe(section)]
+    same = [path for path in paths if path.rsplit(".", 1)[-1] == name]
+    if name in REFUSED_SAMPLING and str(key[0]) == "rollout" and not same:
+        return f": {REFUSED_SAMPLING[name]}", ""
+    prefix = "".join(f"{step}." for step in key[:-1])
+    siblings = child_names(types_at(key[:-1], section))
+    if same:
+        return f" here. Perhaps you meant {option}{same[0]}?", same[0]
+    close = nearest(name.replace("-", "_"), siblings)
+    if close:
+        return f". Perhaps you meant {option}{prefix}{close}?", f"{prefix}{close}"
+    return f". Keys here: {', '.join(siblings)}" if siblings else "", ""
