@@ -5,7 +5,7 @@ Nothing here knows Ray, models or data: the loop calls a job's acts, and what a 
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -142,9 +142,11 @@ class Turns:
     """Roles that each phase needs."""
     asleep: set[str] = field(default_factory=set)
     """Roles that have given their devices away; at first none has, unless said."""
+    _phase: str | None = None
 
     def begin(self, phase: str) -> None:
         """Let the roles of `phase` have the devices."""
+        self._phase = phase
         for name, role in self.roles.items():
             if name not in self.uses[phase] and name not in self.asleep:
                 role.sleep()
@@ -154,12 +156,22 @@ class Turns:
                 role.wake()
                 self.asleep.remove(name)
 
-    def wake_all(self) -> None:
-        """Let all roles have their devices, as at first."""
+    @contextmanager
+    def during(self, phase: str) -> Iterator[None]:
+        """Let the roles of `phase` have the devices for a while, within another phase."""
+        before = self._phase
+        self.begin(phase)
+        yield
+        if before is not None:  # not after an error, which may come from a role that died
+            self.begin(before)
+
+    def clear_for(self, started: Collection[str]) -> None:
+        """Let all roles sleep but those that are about to start anew, which wake up by that."""
         for name, role in self.roles.items():
-            if name in self.asleep:
-                role.wake()
-        self.asleep.clear()
+            if name not in started and name not in self.asleep:
+                role.sleep()
+                self.asleep.add(name)
+        self.asleep -= set(started)
 
     def hand_over(self, groups: Iterable[Group], phase: str) -> Iterator[Group]:
         """Pass groups on to `phase`: each as it comes, or, where devices are shared, all once the last has come."""
@@ -235,6 +247,7 @@ class Loop(Generic[Group, Experience]):
         acts: what each phase does.
         schedule: how many steps, and what is due when.
         done: steps that an earlier part of the run has made.
+        saved: steps of them that the newest checkpoint holds; all, unless said.
         evaluated: whether that part also evaluated after them: it may have been asked to leave before.
         stop: looked at between phases and as groups come; once true, the run saves what is done and leaves.
         turns: the roles that share devices.
@@ -247,6 +260,7 @@ class Loop(Generic[Group, Experience]):
         schedule: Schedule,
         *,
         done: int = 0,
+        saved: int | None = None,
         evaluated: bool = False,
         stop: Stop = False,
         turns: Turns | None = None,
@@ -261,12 +275,13 @@ class Loop(Generic[Group, Experience]):
         self._timings = timings or Timings()
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
         self._rollouts: deque[Groups[Group]] = deque()
-        self._started = self._saved = done
+        self._started = done
+        self._saved = done if saved is None else saved
 
     def run(self) -> int:
         """Make the steps that are left; returns how many are done. Ends what still runs when an act fails."""
         evaluation_missing = self._schedule.evaluation_due(self.done) and not self._evaluated
-        if self.done == self._schedule.steps and not evaluation_missing:
+        if self.done == self._saved == self._schedule.steps and not evaluation_missing:
             return self.done
         try:
             self._sync()

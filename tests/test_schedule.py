@@ -164,6 +164,14 @@ def test_a_stop_while_groups_come_ends_the_rollout_and_does_not_train() -> None:
     assert acts.rollouts[0].closed
 
 
+@pytest.mark.parametrize("done", [47, 100])
+def test_steps_that_no_checkpoint_holds_are_saved_at_a_stop(done: int) -> None:
+    """As after a death that lost no step: the loop begins again with steps that are done but not saved."""
+    acts = RecordingActs()
+    assert Loop(acts, Schedule(100, 2, checkpoint_every=50), done=done, saved=0, stop=Asked(acts, 0)).run() == done
+    assert acts.events[-1] == f"checkpoint {done}"
+
+
 def test_a_failing_act_ends_what_still_runs_and_saves_nothing() -> None:
     acts = RecordingActs()
     acts.fails_at = "score 1.0"
@@ -280,6 +288,28 @@ def test_roles_that_share_devices_sleep_before_others_wake_and_scoring_waits_for
         *["sleep critic", "wake rollout", "sync 1", "log 1"],
         *["sleep rollout", "wake critic", "checkpoint 1"],
     ]
+
+
+def test_a_phase_within_a_phase_gives_the_devices_back() -> None:
+    events: list[str] = []
+    turns = Turns({name: RecordingRole(name, events) for name in ROLES}, USES)
+    turns.begin(GENERATE)
+    events.clear()
+    with turns.during(SYNC):
+        assert events == ["wake policy"]
+    assert events == ["wake policy", "sleep policy"]
+
+
+def test_a_role_that_starts_anew_finds_its_devices_free_and_is_awake_then() -> None:
+    events: list[str] = []
+    turns = Turns({name: RecordingRole(name, events) for name in ROLES}, USES)
+    turns.begin(SCORE)
+    events.clear()
+    turns.clear_for(["critic", "rollout"])
+    assert events == ["sleep policy", "sleep reference", "sleep reward"], "not the dead one, nor one that sleeps"
+    events.clear()
+    turns.begin(TRAIN)
+    assert events == ["sleep rollout", "wake policy"]
 
 
 @given(st.lists(st.sampled_from(list(USES)), max_size=30))

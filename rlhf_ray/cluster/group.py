@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -9,7 +10,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.cluster.environment import worker_environment
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleFailed, RoleLost
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
 from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy, Supervision
@@ -22,16 +23,12 @@ HEALTH_SECONDS = 10.0
 
 
 def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None) -> None:
-    """Wait until all constructors of some groups returned; who fails first ends the wait.
+    """Wait until all workers of some groups have started; who fails first ends the wait.
 
     Raises:
         DeadlineExceeded, RoleDied, RoleRaised: see `cluster.outcome.wait_together`.
     """
-    calls = [
-        (handle.__ray_ready__.remote(), Caller(group.name, rank))
-        for group in groups
-        for rank, handle in enumerate(group.handles)
-    ]
+    calls = [(ref, Caller(group.name, rank)) for group in groups for rank, ref in enumerate(group.starting)]
     wait_together(calls, phase="start", seconds=seconds or groups[0].cluster.deadlines.start_seconds)
 
 
@@ -50,6 +47,7 @@ class ActorGroup:
         mesh: Mesh | None = None,
         environment: Mapping[str, str] | None = None,
         policy: RestartPolicy | None = None,
+        start: str = "__ray_ready__",
     ) -> None:
         """Place and start all workers.
 
@@ -64,6 +62,9 @@ class ActorGroup:
             mesh: grid of the ranks; None: all are data ranks.
             environment: further environment variables of every worker.
             policy: a restart policy in place of `max_restarts`.
+            start: method that every new worker is told first, and that returns when it can work; by default one that
+                waits for the constructor. What a method raises reaches the driver as it is, what a constructor raises
+                as text.
 
         Raises:
             DoesNotFit: the group does not exist or is too small.
@@ -79,10 +80,12 @@ class ActorGroup:
         self._make_arguments = make_arguments
         self._environment = dict(environment or {})
         self._supervision = Supervision(placement.workers, policy or RestartPolicy(max_restarts))
+        self._start_method = start
         self.handles: list[ActorHandle] = []
+        self.starting: list[ray.ObjectRef] = []
+        """The first call of each worker, which returns when it can work."""
         cluster.adopt(self)
-        for rank in range(self.size):
-            self.handles.append(self._start(rank))
+        self._start_all()
 
     @property
     def size(self) -> int:
@@ -95,7 +98,7 @@ class ActorGroup:
         return bool(self.cluster.layout.sharing(self.name))
 
     def ready(self, seconds: float | None = None) -> None:
-        """Wait until all constructors returned.
+        """Wait until all workers have started.
 
         Raises:
             DeadlineExceeded, RoleDied, RoleRaised: see `wait`.
@@ -137,19 +140,6 @@ class ActorGroup:
         """Call a method on all ranks and wait: results by rank (`mesh.collect` leaves one of each data rank)."""
         return self.wait(self.submit(method, *args, **kwargs), phase=phase or method, seconds=seconds)
 
-    def call_each(
-        self,
-        method: str,
-        per_rank: Sequence[Any],
-        *args: Any,
-        phase: str | None = None,
-        seconds: float | None = None,
-        **kwargs: Any,
-    ) -> list[Any]:
-        """Call a method with one item for each data rank and wait: one result of each data rank."""
-        refs = self.submit_each(method, per_rank, *args, **kwargs)
-        return self.mesh.collect(self.wait(refs, phase=phase or method, seconds=seconds))
-
     def call_one(
         self, rank: int, method: str, *args: Any, phase: str | None = None, seconds: float | None = None, **kwargs: Any
     ) -> Any:
@@ -168,7 +158,11 @@ class ActorGroup:
     def _turn(self, method: str) -> None:
         if self.shares_devices:
             self.cluster.turns.append((self.name, method))
-            self.call(method)
+            for rank, ref in enumerate(self.submit(method)):
+                # Each rank is waited for: the others take their turn also where one died, which is missed at its next
+                # call by who can start it again. Its devices are free.
+                with suppress(RoleDied):
+                    self.wait([ref], phase=method, rank=rank)
 
     def health(self, seconds: float = HEALTH_SECONDS, method: str = "__ray_ready__") -> list[Health]:
         """State of each rank. A rank that is busy in a synchronous call does not answer and counts as down.
@@ -189,17 +183,16 @@ class ActorGroup:
         return states
 
     def restart(self, rank: int) -> None:
-        """Replace one worker and wait until its constructor returned.
+        """Replace one worker and wait until it has started.
 
         Raises:
             RoleLost: the rank was restarted too often.
             DeadlineExceeded, RoleRaised: the new worker did not start.
         """
         self._spend(rank)
-        self._kill(rank)
-        self.handles[rank] = self._start(rank)
-        refs = [self.handles[rank].__ray_ready__.remote()]
-        self.wait(refs, phase="restart", seconds=self.cluster.deadlines.start_seconds, rank=rank)
+        self.kill_one(rank)
+        self.handles[rank], self.starting[rank] = self._start(rank)
+        self.wait([self.starting[rank]], phase="restart", seconds=self.cluster.deadlines.start_seconds, rank=rank)
         self._supervision.restarted(rank)
 
     def restart_all(self, failed_rank: int | None = 0) -> None:
@@ -215,7 +208,7 @@ class ActorGroup:
         if failed_rank is not None:
             self._spend(failed_rank)
         self.kill()
-        self.handles = [self._start(rank) for rank in range(self.size)]
+        self._start_all()
         self.ready()
         if failed_rank is not None:
             self._supervision.restarted(failed_rank)
@@ -235,16 +228,25 @@ class ActorGroup:
     def kill(self) -> None:
         """End all workers at once."""
         for rank in range(len(self.handles)):
-            self._kill(rank)
+            self.kill_one(rank)
 
-    def _kill(self, rank: int) -> None:
+    def kill_one(self, rank: int) -> None:
+        """End one worker; a later `restart` replaces it."""
         # A stopped process ends within some seconds; the new worker waits in the placement group until it has.
         ray.kill(self.handles[rank], no_restart=True)
 
-    def _start(self, rank: int) -> ActorHandle:
+    def _start_all(self) -> None:
+        self.handles, self.starting = [], []
+        for rank in range(self.size):
+            handle, starting = self._start(rank)
+            self.handles.append(handle)
+            self.starting.append(starting)
+
+    def _start(self, rank: int) -> tuple[ActorHandle, ray.ObjectRef]:
+        """A new worker, and its first call."""
         slot = self.slots[rank]
         variables = worker_environment(self.cluster.device_ids(slot), self._placement.threads, self.cluster.one_node)
-        return self._class.options(
+        handle: ActorHandle = self._class.options(
             num_cpus=slot.cpus,
             num_gpus=0,
             max_restarts=0,
@@ -254,3 +256,4 @@ class ActorGroup:
                 self.cluster.placement_groups[slot.group], placement_group_bundle_index=slot.bundle
             ),
         ).remote(**self._make_arguments(rank))
+        return handle, getattr(handle, self._start_method).remote()

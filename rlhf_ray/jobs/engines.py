@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster
-from rlhf_ray.cluster.errors import RoleError
+from rlhf_ray.cluster.errors import RoleDied, RoleError
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
@@ -85,7 +85,7 @@ def open_pool(
     rollout: Rollout,
     *,
     deterministic: bool,
-    catch_up: Callable[[int], None] | None = None,
+    renew: Callable[[int], EngineClient] | None = None,
 ) -> RolloutPool:
     """The pool over started engines; a lost engine starts again.
 
@@ -93,19 +93,18 @@ def open_pool(
         engines: of `place_engines`.
         rollout: from a prompt to samples.
         deterministic: whether equal seeds give equal samples.
-        catch_up: gives a restarted engine the weights of the others; None where they never change.
+        renew: starts an engine again, with the weights of the others; None where they never change.
     """
 
     def restore(number: int, error: Exception) -> EngineClient | None:
         logger.warning("%s; starting it again", error)
         try:
-            engine = restart_engine(engines, number)
-            if catch_up is not None:
-                catch_up(number)
+            return renew(number) if renew is not None else restart_engine(engines, number)
         except RoleError as failure:
+            if isinstance(failure, RoleDied) and failure.role != engines.name:
+                raise  # the engine is well; who gives it weights is not
             logger.warning("rollout engine %d stays out: %s", number, failure)
             return None
-        return engine
 
     return RolloutPool(
         [RemoteEngine(handle, number) for number, handle in enumerate(engines.handles)],

@@ -5,22 +5,29 @@ from functools import partial
 from typing import Any
 
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
-from rlhf_ray.checkpoint.checkpoints import Checkpoints
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.algorithm import KLConfig
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts, read_supervised
 from rlhf_ray.jobs.constraint import constraint_of
-from rlhf_ray.jobs.model_checks import check_adapter, check_critic, check_engine, check_policy, check_reward_sources
+from rlhf_ray.jobs.model_checks import (
+    check_adapter,
+    check_critic,
+    check_engine,
+    check_policy,
+    check_reward_sources,
+    job_tokenizer,
+)
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import critic_model, longest_sequence, start_roles
 from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import stop_on_signals
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.schedule import TRAIN, Loop, Schedule
 from rlhf_ray.tracking.tracker import Tracker
@@ -39,15 +46,16 @@ def run(config: PPOConfig) -> None:
         evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else None,
         checkpoint_every=config.checkpoint.every_steps,
     )
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     check_models(config, tokenizer)
     prompts = read_prompts(config.data, tokenizer)
     records = {record.prompt_id: record for record in prompts.rows}
     held_out = read_prompts(config.evaluation.data, tokenizer) if config.evaluation.data is not None else None
     texts = read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None
-    folder = RunFolder.open(config)
-    checkpoints = Checkpoints(str(folder.checkpoints), config.checkpoint.keep)
+    checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
+    refuse_fewer_steps(config, saved)  # before the folder's config is written anew
+    folder = RunFolder.open(config)
 
     with (
         Tracker.open(
@@ -66,7 +74,7 @@ def run(config: PPOConfig) -> None:
             if read is not None:
                 for line in read.report.lines():
                     tracker.message(line)
-        turns = roles.turns()
+        turns = roles.turns
 
         def begin() -> PPOActs:
             """At the newest checkpoint, or at the start."""
@@ -83,11 +91,14 @@ def run(config: PPOConfig) -> None:
                 Pretraining(config.ptx, texts, config.seed) if config.ptx is not None and texts is not None else None,
                 constraint=constraint_of(config.algorithm),
             )
+            turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
             acts.restore(checkpoints.latest())
             return acts
 
         def make_steps(acts: PPOActs) -> int:
-            return Loop(acts, schedule, done=acts.done, evaluated=acts.evaluated, stop=stop, turns=turns).run()
+            return Loop(
+                acts, schedule, done=acts.done, saved=acts.saved, evaluated=acts.evaluated, stop=stop, turns=turns
+            ).run()
 
         done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
         if done == config.steps:
@@ -98,11 +109,23 @@ def run(config: PPOConfig) -> None:
             tracker.message(f"stopped after step {done}; the same command goes on from there")
 
 
+def refuse_fewer_steps(config: PPOConfig, saved: Checkpoint | None) -> None:
+    """Refuse to end a run before where it is.
+
+    Raises:
+        BadInput: the checkpoint is of a later step than the last one asked for.
+    """
+    if saved is not None and saved.state["step"] > config.steps:
+        raise BadInput(
+            f"steps: {config.steps}, but the run in {RunFolder.of(config).path} has made {saved.state['step']} "
+            "already; ask for at least as many, or choose another output"
+        )
+
+
 def recover_acts(begin: Callable[[], PPOActs], acts: PPOActs, death: RoleDied) -> PPOActs:
     """Start a dead model again: the reference learned nothing, the others go back to their checkpoint, see `begin`."""
     keeps = acts.roles.is_reference(death.role)
     acts.roles.restart_trainer(death, from_start=not keeps and acts.checkpoints.latest() is None)
-    acts.turns.wake_all()
     acts = acts.again() if keeps else begin()
     acts.tracker.message(f"{death.role} runs again; going on from step {acts.done}")
     return acts

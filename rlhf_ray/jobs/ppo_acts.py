@@ -4,13 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.checkpoint.storage import join
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleFailed
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleFailed, RoleRaised
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.batches import TokenBatch
@@ -27,8 +25,9 @@ from rlhf_ray.jobs.ppo_roles import PPORoles
 from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.rollout import recording
-from rlhf_ray.schedule import GENERATE, SCORE, Groups, Turns
+from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Groups, Turns
 from rlhf_ray.tracking.tracker import Tracker
+from rlhf_ray.transfer.errors import ManifestMismatch
 
 Group = list[Sample]
 
@@ -60,6 +59,8 @@ class PPOActs:
     """Lambda and the newest costs; where costs have a critic."""
     done: int = 0
     """Steps that the policy has learned from."""
+    saved: int = 0
+    """Steps that the newest checkpoint holds."""
     evaluated: bool = False
     """Whether the policy was evaluated after the newest of them."""
     _filter: InformativeGroups | None = None
@@ -79,13 +80,21 @@ class PPOActs:
         """Give the policy's weights to the engines as `version`, and verify them there."""
         self.tracker.progress(self.done, "sync")
         pool, sync = self.roles.pool, self.roles.sync
+        raised = False
         while True:
             # An engine may have died since the last batch, or together with the policy.
             pool.restore_lost()
+            # Also where an engine stayed out: then the phase in which it should have started did not end.
+            self.turns.begin(SYNC)
             try:
                 return sync(version, pool.serving)
             except (RoleFailed, DeadlineExceeded) as error:
                 # An engine that died, or was left half updated, starts anew; anything else ends the run.
+                if isinstance(error, RoleRaised):
+                    # One that lost its peer raises too. What is raised again, or by other weights, has no such cause.
+                    if raised or isinstance(error.__cause__, ManifestMismatch):
+                        raise
+                    raised = True
                 self.roles.replace_broken_engines(error)
 
     def rollout(self, step: int, prompts: int) -> Groups[Group]:
@@ -139,8 +148,12 @@ class PPOActs:
 
     def _refuse_a_batch_without_rewards(self, samples: Sequence[Sample], measured: Measurements) -> None:
         """A run that learns from nothing must not end as a success; failures of a source have a limit of their own."""
-        costs = measured.costs.scores if measured.costs is not None else torch.zeros_like(measured.scores)
-        if bool((measured.scores.isfinite() & costs.isfinite()).any()):
+        known = measured.scores.isfinite()
+        if measured.costs is not None:
+            known &= measured.costs.scores.isfinite()
+        if measured.greedy is not None:
+            known &= measured.greedy.rewards.isfinite()
+        if bool(known.any()):
             return
         unrated = [name for name in samples[0].rewards if all(sample.rewards[name] is None for sample in samples)]
         cost = " and a cost" if measured.costs is not None else ""
@@ -239,6 +252,7 @@ class PPOActs:
             "tracker_run": self.tracker.run_id,
         }
         self.checkpoints.commit(done, parts, state)
+        self.saved = done
 
     def restore(self, checkpoint: Checkpoint | None) -> None:
         """Continue from a checkpoint, with whose run id the tracker was opened; None: begin with fresh roles."""
@@ -256,7 +270,7 @@ class PPOActs:
             self.constraint = self.constraint.restored(state["constraint"])
         if self.pretraining is not None and state["ptx"] is not None:
             self.pretraining.load(state["ptx"])
-        self.done = state["step"]
+        self.done = self.saved = state["step"]
         self.evaluated = state["evaluated"]
         self.tracker.truncate_after(self.done)
 

@@ -1,7 +1,7 @@
 """The roles of a PPO run: Ray actors for policy, critics, reference, rewards and engines, started side by side."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.cluster.connect import Cluster
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
 from rlhf_ray.cluster.group import ActorGroup, ready_together
-from rlhf_ray.cluster.placement import lay_out
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.documents import KeyPath
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.parts import critic_path, placements_of
-from rlhf_ray.config.ppo import COST_CRITIC, PPOConfig
+from rlhf_ray.config.parts import critic_path
+from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
+from rlhf_ray.jobs.ppo_plan import critic_role, turn_takers, uses
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.models.loading import load_tokenizer, policy_config
 from rlhf_ray.roles.adapter_sync import AdapterSync
@@ -32,8 +31,9 @@ from rlhf_ray.roles.weight_sync import WeightSync
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
+from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.schedule import GENERATE, SCORE, SYNC, TRAIN, Sleeper, Turns
+from rlhf_ray.schedule import GENERATE, SYNC, Sleeper, Turns
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import probe_sequences
 
@@ -58,8 +58,8 @@ class PPORoles:
     """The pool, or a recording of it, or a replay in its place."""
     sync: PolicySync
     tokenizer: Any
-    asleep: set[str]
-    """Roles that cleared their devices while the run started."""
+    turns: Turns
+    """Who works in which phase; only roles that share devices take turns."""
     adapter_off: bool = False
     """Whether the reference is the policy with its adapter switched off."""
 
@@ -85,7 +85,15 @@ class PPORoles:
             raise error
         for number in broken:
             logger.warning("rollout engine %d: %s; starting it again", number, error)
-            self.pool.replace(number, restart_engine(self.engines, number))
+            engine: RemoteEngine | None = None
+            try:
+                with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
+                    engine = restart_engine(self.engines, number)
+            except RoleLost as lost:
+                if self.pool.serving == [number]:
+                    raise
+                logger.warning("rollout engine %d stays out: %s", number, lost)
+            self.pool.replace(number, engine)
 
     @property
     def trainers(self) -> dict[str, TrainerGroup]:
@@ -107,29 +115,13 @@ class PPORoles:
             RoleLost: a rank failed too often. RoleDied: another model died meanwhile.
         """
         logger.warning("%s; starting it again", death)
+        others = [name for name in self.trained if name != death.role] if from_start else []
+        self.turns.clear_for([death.role, *others])
         self.trainers[death.role].restart(death.rank or 0)
-        if from_start:
-            for name, group in self.trained.items():
-                if name != death.role:
-                    group.restart(failed_rank=None)
+        for name in others:
+            self.trained[name].restart(failed_rank=None)
         if death.role == self.policy.name or from_start:
             self.sync.prepare()
-
-    def turns(self) -> Turns:
-        """Who works in which phase; only roles that share GPUs take turns."""
-        uses = {
-            GENERATE: ["rollout"],
-            SCORE: ["policy", *self.critics, "reference", "rewards"],
-            TRAIN: ["policy", *self.critics],
-            SYNC: ["policy", "rollout"],
-        }
-        layout = self.engines.cluster.layout
-        sleepers: dict[str, Sleeper] = {name: role for name, role in self.trainers.items() if layout.sharing(name)}
-        if layout.sharing(self.engines.name):
-            sleepers["rollout"] = self.engines
-        if self.rewards.shares_devices:
-            sleepers["rewards"] = self.rewards
-        return Turns(sleepers, uses, set(self.asleep))
 
 
 @contextmanager
@@ -140,7 +132,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
         DoesNotFit: a role has no room in its group. RoleError: a role did not start. BadInput: a model cannot be used.
     """
     tokenizer = load_tokenizer(config.model)
-    crowded, asleep = _turn_takers(config), set()
+    crowded, asleep = turn_takers(config), set()
 
     def settle(name: str, role: TrainerGroup | RewardSources) -> None:
         """Where devices are shared, each loads alone and leaves them to the next; elsewhere all load at once."""
@@ -189,15 +181,33 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     rewards.ready()
     sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
 
-    def catch_up(number: int) -> None:
+    trainers = {role.name: role for role in (policy, *critics.values(), reference) if role is not None}
+    turns = Turns(_sleepers(trainers, engines, rewards), uses(critics), asleep)
+
+    def renew(number: int) -> RemoteEngine:
+        with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
+            engine = restart_engine(engines, number)
         if sync.version >= 0:
-            sync.catch_up(number)
+            with turns.during(SYNC):
+                sync.catch_up(number)
+        return engine
 
     turn = SingleTurn(tokenizer, Sampling.from_config(config.rollout))
-    with open_pool(engines, turn, deterministic=config.rollout.deterministic, catch_up=catch_up) as pool:
+    with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
         source = _source(config, pool)
         adapter_off = compares and config.policy.lora is not None
-        yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, asleep, adapter_off)
+        yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
+
+
+def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:
+    """The roles that share devices, by the names that `uses` has for them."""
+    layout = engines.cluster.layout
+    sleepers: dict[str, Sleeper] = {name: role for name, role in trainers.items() if layout.sharing(name)}
+    if layout.sharing(engines.name):
+        sleepers["rollout"] = engines
+    if rewards.shares_devices:
+        sleepers["rewards"] = rewards
+    return sleepers
 
 
 def _sync(
@@ -226,21 +236,6 @@ def _sync(
         bucket_bytes=int(config.rollout.bucket_megabytes * MEGABYTE),
         **verified,
     )
-
-
-def _turn_takers(config: PPOConfig) -> set[str]:
-    """Roles that share devices and must take turns on them, known before any of them is placed."""
-    placed = placements_of(config)
-    order: dict[str, KeyPath] = {"policy": ("policy",), "rollout": ("rollout",)}
-    order |= {critic_role(name): ("critics", name) for name in config.critics} | {"reference": ("reference",)}
-    placements = {role: placed[key] for role, key in order.items() if key in placed}
-    layout = lay_out(config.groups, placements | {f"rewards.{reward.name}": reward for reward in config.rewards})
-    return {role.partition(".")[0] for role in layout.slots if layout.sharing(role)}
-
-
-def critic_role(name: str) -> str:
-    """Role of a critic, by its name in the config."""
-    return COST_CRITIC_ROLE if name == COST_CRITIC else "critic"
 
 
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -14,7 +15,8 @@ from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.model import Dtype, ModelConfig
 from rlhf_ray.config.training import TrainerConfig
-from rlhf_ray.data.batches import TokenBatch, assign
+from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
+from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.training.beside import Beside
 from rlhf_ray.training.rank import Kind, Microbatches, TrainerRank
 from rlhf_ray.transfer.group import TransferGroup, Transport
@@ -26,14 +28,29 @@ Result = TypeVar("Result")
 Columns = Mapping[str, Shaped[np.ndarray, " values"]]
 
 
+LEAST_GROUPS_A_RANK = 8
+"""Rows of one prompt lie together as long as each of several ranks gets so many groups of that size."""
+
+
 class TrainerActor:
-    """One rank as a Ray actor: the methods of `TrainerRank`, and the sending end of weight transfer."""
+    """One rank as a Ray actor: the methods of `TrainerRank`, and the sending end of weight transfer.
+
+    The model is loaded at the first call, which is `start`; an error then reaches the driver with its type.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         """Args: those of `TrainerRank`."""
-        self._rank = TrainerRank(**arguments)
+        self._arguments = arguments
         self._sender: WeightSender | None = None
         self._adapter_files: dict[str, bytes] = {}
+
+    @cached_property
+    def _rank(self) -> TrainerRank:
+        return TrainerRank(**self._arguments)
+
+    def start(self) -> None:
+        """Load the model and meet the other ranks."""
+        _ = self._rank
 
     def logprobs(
         self, microbatches: Microbatches, batch: TokenBatch, entropy: bool, adapter: bool
@@ -203,7 +220,8 @@ class TrainerGroup:
         """
         self.name, self.kind = name, kind
         self._tokens_per_microbatch = tokens_per_microbatch
-        self._by_length = trainer.zero_stage != 3
+        self._takes_ragged_rows = model_takes_ragged_rows(model)
+        self._by_length = self._takes_ragged_rows or trainer.zero_stage != 3
         self._cluster = cluster
         self._master = ("", 0)
 
@@ -225,7 +243,7 @@ class TrainerGroup:
                 "collective_seconds": cluster.deadlines.start_seconds,
             }
 
-        self.actors = ActorGroup(cluster, TrainerActor, trainer, name, arguments, max_restarts)
+        self.actors = ActorGroup(cluster, TrainerActor, trainer, name, arguments, max_restarts, start="start")
 
     def ready(self) -> None:
         """Wait until all ranks have loaded the model and met.
@@ -353,10 +371,17 @@ class TrainerGroup:
         self, batch: TokenBatch, rows: np.ndarray | None = None, groups: np.ndarray | None = None
     ) -> list[list[np.ndarray]]:
         """Row indices of the whole batch, `[data rank][micro-batch]`."""
-        lengths = batch.lengths if rows is None else batch.lengths[rows]
-        chosen = groups if groups is None or rows is None else groups[rows]
-        plan = assign(lengths, self.actors.mesh.data, self._tokens_per_microbatch, chosen, self._by_length)
-        return plan if rows is None else [[rows[index] for index in microbatches] for microbatches in plan]
+        rows = np.arange(batch.rows) if rows is None else rows
+        lengths, ranks = batch.lengths[rows], self.actors.mesh.data
+        chosen = groups if groups is None else groups[rows]
+        if chosen is None and self._takes_ragged_rows:
+            # On several ranks, groups that are not small against the whole would leave some with less to do.
+            share = int(lengths.sum()) // (LEAST_GROUPS_A_RANK * ranks) if ranks > 1 else self._tokens_per_microbatch
+            prompts = batch.prompts
+            most = min(share, self._tokens_per_microbatch)
+            chosen = prompt_groups([prompts[row] for row in rows], lengths, most)
+        plan = assign(lengths, ranks, self._tokens_per_microbatch, chosen, self._by_length)
+        return [[rows[index] for index in microbatches] for microbatches in plan]
 
 
 def _rows(plan: list[list[np.ndarray]]) -> np.ndarray:

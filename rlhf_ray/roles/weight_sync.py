@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.model import Dtype
-from rlhf_ray.roles.policy_sync import BREAK_OFF_SECONDS, PolicySync
+from rlhf_ray.roles.policy_sync import BREAK_OFF_SECONDS, OWN_ERROR_SECONDS, PolicySync
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import sync_timings
@@ -51,6 +52,7 @@ class WeightSync(PolicySync):
         )
         self._manifest = ray.put(prepared[0])
         self._members: list[int] = []
+        self._sending: list[ray.ObjectRef] = []
 
     def catch_up(self, engine: int) -> None:
         """Give the weights of the others to an engine that came back; only while the policy does not learn."""
@@ -66,7 +68,7 @@ class WeightSync(PolicySync):
 
     def _transfer(self, version: int) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Seconds on the sender, and on each engine."""
-        sending = self._policy.submit("send_weights")
+        self._sending = sending = self._policy.submit("send_weights")
         receiving = [self._engines.submit_one(n, "receive", self._manifest, version) for n in self._members]
         self._receiving = dict(zip(self._members, receiving, strict=True))
         sent, received = self._wait(sending, self._members, receiving, f"transfer of weights of version {version}")
@@ -76,6 +78,7 @@ class WeightSync(PolicySync):
     def _break_off(self) -> None:
         """Leave the group of a sync that failed, so that engines waiting in it are free for the next one."""
         self._members = []
+        self._free_senders()
         try:
             self._policy.call("close_transfer", phase="end of a broken transfer", seconds=BREAK_OFF_SECONDS)
         except DeadlineExceeded:
@@ -84,6 +87,18 @@ class WeightSync(PolicySync):
         except RoleError:
             pass
         super()._break_off()
+
+    def _free_senders(self) -> None:
+        """Where an engine failed and the policy still sends to it, end the engine: a closed connection ends the wait.
+
+        A failed engine starts anew in any case; the policy would lose what it learned since its checkpoint.
+        """
+        count = len(self._sending)
+        if not count or not ray.wait(self._sending, num_returns=count, timeout=OWN_ERROR_SECONDS)[1]:
+            return
+        for engine, ref in self._receiving.items():
+            if ray.wait([ref], timeout=0)[0] and _raised(ref):
+                self._engines.kill_one(engine)
 
     def _regroup(self, members: list[int]) -> None:
         """Make the next generation of the transfer group."""
@@ -97,3 +112,12 @@ class WeightSync(PolicySync):
         ]
         self._wait(joining, members, connecting, "rendezvous of the transfer group")
         self._members = members
+
+
+def _raised(ref: ray.ObjectRef) -> bool:
+    """Whether a call that has ended did so by an error."""
+    try:
+        ray.get(ref, timeout=OWN_ERROR_SECONDS)
+    except RayError:
+        return True
+    return False

@@ -247,7 +247,6 @@ class Engine:
         # Emptying the caches makes requests in flight compute their prompts anew: no token sees two weights at once.
         await self._pause_scheduler(clear_cache=True)
         paused = time.perf_counter()
-        self._broken = f"transfer of version {version} did not end"
         try:
             timings = await self._within(link.receive(manifest, version), group.seconds, f"version {version}")
         except BaseException as error:
@@ -310,11 +309,12 @@ class Engine:
         started = time.perf_counter()
         await self._pause_scheduler(clear_cache=True)
         paused = time.perf_counter()
-        self._broken = f"loading the adapter of version {version} did not end"
         try:
             self._adapter = await replace_adapter(self._llm, files, version)
-        except Exception as error:
+        except BaseException as error:
             self._broken = f"loading the adapter of version {version} broke off: {error}"
+            if not isinstance(error, Exception):
+                raise
             raise TransferError(f"rollout engine {self._index}: {self._broken}") from error
         loaded = time.perf_counter()
         await self._llm.update_weight_version(str(version))

@@ -18,8 +18,8 @@ GPU_SHARE = 0.9
 """Part of its share of a GPU that an engine fills; the rest is for CUDA contexts and fragmentation."""
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""Back large allocations by huge pages: loading weights allocates each of them anew, and on virtual machines the first
-touch of a small page costs ten times the copy that follows."""
+"""Back large allocations by huge pages: packing allocates each weight anew, and on virtual machines the first touch of
+a small page costs ten times the copy that follows."""
 
 
 def choose_transport(rollout: RolloutConfig, overlap: Literal["none", "some", "all"]) -> Transport:
@@ -37,6 +37,11 @@ def choose_transport(rollout: RolloutConfig, overlap: Literal["none", "some", "a
         raise BadInput(
             "rollout: some of the engines' GPUs are the policy's and some are not, and no transport serves both; give "
             "the policy more workers, the engines fewer, or put them on groups of their own"
+        )
+    if overlap == "all" and rollout.transport == "nccl":
+        raise BadInput(
+            "rollout.transport: nccl cannot join two processes on one GPU, and the engines' GPUs are the policy's; use "
+            "auto, which is ipc here, or put the engines on a group of their own"
         )
     if rollout.transport == "auto":
         if not on_gpu:

@@ -94,8 +94,8 @@ class RolloutPool:
             if self._restore is not None and seat.lost is not None:
                 self._settle(seat.rank, self._restore(seat.rank, seat.lost))
 
-    def replace(self, rank: int, engine: EngineClient) -> None:
-        """Let a new engine take place `rank`, for instance after the driver restarted it."""
+    def replace(self, rank: int, engine: EngineClient | None) -> None:
+        """Let a new engine take place `rank`, for instance after the driver restarted it; None gives the place up."""
         self._settle(rank, engine)
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from rlhf_ray.cluster.errors import RoleLost
 from rlhf_ray.rollout.errors import NoEngineLeft
 from rlhf_ray.rollout.interfaces import EngineClient
 from rlhf_ray.rollout.seats import Seat
@@ -53,6 +54,7 @@ class Seating:
         """Seat a new engine, or give the place up."""
         if engine is None:
             self._given_up.add(rank)
+            self.seats[rank].lose(RoleLost(f"rollout engine {rank} was given up", "rollout", rank, "restart"))
         else:
             self._given_up.discard(rank)
             self.seats[rank] = self._seat(engine, rank)

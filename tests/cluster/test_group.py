@@ -26,10 +26,15 @@ NO_DELAY = RestartPolicy(restarts=1, first_delay=0)
 class Worker:
     """A role that shows where it runs and fails on demand."""
 
-    def __init__(self, rank: int, broken: str = "") -> None:
+    def __init__(self, rank: int, broken: str = "", unable: str = "") -> None:
         self.rank = rank
+        self.unable = unable
         if broken:
             raise ValueError(broken)
+
+    def begin(self) -> None:
+        if self.unable:
+            raise BadInput(self.unable)
 
     def process(self) -> int:
         return os.getpid()
@@ -87,10 +92,10 @@ def start(cluster: Cluster, name: str = "policy", workers: int = 2, **options: o
 def test_calls_go_to_all_ranks_or_by_slice(cluster: Cluster):
     group = start(cluster, workers=4, mesh=Mesh(data=2, tensor=2))
     assert group.call("add", 5) == [5, 105, 205, 305]
-    assert group.call_each("add", [1, 2], 10) == [11, 212]
+    assert group.wait(group.submit_each("add", [1, 2], 10), phase="addition") == [11, 111, 212, 312]
     assert group.call_one(3, "add", 1) == 301
     with pytest.raises(ValueError, match="3 slices for 2 data ranks"):
-        group.call_each("add", [1, 2, 3])
+        group.submit_each("add", [1, 2, 3])
 
 
 def test_workers_see_their_devices_and_threads(cluster: Cluster):
@@ -159,6 +164,24 @@ def test_an_error_in_the_constructor_is_one_of_the_code(cluster: Cluster):
     )
     with pytest.raises(RoleRaised, match=r"^ValueError: no weights\nhere \(critic rank 0, start\)"):
         group.ready()
+
+
+def test_an_error_of_the_first_call_keeps_its_type_at_each_start(cluster: Cluster):
+    def arguments(rank: int) -> dict[str, object]:
+        return {"rank": rank, "unable": "model.path: nothing there" if rank == failing else ""}
+
+    def begun() -> ActorGroup:
+        placement = PlacementConfig(on="cpu", workers=2)
+        return ActorGroup(cluster, Worker, placement, "critic", arguments, policy=NO_DELAY, start="begin")
+
+    failing = -1
+    group = begun()
+    group.ready()
+    failing = 1
+    for again in (lambda: group.restart(1), lambda: group.restart_all(None)):
+        with pytest.raises(RoleRaised, match=r"^model.path: nothing there .critic rank 1, (re)?start.$") as raised:
+            again()
+        assert raised.value.exit_code == 2
 
 
 def test_a_killed_worker_is_a_dead_machine_and_restarts(cluster: Cluster):

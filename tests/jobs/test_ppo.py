@@ -1,6 +1,7 @@
 """`rlhf ppo` on the real Ray, vLLM and DeepSpeed: it learns, writes its folder, and goes on where it was stopped."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 import yaml
 
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.jobs.ppo import run
 from rlhf_ray.tracking.names import describe
 from tests.jobs.ppo_runs import (
     evaluation_rows,
@@ -206,6 +209,13 @@ def test_metrics_are_those_of_an_uninterrupted_run(learned: Path, resumed: Path)
                 # The step at which it was told to leave ended without a sync; the resumed run began with it.
                 before = {name: value for name, value in before.items() if not name.startswith("sync/")}
             assert untimed(after) == untimed(before)
+
+
+def test_fewer_steps_than_were_made_are_refused(learned: Path, ppo_settings: Settings, tmp_path: Path) -> None:
+    folder = shutil.copytree(learned, tmp_path / "run")
+    with pytest.raises(BadInput, match=rf"steps: 1, but the run in {folder} has made {STEPS} already"):
+        run(PPOConfig.model_validate(ppo_settings(folder, steps=1)))
+    assert (folder / "config.yaml").read_bytes() == (learned / "config.yaml").read_bytes()
 
 
 def test_final_is_that_of_an_uninterrupted_run(learned: Path, resumed: Path) -> None:

@@ -5,7 +5,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ import ray
 import torch
 from ray.actor import ActorHandle
 
-from rlhf_ray.cluster.errors import RoleDied
+from rlhf_ray.cluster.errors import RoleDied, RoleRaised
+from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs import ppo
+from rlhf_ray.jobs import ppo, ppo_roles
 from rlhf_ray.jobs.experience import Experience
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import PPORoles
@@ -183,6 +184,33 @@ def test_a_dead_rank_of_the_policy_is_named_and_the_run_goes_on_from_its_checkpo
     assert redone[0] == redone[1]
     assert [row["step"] for row in training_rows(story.folder)] == list(range(1, STEPS + 1))
     assert (story.folder / "final" / "config.json").is_file()
+
+
+def test_an_engine_that_refuses_weights_ends_the_run_and_the_policy_is_not_killed_for_it(
+    ppo_settings: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """The policy waits in a broadcast that nobody takes, until the engine's end of the connection closes."""
+    ended: list[str] = []
+
+    class Refused(WeightSync):
+        def prepare(self) -> None:
+            super().prepare()
+            manifest = ray.get(self._manifest)
+            self._manifest = ray.put(replace(manifest, tensors=manifest.tensors[1:]))
+
+    def killed(group: ActorGroup, rank: int) -> None:
+        ended.append(f"{group.name} {rank}")
+        kill(group, rank)
+
+    kill = ActorGroup.kill_one
+    settings = ppo_settings(tmp_path / "run", evaluation={"data": None})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo_roles, "WeightSync", Refused)
+        patch.setattr(ActorGroup, "kill_one", killed)
+        with pytest.raises(RoleRaised, match="the announced tensors are not those of transfer group"):
+            ppo.run(PPOConfig.model_validate(settings))
+    assert ended[0] == "rollout 0"
+    assert ended.count("policy 0") == 1, "only when the run leaves the cluster"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 from rlhf_ray.cluster.connect import connect
+from rlhf_ray.cluster.errors import RoleRaised
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.training import TrainerConfig
@@ -31,8 +32,16 @@ def test_two_ranks_equal_one_rank_here(tiny_model, batch, tmp_path):
         shared_settings = {"tokens_per_microbatch": 24, "total_steps": 4, "seed": 0}
         policy = TrainerGroup(cluster, "policy", "policy", model, policy_config, **shared_settings)
         critic = TrainerGroup(cluster, "critic", "critic", model, critic_config, **shared_settings)
+        unable = ModelConfig(path=str(tiny_model.tied), attention="flash_attention_2")
+        refused = TrainerGroup(cluster, "reference", "policy", unable, TrainerConfig(), **shared_settings)
         policy.ready()
         critic.ready()
+        with pytest.raises(
+            RoleRaised, match=r"cannot be loaded with flash_attention_2: .* \(reference rank 0, start\)"
+        ) as error:
+            refused.ready()
+        assert error.value.exit_code == 2
+        assert len(str(error.value).splitlines()) == 1, "no traceback"
         shared = SharedBatch.put(batch)
         before, values = policy.submit_logprobs(shared, entropy=True), critic.submit_values(shared)
         found = before.result(), values.result()

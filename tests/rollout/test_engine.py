@@ -167,8 +167,9 @@ def any_host(request: pytest.FixtureRequest) -> Host:
 
 
 def test_fresh_engine_scores_as_transformers(any_host: Host):
-    if any_host.engine.version == 0:
-        assert difference(any_host.score(), Trainer(any_host.path).score()) < LIMIT
+    if any_host.engine.version != 0:
+        pytest.skip("another test gave this engine other weights: run the tests of this file in their order")
+    assert difference(any_host.score(), Trainer(any_host.path).score()) < LIMIT
 
 
 def test_scores_follow_each_sync(any_host: Host):

@@ -24,7 +24,8 @@ def arguments(**rollout: object) -> dict[str, object]:
         ({}, "none", "gloo"),
         ({"gpus_per_worker": 1}, "none", "nccl"),
         ({"gpus_per_worker": 0.5}, "all", "ipc"),
-        ({"gpus_per_worker": 1, "transport": "nccl"}, "all", "nccl"),
+        ({"gpus_per_worker": 1, "transport": "nccl"}, "none", "nccl"),
+        ({"gpus_per_worker": 1, "transport": "ipc"}, "all", "ipc"),
     ],
 )
 def test_transport_follows_the_devices(rollout: dict[str, object], overlap: str, transport: str):
@@ -34,6 +35,11 @@ def test_transport_follows_the_devices(rollout: dict[str, object], overlap: str,
 def test_engines_half_on_the_policys_devices_are_refused():
     with pytest.raises(BadInput, match="rollout: some of the engines' GPUs are the policy's"):
         choose_transport(RolloutConfig(gpus_per_worker=2), "some")
+
+
+def test_nccl_does_not_join_two_processes_on_one_gpu():
+    with pytest.raises(BadInput, match="nccl cannot join two processes on one GPU"):
+        choose_transport(RolloutConfig(gpus_per_worker=1, transport="nccl"), "all")
 
 
 @pytest.mark.parametrize("rollout", [{"transport": "nccl"}, {"transport": "gloo", "gpus_per_worker": 1}])

@@ -1,0 +1,151 @@
+"""What a PPO run does about a sync that fails: which engines start again, and which errors end the run."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost, RoleRaised
+from rlhf_ray.cluster.supervision import Health
+from rlhf_ray.jobs import engines as engines_module
+from rlhf_ray.jobs import ppo_roles
+from rlhf_ray.jobs.engines import open_pool
+from rlhf_ray.jobs.ppo_acts import PPOActs
+from rlhf_ray.jobs.ppo_roles import PPORoles
+from rlhf_ray.schedule import GENERATE, SYNC, Turns
+from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
+
+
+def raised(cause: Exception) -> RoleRaised:
+    error = RoleRaised(str(cause), "rollout", 0, "transfer")
+    error.__cause__ = cause
+    return error
+
+
+def sync(errors: list[Exception]) -> list[Exception]:
+    """Syncs until one succeeds; the errors for which engines were replaced."""
+    replaced: list[Exception] = []
+
+    def attempt(version: int, members: list[int]) -> dict[str, float]:
+        if errors:
+            raise errors.pop(0)
+        return {}
+
+    roles = SimpleNamespace(
+        pool=SimpleNamespace(restore_lost=lambda: None, serving=[0]),
+        sync=attempt,
+        replace_broken_engines=replaced.append,
+    )
+    PPOActs.sync(acts_with(roles, Turns()), 3)
+    return replaced
+
+
+def acts_with(roles: Any, turns: Turns) -> Any:
+    return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None), done=3, turns=turns)
+
+
+def test_lost_engines_are_replaced_as_often_as_it_takes() -> None:
+    died = RoleDied("gone", "rollout", 1, "transfer")
+    errors = [died, raised(TransferError("connection reset")), DeadlineExceeded("late", "rollout", 0, "transfer"), died]
+    assert sync(list(errors)) == errors
+
+
+def test_an_error_that_comes_again_ends_the_run_with_its_own_message() -> None:
+    with pytest.raises(RoleRaised, match="out of memory in layer 3"):
+        sync([raised(TransferError("out of memory")), raised(TransferError("out of memory in layer 3"))])
+
+
+def test_another_model_is_not_tried_twice() -> None:
+    with pytest.raises(RoleRaised, match="no such tensor"):
+        sync([raised(ManifestMismatch("no such tensor"))])
+
+
+def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
+    return SimpleNamespace(
+        engines=SimpleNamespace(name="rollout", health=lambda method: [Health.DOWN, Health.HEALTHY]),
+        sync=SimpleNamespace(stuck=[]),
+        pool=SimpleNamespace(serving=serving, replace=replaced.__setitem__),
+        turns=Turns(),
+    )
+
+
+@pytest.mark.parametrize("serving", [[0, 1], [0]])
+def test_an_engine_that_failed_too_often_stays_out_where_others_serve(
+    serving: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restart(engines: Any, number: int) -> None:
+        raise RoleLost("failed 4 times", "rollout", number, "restart")
+
+    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
+    replaced: dict[int, Any] = {}
+    error = RoleDied("gone", "rollout", 0, "transfer")
+    if serving == [0]:
+        with pytest.raises(RoleLost, match="failed 4 times"):
+            PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
+    else:
+        PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
+        assert replaced == {0: None}
+
+
+class Sleeper:
+    """A role on a device that it shares."""
+
+    def wake(self) -> None:
+        pass
+
+    def sleep(self) -> None:
+        pass
+
+
+def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It slept to make room for the engine, which did not start."""
+
+    def restart(engines: Any, number: int) -> None:
+        raise RoleLost("failed 4 times", "rollout", number, "restart")
+
+    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
+    turns = Turns({"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]})
+    turns.begin(SYNC)
+    asleep: list[set[str]] = []
+
+    def attempt(version: int, members: list[int]) -> dict[str, float]:
+        asleep.append(set(turns.asleep))
+        if len(asleep) == 1:
+            raise RoleDied("gone", "rollout", 0, "transfer")
+        return {}
+
+    roles = roles_with([0, 1], {})
+    roles.turns, roles.pool.restore_lost = turns, lambda: None
+    roles.sync = type("Sync", (), {"stuck": [], "__call__": staticmethod(attempt)})()
+    roles.replace_broken_engines = lambda error: PPORoles.replace_broken_engines(roles, error)
+    PPOActs.sync(acts_with(roles, turns), 3)
+    assert asleep == [set(), set()]
+
+
+def lost_pool(monkeypatch: pytest.MonkeyPatch, failure: RoleFailed) -> Any:
+    """A pool of one engine that died, whose restart fails."""
+    group: Any = SimpleNamespace(
+        name="rollout", handles=["engine"], cluster=SimpleNamespace(deadlines=SimpleNamespace(call_seconds=5.0))
+    )
+    monkeypatch.setattr(engines_module, "RemoteEngine", lambda handle, number: handle)
+
+    def renew(number: int) -> Any:
+        raise failure
+
+    nothing: Any = SimpleNamespace()
+    pool = open_pool(group, nothing, deterministic=False, renew=renew)
+    pool._seating.seats[0].lost = RoleDied("gone", "rollout", 0, "generate")
+    return pool
+
+
+def test_an_engine_is_not_given_up_because_the_policy_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lost_pool(monkeypatch, RoleDied("policy rank 0 died", "policy", 0, "transfer")) as pool:
+        with pytest.raises(RoleDied, match="policy rank 0 died"):
+            pool.restore_lost()
+        assert pool._seating.restorable, "it comes back when the policy has"
+
+
+def test_an_engine_that_does_not_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with lost_pool(monkeypatch, RoleDied("rollout rank 0 died", "rollout", 0, "start")) as pool:
+        pool.restore_lost()
+        assert not pool._seating.restorable
