@@ -10,17 +10,15 @@ from dataclasses import dataclass, field
 
 from rlhf_ray.config.lora import ALL_LINEAR, LoraConfig
 from rlhf_ray.config.model import Dtype
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.rollout.engine_arguments import CPU_CACHE_BYTES, GPU_SHARE, tensor_parallel_size
 
 DTYPE_BYTES: Mapping[Dtype, int] = {"float32": 4, "bfloat16": 2}
 QUANTIZED_BYTES = 0.53
 """Per frozen parameter in 4 bits, with its share of the doubly quantized scales (Dettmers et al. 2023)."""
 ACTIVATION_BYTES = 34
 """Per token, hidden unit and layer, in 16 bits and with an attention kernel that keeps no score matrix."""
-ENGINE_SHARE = 0.9
-"""Part of its share of a GPU that vLLM fills with weights and cache."""
-CPU_CACHE_BYTES = 2**30
-"""Key-value cache of a CPU engine."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,8 @@ class Memory:
     optimizer: float = 0
     activations: float = 0
     cache: float = 0
+    cached_tokens: float = 0
+    """Tokens of which the cache holds keys and values."""
 
     @property
     def total(self) -> float:
@@ -107,15 +107,15 @@ def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, s
     return Memory(weights=parameters * size / shards, activations=ACTIVATION_BYTES * size / 2 * tokens * shape.hidden)
 
 
-def engine_memory(shape: ModelShape, dtype: Dtype, gpus: float, gpu_bytes: float, cpu_parallel: int) -> Memory:
+def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_bytes: float) -> Memory:
     """One vLLM engine, per device: weights of its slice, and the cache that fills the rest of its share."""
-    parallel = max(1, round(gpus)) if gpus else cpu_parallel
+    parallel = tensor_parallel_size(rollout)
     weights = shape.parameters * DTYPE_BYTES[dtype] / parallel
-    if not gpus:
-        return Memory(weights=weights, cache=CPU_CACHE_BYTES)
-    return Memory(weights=weights, cache=max(0.0, ENGINE_SHARE * min(1.0, gpus) * gpu_bytes - weights))
-
-
-def cache_bytes_per_token(shape: ModelShape, dtype: Dtype, parallel: int) -> float:
-    """Keys and values of one token in all layers, on one device of a tensor-parallel engine."""
-    return 2 * shape.layers * shape.kv_width * DTYPE_BYTES[dtype] / parallel
+    own = rollout.engine
+    if "kv_cache_memory_bytes" in own or not rollout.gpus_per_worker:
+        cache = float(own.get("kv_cache_memory_bytes", CPU_CACHE_BYTES))
+    else:
+        share = float(own.get("gpu_memory_utilization", GPU_SHARE * min(1.0, rollout.gpus_per_worker)))
+        cache = max(0.0, share * gpu_bytes - weights)
+    token = 2 * shape.layers * shape.kv_width * DTYPE_BYTES[dtype] / parallel
+    return Memory(weights=weights, cache=cache, cached_tokens=cache / token)

@@ -37,11 +37,8 @@ def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, Memory
     footprints |= _reward_models(rewards_of(config), shapes)
     if isinstance(config, PPOConfig | GenerateConfig):
         shape = shapes.of(config.model.path, config.model.trust_remote_code)
-        rollout = config.rollout
         if shape:
-            parallel = rollout.tensor_parallel or 1
-            size = engine_memory(shape, config.model.dtype, rollout.gpus_per_worker, gpu_bytes, parallel)
-            footprints["rollout"] = size
+            footprints["rollout"] = engine_memory(shape, config.model.dtype, config.rollout, gpu_bytes)
     return footprints, shapes.unknown
 
 
@@ -52,8 +49,7 @@ def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> di
     if not known:
         return {}
     shape, dtype = max(known, key=lambda pair: pair[0].parameters)
-    rollout = config.rollout
-    engine = engine_memory(shape, dtype, rollout.gpus_per_worker, gpu_bytes, rollout.tensor_parallel or 1)
+    engine = engine_memory(shape, dtype, config.rollout, gpu_bytes)
     return {"rollout": engine, "measure": forward_memory(shape, dtype, config.tokens_per_microbatch, scalar=False)}
 
 

@@ -7,19 +7,24 @@ import pytest
 from rlhf_ray import cli
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.config.verbs import deduce_verb, load_job
+from rlhf_ray.jobs.device_memory import ALWAYS, device_loads, peak
 from rlhf_ray.jobs.estimates import (
+    Memory,
     ModelShape,
-    cache_bytes_per_token,
     engine_memory,
     forward_memory,
     trainer_memory,
 )
-from rlhf_ray.jobs.footprints import read_shape
-from rlhf_ray.jobs.plan import device_loads, layout_of, peak
+from rlhf_ray.jobs.footprints import read_shape, role_footprints
+from rlhf_ray.jobs.phases import phases_of
+from rlhf_ray.jobs.plan import GIB, layout_of
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs"
 SHAPE = ModelShape(parameters=1_000_000, output_head=100_000, hidden=64, layers=4, kv_width=32)
 SEVEN_B = {
     "model_type": "qwen2",
@@ -30,6 +35,14 @@ SEVEN_B = {
     "num_hidden_layers": 28,
     "vocab_size": 152064,
     "tie_word_embeddings": False,
+}
+HALF_B = SEVEN_B | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 24,
+    "tie_word_embeddings": True,
 }
 SEVENTY_B = SEVEN_B | {
     "hidden_size": 8192,
@@ -97,11 +110,21 @@ def test_a_frozen_model_may_be_sharded() -> None:
 
 
 def test_engines_fill_their_share() -> None:
-    memory = engine_memory(SHAPE, "bfloat16", gpus=2, gpu_bytes=1e8, cpu_parallel=1)
+    memory = engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=2), gpu_bytes=1e8)
     assert memory.weights == 1e6
     assert memory.total == pytest.approx(0.9 * 1e8)
-    assert engine_memory(SHAPE, "bfloat16", gpus=1, gpu_bytes=1e6, cpu_parallel=1).cache == 0
-    assert cache_bytes_per_token(SHAPE, "bfloat16", parallel=2) == 2 * 4 * 32 * 2 / 2
+    assert engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=1), gpu_bytes=1e6).cache == 0
+    # Keys and values of 32 numbers of 2 bytes in 4 layers, on one of two devices.
+    assert memory.cached_tokens == pytest.approx(memory.cache / (2 * 4 * 32 * 2 / 2))
+
+
+def test_engines_take_the_share_that_the_user_gives() -> None:
+    def total(**rollout: Any) -> float:
+        return engine_memory(SHAPE, "bfloat16", RolloutConfig(**rollout), gpu_bytes=1e8).total
+
+    assert total(gpus_per_worker=1, engine={"gpu_memory_utilization": 0.3}) == pytest.approx(0.3 * 1e8)
+    assert total(gpus_per_worker=1, engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
+    assert total(engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
 
 
 PLACED = [path for path in sorted(CONFIGS.glob("*.yaml")) if deduce_verb(str(path)) not in {"data", "label", "compare"}]
@@ -135,33 +158,67 @@ def test_seven_b_fits_eight_gpus(seven_b: Path, capsys: pytest.CaptureFixture[st
     preset = str(CONFIGS / "ppo_7b_8gpu.yaml")
     models = ["--model.path", str(seven_b), "--rewards.0.path", str(seven_b)]
     assert cli.main(["plan", preset, *models]) == 0
-    assert "of a GPU's" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "of a GPU's" not in shown
+    assert "The KV cache of an engine holds" in shown
 
     assert cli.main(["plan", "--gpu_gib", "16", preset, *models]) == 0
     assert "of a GPU's 16" in capsys.readouterr().out
 
 
-LARGER = [path for path in PLACED if path.name.endswith(("7b_8gpu.yaml", "70b_64gpu.yaml"))]
+def with_models(preset: Path, directory: Path) -> tuple[list[str], PPOConfig]:
+    """A preset of PPO with models of its size, whose judges of policies of 72B have 7B."""
+    sizes = {"0.5b": (HALF_B, HALF_B, 24), "7b": (SEVEN_B, SEVEN_B, 80), "70b": (SEVENTY_B, SEVEN_B, 80)}
+    policy, judge, gpu_gib = next(size for name, size in sizes.items() if f"_{name}_" in preset.name)
+    for name, shape in (("policy", policy), ("judge", judge)):
+        (directory / name).mkdir()
+        (directory / name / "config.json").write_text(json.dumps(shape))
+    job = [str(preset), "--model.path", str(directory / "policy")]
+    for number, reward in enumerate(load_job("ppo", job, check_files=False).rewards):
+        job += [f"--rewards.{number}.path", str(directory / "judge")] if reward.kind == "model" else []
+    return ["plan", "--gpu_gib", str(gpu_gib), "ppo", *job], load_job("ppo", job, check_files=False)
+
+
+ON_GPUS = [path for path in PLACED if path.name.endswith(("gpu.yaml", "node.yaml")) and deduce_verb(str(path)) == "ppo"]
+CONTEXTS = 2 * GIB
+"""For what is not counted: CUDA contexts, fragmentation."""
+
+
+@pytest.mark.parametrize("preset", ON_GPUS, ids=lambda path: path.name)
+def test_presets_of_ppo_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In every phase, with all roles that are awake in it, of GPUs of 24 and 80 GB."""
+    command, config = with_models(preset, tmp_path)
+    gpu_gib = float(command[2])
+    assert cli.main(command) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert not [part for part in shown.split("warning ")[1:] if "no such file" not in part]
+    footprints, unknown = role_footprints(config, gpu_gib * GIB)
+    layout = layout_of(config)
+    assert not unknown
+    assert footprints["rollout"].cache > 0
+    for (_, _, device), load in device_loads(layout, footprints).items():
+        assert device < 0 or peak(layout, phases_of(config), load).size <= gpu_gib * GIB - CONTEXTS
+
+
+LARGER = [path for path in PLACED if path.name.endswith(("7b_8gpu.yaml", "70b_64gpu.yaml")) and path not in ON_GPUS]
 
 
 @pytest.mark.parametrize("preset", LARGER, ids=lambda path: path.name)
-def test_larger_presets_fit_their_gpus(
-    preset: Path, seven_b: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Of 80 GB; the models of 70B are policies, judged by models of 7B."""
-    verb, policy = deduce_verb(str(preset)), seven_b
-    if "70b" in preset.name:
-        policy = tmp_path / "seventy"
-        policy.mkdir()
-        (policy / "config.json").write_text(json.dumps(SEVENTY_B))
-    models = ["--model.path", str(policy)]
-    if verb == "ppo":
-        for number, reward in enumerate(load_job(verb, [str(preset)], check_files=False).rewards):
-            models += [f"--rewards.{number}.path", str(seven_b)] if reward.kind == "model" else []
-    assert cli.main(["plan", verb, str(preset), *models]) == 0
+def test_larger_presets_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 80 GB."""
+    (tmp_path / "config.json").write_text(json.dumps(SEVENTY_B if "70b" in preset.name else SEVEN_B))
+    assert cli.main(["plan", deduce_verb(str(preset)), str(preset), "--model.path", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "Memory of each device" in shown
     assert not [part for part in shown.split("warning ")[1:] if "no such file" not in part]
+
+
+def test_engines_that_leave_the_policy_no_room_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each of them alone would fit."""
+    command, _ = with_models(CONFIGS / "dapo_7b_8gpu.yaml", tmp_path)
+    assert cli.main([*command, "--rollout.engine.gpu_memory_utilization", "0.9"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "policy, rollout need 93 GiB of a GPU's 80 in phase sync; lower rollout.engine.gpu_memory" in shown
 
 
 def test_a_model_that_is_not_at_hand_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
@@ -169,15 +226,100 @@ def test_a_model_that_is_not_at_hand_is_a_warning(capsys: pytest.CaptureFixture[
     shown = capsys.readouterr().out
     assert "warning model.path: no such directory: /nowhere/model" in shown
     assert "256 prompts x 1 = 256 samples" in shown
+    assert "The KV cache" not in shown
 
 
-def test_roles_that_take_turns_count_as_the_largest() -> None:
+def test_stages_without_their_files_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    iterate = str(ROOT / "examples" / "iterate" / "iterate.yaml")
+    assert cli.main(["plan", iterate, "--reward", "none.yaml", "--prompts.path", "none.jsonl"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "warning reward: none.yaml: no such file" in shown
+    assert "warning prompts.path: no such file or directory: none.jsonl" in shown
+
+
+def test_roles_that_are_awake_together_add_up() -> None:
+    """All of a preset's GPUs hold a policy, a critic, a reference, a reward model and an engine."""
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_8gpu.yaml")], check_files=False)
+    layout, phases = layout_of(config), phases_of(config)
+
+    def found(policy: float, rollout: float, critic: float, reward: float) -> tuple[str, float]:
+        sizes = {"policy": policy, "rollout": rollout, "critics.value": critic, "reference": 1, "rewards.0": reward}
+        loads = device_loads(layout, {role: Memory(weights=size) for role, size in sizes.items()})
+        peaks = {(most.phase, most.size) for most in (peak(layout, phases, load) for load in loads.values())}
+        assert len(loads) == 8
+        assert len(peaks) == 1
+        return peaks.pop()
+
+    assert found(policy=10, rollout=20, critic=10, reward=8) == ("sync", 30)
+    assert found(policy=10, rollout=20, critic=13, reward=8) == ("score", 32)
+    assert found(policy=1, rollout=20, critic=2, reward=3) == ("sync", 21)
+    assert found(policy=0, rollout=20, critic=2, reward=3) == ("generate", 20)
+
+
+def test_roles_that_do_not_share_are_always_awake() -> None:
+    config = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml")], check_files=False)
     layout = layout_of(config)
-    memory = forward_memory(SHAPE, "bfloat16", 1, scalar=False)
-    loads = device_loads(layout, {"policy": memory, "rollout": memory})
-    assert len(loads) == 8
-    assert all(peak(layout, load) == memory.total for load in loads.values())
+    loads = device_loads(layout, {"reference": Memory(weights=3), "rewards.0": Memory(weights=5)})
+    # Two workers of half a GPU each.
+    found = {(most.phase, most.size) for most in (peak(layout, phases_of(config), load) for load in loads.values())}
+    assert found == {(ALWAYS, 6), (ALWAYS, 10)}
+
+
+@pytest.mark.parametrize("verb", ["generate", "score"])
+def test_jobs_without_turns_hold_all_their_roles_at_once(verb: str, tmp_path: Path) -> None:
+    reward = {"name": "judge", "kind": "model", "path": "m", "gpus_per_worker": 1}
+    roles = {
+        "generate": {"model": {"path": "m"}, "rollout": {"gpus_per_worker": 1}, "safety": {"cost": reward}},
+        "score": {"rewards": [reward, reward | {"name": "other"}]},
+    }
+    job = {"output": "o.jsonl", "data": {"path": "d"}, "groups": {"main": {"gpus_per_node": 1}}} | roles[verb]
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    config = load_job(verb, [str(tmp_path / "job.yaml")], check_files=False)
+    layout = layout_of(config)
+    loads = device_loads(layout, {role: Memory(weights=3) for role in layout.slots})
+    assert [peak(layout, phases_of(config), load).size for load in loads.values()] == [6]
+
+
+@pytest.mark.parametrize(
+    ("engines", "message"),
+    [
+        ({"workers": 4}, "rollout: some of the engines' GPUs are the policy's"),
+        ({"workers": 2, "transport": "ipc"}, "rollout.transport: ipc is for engines on the policy's GPUs"),
+        ({"workers": 1, "gpus_per_worker": 2, "transport": "nccl"}, None),
+        ({"workers": 1, "gpus_per_worker": 4, "transport": "nccl"}, "rollout: some of the engines"),
+    ],
+)
+@pytest.mark.parametrize("command", ["plan", "ppo"])
+def test_weights_that_cannot_reach_the_engines_are_refused_before_ray_starts(
+    command: str,
+    engines: dict[str, Any],
+    message: str | None,
+    seven_b: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: Any,
+) -> None:
+    job = {
+        "output": "o",
+        "model": {"path": str(seven_b)},
+        "data": {"path": str(seven_b / "job.yaml")},
+        "groups": {"main": {"gpus_per_node": 4, "cpus_per_node": 4}},
+        "policy": {"workers": 2, "gpus_per_worker": 1},
+        "algorithm": {"kl": {"coefficient": 0}},
+        "rewards": [{"kind": "http", "url": "http://localhost:1"}],
+        "rollout": {"gpus_per_worker": 1} | engines,
+    }
+    (seven_b / "job.yaml").write_text(json.dumps(job))
+    started = []
+    monkeypatch.setattr("rlhf_ray.jobs.ppo.run", started.append)
+    arguments = ["plan", "ppo"] if command == "plan" else ["ppo"]
+    code = cli.main([*arguments, str(seven_b / "job.yaml")])
+    if message is None:
+        assert code == 0
+        assert len(started) == (command == "ppo")
+    else:
+        assert code == 2
+        assert f"rlhf: {message}" in capfd.readouterr().err
+        assert not started
 
 
 def test_roles_on_cpu_add_up() -> None:
@@ -185,7 +327,7 @@ def test_roles_on_cpu_add_up() -> None:
     layout = layout_of(config)
     memory = forward_memory(SHAPE, "float32", 1, scalar=False)
     loads = device_loads(layout, {"policy": memory, "rollout": memory})
-    assert [peak(layout, load) for load in loads.values()] == [2 * memory.total]
+    assert [peak(layout, phases_of(config), load).size for load in loads.values()] == [2 * memory.total]
 
 
 def test_a_file_that_fits_two_jobs_asks_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,77 @@
+"""What `rlhf plan` says of a PPO run is what the run does."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rlhf_ray.cluster.placement import Layout
+from rlhf_ray.config.parts import placements_of
+from rlhf_ray.config.verbs import load_job
+from rlhf_ray.jobs import ppo_roles
+from rlhf_ray.jobs.phases import PPO_PHASES
+from rlhf_ray.jobs.plan import layout_of
+from rlhf_ray.jobs.ppo_plan import role_placements, uses
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+class Placed:
+    """A role that takes its place and does nothing."""
+
+    def __init__(self, cluster: Any, name: str, placement: Any) -> None:
+        cluster.layout.add(name, placement)
+        self.name, self.actors = name, self
+
+    def __getattr__(self, method: str) -> Any:
+        return lambda *_, **__: None
+
+
+class PlacedRewards(Placed):
+    """All reward sources."""
+
+    def __init__(self, cluster: Any, rewards: Any, *_: Any, **__: Any) -> None:
+        for reward in rewards:
+            super().__init__(cluster, f"rewards.{reward.name}", reward)
+
+
+@pytest.mark.parametrize("preset", ["ppo_7b_4node", "ppo_70b_64gpu", "safe_rlhf_7b_8gpu", "ppo_lora_7b_1gpu"])
+def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_job("ppo", [str(CONFIGS / f"{preset}.yaml")], check_files=False)
+
+    def place_engines(cluster: Any, model: Any, rollout: Any, **_: Any) -> Placed:
+        return Placed(cluster, "rollout", rollout)
+
+    @contextmanager
+    def pool(*_: Any, **__: Any) -> Any:
+        yield None
+
+    fakes = {
+        "_trainer": lambda cluster, _, name, __, trainer, **___: Placed(cluster, name, trainer),
+        "place_engines": place_engines,
+        "RewardSources": PlacedRewards,
+        "open_pool": pool,
+        "SingleTurn": lambda *_: None,
+        "_sync": lambda *_: None,
+        "_sleepers": lambda *_: {},
+        "load_tokenizer": lambda _: [],
+        "ready_together": lambda _: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(ppo_roles, name, fake)
+    cluster: Any = SimpleNamespace(layout=Layout(config.groups), deadlines=config.cluster.deadlines)
+    with ppo_roles.start_roles(config, cluster):
+        run = cluster.layout.slots
+    planned = layout_of(config).slots
+    names = dict(zip(role_placements(config), placements_of(config), strict=True))
+    assert {".".join(map(str, names[role])): slots for role, slots in run.items()} == planned
+
+
+def test_a_run_takes_turns_by_the_table_of_phases() -> None:
+    assert uses(["critic"]) == {
+        phase: [s.replace("critics", "critic") for s in PPO_PHASES[phase]] for phase in PPO_PHASES
+    }
+    assert uses(["critic", "cost_critic"])["train"] == ["policy", "critic", "cost_critic"]
+    assert uses([])["score"] == ["policy", "reference", "rewards"]
