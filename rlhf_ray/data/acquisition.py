@@ -10,7 +10,7 @@ from urllib.parse import urljoin
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.row_sources import HttpSource
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.retries import WORTH_A_RETRY, pause_seconds
+from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 
 
 class AcquisitionFailed(RlhfError):
@@ -103,16 +103,17 @@ class _Fetcher:
                 if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
                     raise BadInput(f"{self._source.name}: {url}: {error}") from None
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                pause = pause_seconds(attempt)
+                asked = None
             else:
                 if response.is_success:
                     return self._parsed(url, content)
                 reason = f"HTTP {response.status_code}"
-                if response.status_code not in WORTH_A_RETRY:
+                if not may_pass(response.status_code):
                     raise AcquisitionFailed(f"{self._source.name}: {url}: {reason}{_advice(response.status_code)}")
-                pause = pause_seconds(attempt, response.headers.get("Retry-After"))
+                asked = asked_seconds(response.headers.get("Retry-After"))
             if attempt < self._source.retries:
-                if self._clock() + pause >= self._ends:
+                pause = pause_seconds(attempt, asked, self._ends - self._clock())
+                if pause is None:
                     self._too_late(url, reason)
                 self._sleep(pause)
         attempts = self._source.retries + 1

@@ -76,11 +76,42 @@ class TokenBatch:
         """Row r's response tokens are `flat[response_offsets[r]:response_offsets[r + 1]]` of a flat array."""
         return np.concatenate([[0], np.cumsum(self.response_lengths, dtype=np.int64)])
 
+    @property
+    def prompts(self) -> list[Int32[np.ndarray, " prompt"]]:
+        """Prompt tokens of each row, as views."""
+        starts = self.offsets[:-1]
+        return [self.ids[start : start + size] for start, size in zip(starts, self.prompt_lengths, strict=True)]
+
     def flat_index(self, rows: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " selected_response_tokens"]:
         """Positions in flat order of the response tokens of `rows`, row after row in the given order."""
         offsets = self.response_offsets
         pieces = [np.arange(offsets[r], offsets[r + 1]) for r in rows]
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
+
+
+def prompt_groups(
+    prompts: Sequence[np.ndarray], lengths: Int32[np.ndarray, " rows"], most_tokens: int
+) -> Int32[np.ndarray, " rows"]:
+    """Numbers that rows of one prompt have in common, as many of them as have `most_tokens` tokens together."""
+    numbers = np.zeros(len(prompts), np.int32)
+    present: dict[bytes, tuple[int, int]] = {}
+    for row, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
+        number, tokens = present.get(prompt.tobytes(), (row, 0))
+        if not len(prompt) or tokens + length > most_tokens:
+            number, tokens = row, 0
+        present[prompt.tobytes()] = (number, tokens + length)
+        numbers[row] = number
+    return numbers
+
+
+def pairs_of_prompts(prompts: Sequence[np.ndarray]) -> Int32[np.ndarray, " rows"]:
+    """Numbers that two neighbouring rows have in common where their prompts are the same; never more than two rows."""
+    numbers = np.zeros(len(prompts), np.int32)
+    for row in range(1, len(prompts)):
+        alone = row == 1 or numbers[row - 1] != numbers[row - 2]
+        before, own = prompts[row - 1], prompts[row]
+        numbers[row] = numbers[row - 1] + (not (alone and (own is before or np.array_equal(own, before))))
+    return numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +174,7 @@ def assign(
     return [microbatches + [empty] * (count - len(microbatches)) for microbatches in plan]
 
 
-def passes_by_length(lengths: Int32[np.ndarray, " rows"], start_tokens: int) -> list[Int64[np.ndarray, " pass_rows"]]:
+def passes_by_length(lengths: Int32[np.ndarray, " rows"], start_tokens: float) -> list[Int64[np.ndarray, " pass_rows"]]:
     """Divide the rows of a micro-batch into passes of rows of about one length, the longest first.
 
     Of all divisions the one of least padding, where the start of a pass counts as much as so many tokens. The passes

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any, BinaryIO
 
@@ -26,6 +26,10 @@ PLAIN_TEXT = "text"
 """Column of the lines of a text file."""
 JSON_IN_CSV = ("messages", "responses", "ranks")
 """Columns that hold lists; a CSV cell gives them as JSON."""
+KIND_COLUMNS = frozenset(
+    {"text", "messages", "prompt", "completion", "completions", "chosen", "rejected", "responses", "ranks"}
+)
+"""Columns that tell of what kind a row is. A table has those of all its rows."""
 MAX_CELL = 1 << 24
 """Characters of a CSV cell; the library's own limit, 131,072, is less than a long document."""
 
@@ -121,9 +125,14 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[RawRow]:
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 index += 1
-                yield Place(file, index, "row"), row
+                yield Place(file, index, "row"), told(row)
     except pyarrow.ArrowException as error:
         raise BadInput(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
+
+
+def told(row: Mapping[str, Any]) -> Row:
+    """A table's row without the columns that belong to rows of another kind, and are null in this one."""
+    return {name: value for name, value in row.items() if value is not None or name not in KIND_COLUMNS}
 
 
 READERS: dict[str, Callable[[BinaryIO, str], Iterator[RawRow]]] = {

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.file_formats import READERS, RawRow
-from rlhf_ray.data.sources import Located, locate, read_file, read_rows, shown_name
+from rlhf_ray.data.sources import Located, is_message_table, locate, read_file, read_rows, shown_name
 
 PIECE_BYTES = 1 << 21
 """A piece of a file of lines; a process holds one at a time."""
@@ -104,7 +104,7 @@ def _survey_file(found: Located, file: str, source: RowSource) -> tuple[FileReco
     except OSError as error:
         raise BadInput(f"{shown}: cannot be read: {error}") from error
     record = FileRecord(shown, size, digest.hexdigest())
-    if PurePath(file).suffix not in CUT:
+    if PurePath(file).suffix not in CUT or is_message_table(found, file, source):
         return record, [Piece(source, file)]
     ends = [begin for begin, _ in borders[1:]] + [size]
     return record, [

@@ -1,12 +1,14 @@
 """Rows out to a file as they come: JSON lines, or Parquet."""
 
 import datetime
+import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import IO, Any, Protocol, Self
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.column_types import ColumnTypes, MixedColumn, fitted
 from rlhf_ray.data.file_formats import Row
 
 ROW_GROUP = 1024
@@ -42,7 +44,7 @@ def open_rows(stream: IO[bytes], path: str, known: Sequence[Row], added: Mapping
         BadInput: the format cannot hold a known column.
     """
     if PurePath(path).suffix == ".parquet":
-        return _ParquetRows(stream, path, known, added)
+        return ParquetRows(stream, _schema(path, known, added))
     return _JsonRows(stream, path, known)
 
 
@@ -94,34 +96,49 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value is {type(value).__name__}")
 
 
-class _ParquetRows:
-    def __init__(self, stream: IO[bytes], path: str, known: Sequence[Row], added: Mapping[str, type]) -> None:
+def _schema(path: str, known: Sequence[Row], added: Mapping[str, type]) -> Any:
+    import pyarrow
+
+    types = ColumnTypes()
+    try:
+        types.add(known)
+    except MixedColumn as error:
+        raise BadInput(
+            f"output: {path}: Parquet cannot hold column {error.column!r}, whose values differ in type ({error}); "
+            "write .jsonl"
+        ) from None
+    return pyarrow.schema([*types.schema(), *(pyarrow.field(name, COLUMN_TYPES[kind]) for name, kind in added.items())])
+
+
+class ParquetRows:
+    """Writes rows as Parquet; leaving the block completes the file."""
+
+    def __init__(self, stream: IO[bytes] | io.RawIOBase, schema: Any) -> None:
+        """Args: where the bytes go; a `pyarrow.Schema` that holds all columns of the rows to come."""
         import pyarrow
         from pyarrow.parquet import ParquetWriter
 
-        fields = []
-        for name in dict.fromkeys(name for row in known for name in row):
-            try:
-                fields.append(pyarrow.field(name, pyarrow.array([row.get(name) for row in known]).type))
-            except pyarrow.ArrowException as error:
-                reason = str(error).splitlines()[0]
-                raise BadInput(
-                    f"output: {path}: Parquet cannot hold column {name!r}, whose values differ in type ({reason}); "
-                    "write .jsonl"
-                ) from None
-        fields += [pyarrow.field(name, COLUMN_TYPES[kind]) for name, kind in added.items()]
         self._pyarrow = pyarrow
-        self._schema = pyarrow.schema(fields)
+        self._schema = schema
         self._rows: list[Row] = []
-        self._writer: Any = ParquetWriter(stream, self._schema)
+        self._writer: Any = ParquetWriter(stream, schema)
 
     def write(self, row: Row) -> None:
+        """Append a row; columns that it has not are null."""
         self._rows.append(row)
         if len(self._rows) == ROW_GROUP:
             self._flush()
 
     def _flush(self) -> None:
-        self._writer.write_table(self._pyarrow.Table.from_pylist(self._rows, schema=self._schema))
+        try:
+            table = self._pyarrow.Table.from_pylist(self._rows, schema=self._schema)
+        except self._pyarrow.ArrowException:
+            # Objects without keys, or numbers beside masked ones: seldom, so that most rows need no second look.
+            rows = [
+                {field.name: fitted(row.get(field.name), field.type) for field in self._schema} for row in self._rows
+            ]
+            table = self._pyarrow.Table.from_pylist(rows, schema=self._schema)
+        self._writer.write_table(table)
         self._rows.clear()
 
     def __enter__(self) -> Self:

@@ -41,7 +41,8 @@ class RankedBatch:
     """The texts of several rankings, one row each."""
 
     batch: TokenBatch
-    """Rows without prompt: a reward model's score stands at the last token."""
+    """With how all texts of a ranking begin as their prompt, which can be computed once for them; a score stands at the
+    last token."""
     groups: Int32[np.ndarray, " rows"]
     """Number of the ranking in the batch."""
     ranks: Int32[np.ndarray, " rows"]
@@ -62,9 +63,21 @@ def ranked_batch(rankings: Sequence[RankedRow]) -> RankedBatch:
     sizes = [len(ranking.texts) for ranking in rankings]
     graded = any(ranking.grades is not None for ranking in rankings)
     grades = [np.zeros(len(r.texts), np.float32) if r.grades is None else r.grades for r in rankings]
+    shared = [common_beginning(ranking.texts) for ranking in rankings for _ in ranking.texts]
     return RankedBatch(
-        batch=TokenBatch.from_sequences([text[:0] for text in texts], texts),
+        batch=TokenBatch.from_sequences(
+            [text[:size] for text, size in zip(texts, shared, strict=True)],
+            [text[size:] for text, size in zip(texts, shared, strict=True)],
+        ),
         groups=np.repeat(np.arange(len(rankings), dtype=np.int32), sizes),
         ranks=np.concatenate([ranking.ranks for ranking in rankings]) if rankings else np.zeros(0, np.int32),
         grades=np.concatenate(grades) if graded else None,
     )
+
+
+def common_beginning(texts: Sequence[Int32[np.ndarray, " tokens"]]) -> int:
+    """Tokens with which all of the texts begin."""
+    shortest = min(len(text) for text in texts)
+    first = np.stack([text[:shortest] for text in texts])
+    differs = (first != first[0]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else shortest

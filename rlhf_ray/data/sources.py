@@ -13,11 +13,17 @@ from typing import Any, Literal
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import Place
-from rlhf_ray.data.file_formats import READERS, RawRow, format_of
+from rlhf_ray.data.file_formats import READERS, RawRow, format_of, told
+from rlhf_ray.data.layouts.message_tables import as_trees, is_message
+
+ASSEMBLED = ("auto", "open_assistant", "open_assistant_conversations")
+"""Layouts in which rows may be messages, each with the name of the one that it answers."""
 
 
 def read_rows(data: RowSource) -> Iterator[RawRow]:
     """Yield the first `data.limit` rows in their order, each with its place; a broken row comes as a `BadRow`.
+
+    A message table comes as its trees.
 
     Files of a directory or a glob come in the order of their names. Blank lines are passed over; they keep their
     numbers.
@@ -34,9 +40,9 @@ def read_rows(data: RowSource) -> Iterator[RawRow]:
 def _all_rows(data: RowSource) -> Iterator[RawRow]:
     found = locate(data)
     if found.kind == "hub":
-        yield from _hub_rows(data)
+        yield from _assembled(_hub_rows(data), data)
     elif found.kind == "saved":
-        yield from _saved_rows(data)
+        yield from _assembled(_saved_rows(data), data)
     for file in found.files:
         yield from read_file(found, file, data)
 
@@ -71,11 +77,26 @@ def locate(data: RowSource) -> Located:
 
 
 def read_file(found: Located, file: str, data: RowSource) -> Iterator[RawRow]:
-    """Yield the rows of one file.
+    """Yield the rows of one file; a message table as its trees.
 
     Raises:
         BadInput: it is broken as a whole.
     """
+    yield from _assembled(_file_rows(found, file, data), data)
+
+
+def is_message_table(found: Located, file: str, data: RowSource) -> bool:
+    """Whether the rows of a file mean something only together."""
+    if data.layout not in ASSEMBLED:
+        return False
+    return next((is_message(row) for _, row in _file_rows(found, file, data) if isinstance(row, dict)), False)
+
+
+def _assembled(rows: Iterator[RawRow], data: RowSource) -> Iterator[RawRow]:
+    return as_trees(rows) if data.layout in ASSEMBLED else rows
+
+
+def _file_rows(found: Located, file: str, data: RowSource) -> Iterator[RawRow]:
     shown = shown_name(file, data.path)
     try:
         with found.file_system.open(file, "rb", compression="infer") as stream:
@@ -136,7 +157,7 @@ def _saved_rows(data: RowSource) -> Iterator[RawRow]:
         if data.split not in loaded:
             raise BadInput(f"{data.path}: no split {data.split!r}; splits are {', '.join(loaded)}")
         loaded = loaded[data.split]
-    yield from ((Place(data.path, index, "row"), dict(row)) for index, row in enumerate(loaded, start=1))
+    yield from ((Place(data.path, index, "row"), told(row)) for index, row in enumerate(loaded, start=1))
 
 
 def _hub_rows(data: RowSource) -> Iterator[RawRow]:
@@ -150,4 +171,4 @@ def _hub_rows(data: RowSource) -> Iterator[RawRow]:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"{data.path}: no such file or directory, and not loaded from the hub: {reason}") from error
     shown = f"{data.path}[{data.split}]"
-    yield from ((Place(shown, index, "row"), dict(row)) for index, row in enumerate(loaded, start=1))
+    yield from ((Place(shown, index, "row"), told(row)) for index, row in enumerate(loaded, start=1))

@@ -33,6 +33,10 @@ class Account:
         self.kept = 0
         """Rows; known at the end."""
         self._parts: list[Part] = []
+        self._groups: list[int] = []
+        """Prompts of each group of near ones."""
+        self._unchecked = 0
+        """Prompts, or groups of them, that were joined with others without a comparison."""
         self._wanted: dict[str, int] | None = None
 
     def add(self, source: OpenSource, batch: Cleaned, removed: list[Removed]) -> None:
@@ -58,7 +62,9 @@ class Account:
     def finish(self, sieve: Sieve, parts: Parts, folder: Path) -> None:
         """Write the manifest."""
         self._parts, self._wanted, self.kept = parts.parts, parts.wanted, sieve.kept
-        self.index_bytes = sieve.finder.bytes if sieve.finder else 0
+        if sieve.groups is not None:
+            self._groups, self._unchecked = sieve.groups.sizes(), sieve.groups.unchecked
+        self.index_bytes = sieve.finder.near.bytes if sieve.finder else 0
         text = json.dumps(self._manifest(sieve, parts), ensure_ascii=False, indent=2)
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -81,11 +87,20 @@ class Account:
         if parts.wanted is not None:
             told["sample"] = {"wanted": parts.wanted, "not_sampled": dict(parts.not_sampled)}
         if sieve.finder is not None:
+            near = sieve.finder.near
             told["duplicate_index"] = {
-                "bytes": sieve.finder.bytes,
-                "bytes_per_kept_row": round(sieve.finder.bytes / max(sieve.kept, 1)),
-                "rows_with_more_candidates_than_checked": sieve.finder.unchecked,
-                "keys_with_more_rows_than_looked_at": sieve.finder.index.cut_chains,
+                "bytes": near.bytes,
+                "bytes_per_kept_row": round(near.bytes / max(sieve.kept, 1)),
+                "rows_with_more_candidates_than_checked": near.unchecked,
+                "keys_with_more_rows_than_looked_at": near.index.cut_chains,
+            }
+        if sieve.groups is not None:
+            told["prompt_groups"] = {
+                "prompts": sum(self._groups),
+                "groups": len(self._groups),
+                "largest": max(self._groups, default=0),
+                "bytes": sieve.groups.bytes,
+                "joined_without_comparison": sieve.groups.unchecked,
             }
         return told
 
@@ -119,19 +134,29 @@ class Account:
         if self._wanted is not None:
             yield "  sample: " + ", ".join(f"{name} {count:,}" for name, count in self._wanted.items())
         for part in self._parts:
-            yield f"  {part.name}.jsonl: {part.rows:,} rows"
+            yield f"  {part.file}: {part.rows:,} rows"
             yield from (f"    {count:,} left out: {reason}" for reason, count in part.left_out.items())
+        if len(self._groups) < sum(self._groups):
+            yield (
+                f"  {sum(self._groups):,} prompts in {len(self._groups):,} groups of near ones, each in one part; the "
+                f"largest has {max(self._groups):,}"
+            )
+        if self._unchecked:
+            yield (
+                f"    {self._unchecked:,} were joined without comparison, for too many are alike to compare each; "
+                "those need not be near"
+            )
         if self.index_bytes:
             yield f"  duplicate index: {self.index_bytes / max(self.kept, 1):,.0f} bytes for each kept row"
 
 
 def _part(part: Part) -> dict[str, Any]:
     told: dict[str, Any] = {
-        "file": f"{part.name}.jsonl",
+        "file": part.file,
         "content": part.content,
         "rows": part.rows,
-        "bytes": part.size,
-        "sha256": part.digest.hexdigest(),
+        "bytes": part.stream.size,
+        "sha256": part.stream.digest.hexdigest(),
     }
     if part.classes.keys() - {""}:
         told["classes"] = dict(part.classes.most_common())

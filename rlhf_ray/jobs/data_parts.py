@@ -1,20 +1,41 @@
 """The files that `rlhf data` writes: the sample, split by prompt."""
 
 import hashlib
+import io
 import json
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from rlhf_ray.config.cleaning import DataJobConfig, SplitConfig
+from rlhf_ray.config.cleaning import PARQUET, DataJobConfig, SplitConfig, part_file
 from rlhf_ray.data.bad_rows import BadRow
-from rlhf_ray.data.cleaning.cleaner import CLASS_COLUMN
 from rlhf_ray.data.cleaning.selection import Sampler, place_of, quotas, split_of
-from rlhf_ray.data.cleaning.texts import prompt_alone
-from rlhf_ray.data.row_files import json_line
+from rlhf_ray.data.row_files import ParquetRows, json_line
 from rlhf_ray.jobs.data_sieve import Sieve, Sieved
+from rlhf_ray.jobs.data_tables import prompt_row
+
+
+class Measured(io.RawIOBase):
+    """A file that is written, with its size and hash."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = 0
+        """Bytes written."""
+        self.digest = hashlib.sha256()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, content: Any) -> int:
+        """Append bytes."""
+        self.digest.update(content)
+        written = self._file.write(content)
+        self.size += written
+        return written
 
 
 @dataclass
@@ -22,29 +43,31 @@ class Part:
     """One file."""
 
     name: str
+    file: str
+    """In the output folder."""
     content: str
-    stream: IO[bytes]
+    stream: Measured
+    table: ParquetRows | None
+    """None: lines of JSON."""
     rows: int = 0
-    size: int = 0
-    """Bytes written."""
     classes: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
     """Rows that the part's content has no use for, by reason."""
-    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     prompts: set[int] = field(default_factory=set)
     """Of a part of prompts: those that are in it."""
 
     def write(self, line: bytes, class_name: str) -> None:
-        """Append a row."""
-        self.stream.write(line)
-        self.digest.update(line)
+        """Append a row, given as a line of JSON."""
+        if self.table is None:
+            self.stream.write(line)
+        else:
+            self.table.write(json.loads(line))
         self.rows += 1
-        self.size += len(line)
         self.classes[class_name] += 1
 
 
 class Parts:
-    """Rows of the sieve into files by the hash of their prompt."""
+    """Rows of the sieve into files by the hash of their prompt, or of the first of the prompts near to it."""
 
     def __init__(self, config: DataJobConfig, folder: Path, sieve: Sieve) -> None:
         self._config = config
@@ -69,11 +92,15 @@ class Parts:
                 if sampler and not sampler.takes(row.class_name, place_of(row.prompt_key, seed, "sample")):
                     self.not_sampled[row.class_name] += 1
                     continue
-                _put(self.parts[split_of(place_of(row.prompt_key, seed, "split"), shares)], row)
+                _put(self.parts[split_of(place_of(row.group_key, seed, "split"), shares)], row)
 
     def _open(self, stack: ExitStack, name: str, split: SplitConfig) -> Part:
-        stream = stack.enter_context((self._folder / f"{name}.jsonl").open("wb"))
-        return Part(name, split.content, stream)
+        file = part_file(name)
+        stream = Measured(stack.enter_context((self._folder / file).open("wb")))
+        table = None
+        if file.endswith(PARQUET):
+            table = stack.enter_context(ParquetRows(stream, self._sieve.tables.schema(split.content)))
+        return Part(name, file, split.content, stream, table)
 
 
 def _put(part: Part, row: Sieved) -> None:
@@ -84,10 +111,9 @@ def _put(part: Part, row: Sieved) -> None:
         part.left_out["the prompt is there already"] += 1
         return
     try:
-        prompt = prompt_alone(json.loads(row.line))
+        told = prompt_row(json.loads(row.line), row.class_name)
     except BadRow as error:
         part.left_out[str(error)] += 1
         return
     part.prompts.add(row.prompt_key)
-    told = {CLASS_COLUMN: row.class_name} if row.class_name else {}
-    part.write(json_line({"prompt": prompt, **told}), row.class_name)
+    part.write(json_line(told), row.class_name)

@@ -12,11 +12,13 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.cleaning.bucket_index import IndexFull
 from rlhf_ray.data.cleaning.cleaner import Cleaned, Kept, Removed, repetition
 from rlhf_ray.data.cleaning.duplicates import Duplicate, DuplicateFinder
+from rlhf_ray.data.cleaning.prompt_groups import PromptGroups
 from rlhf_ray.data.cleaning.selection import PlaceCounts, place_of
+from rlhf_ray.jobs.data_tables import PartTables
 
 AUDIT = "audit.jsonl"
-HEADER = struct.Struct("<QHI")
-"""Prompt key, number of the class, bytes of the line."""
+HEADER = struct.Struct("<QIHI")
+"""Key and number of the prompt, number of the class, bytes of the line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +27,21 @@ class Sieved:
 
     line: bytes
     prompt_key: int
+    group_key: int
+    """The same for all rows whose prompts are near."""
     class_name: str
 
 
 class Sieve:
-    """Keeps the first of all rows that say the same. Memory grows by the duplicate index alone."""
+    """Keeps the first of all rows that say the same. Memory grows by the indexes of rows and prompts alone."""
 
     def __init__(self, config: DataJobConfig, folder: Path) -> None:
         """Args: config; folder of the audit, and of temporary files."""
         duplicates = config.duplicates
         self.finder = None if duplicates is None else DuplicateFinder(duplicates.shingle, duplicates.near, str(folder))
+        near = config.near_prompts_to_group
+        self.groups = None if near is None else PromptGroups(config.prompt_shingle, near, str(folder))
+        self.tables = PartTables(config)
         self.places = PlaceCounts.empty()
         self.kept = 0
         self._seed = config.seed
@@ -48,28 +55,48 @@ class Sieve:
 
         Raises:
             RlhfError: there are more rows than the duplicate index can hold.
+            BadInput: a row is of types that a Parquet part cannot hold.
         """
-        removed = [*batch.bad, *batch.removed]
-        repeats: list[Duplicate | None] = [None] * len(batch.kept)
-        if self.finder is not None and batch.keys is not None:
-            texts = [kept.compared for kept in batch.kept]
-            places = [str(kept.place) for kept in batch.kept]
-            try:
-                repeats = self.finder.filter(texts, places, batch.keys)
-            except IndexFull as error:
-                raise RlhfError(f"{error}; clean the sources in several jobs, or set duplicates.near to null") from None
-        for kept, duplicate in zip(batch.kept, repeats, strict=True):
-            if duplicate is None:
-                self._keep(kept)
-            else:
-                removed.append(repetition(kept, duplicate))
-        removed.sort(key=lambda one: one.number)
+        repeats = self._repeats(batch)
+        stay = [place for place, duplicate in enumerate(repeats) if duplicate is None]
+        kept = [batch.kept[place] for place in stay]
+        self.tables.add(kept)
+        for row, number in zip(kept, self._prompt_numbers(batch, stay), strict=True):
+            self._keep(row, number)
+        again = [
+            repetition(row, duplicate)
+            for row, duplicate in zip(batch.kept, repeats, strict=True)
+            if duplicate is not None
+        ]
+        removed = sorted([*batch.bad, *batch.removed, *again], key=lambda one: one.number)
         self._audit.writelines(one.line(source) for one in removed)
         return removed
 
-    def _keep(self, kept: Kept) -> None:
+    def _repeats(self, batch: Cleaned) -> list[Duplicate | None]:
+        """What each row repeats, if it does."""
+        if self.finder is None or batch.keys is None:
+            return [None] * len(batch.kept)
+        texts = [kept.compared for kept in batch.kept]
+        places = [str(kept.place) for kept in batch.kept]
+        try:
+            return self.finder.filter(texts, places, batch.keys)
+        except IndexFull as error:
+            raise RlhfError(f"{error}; clean the sources in several jobs, or set duplicates.near to null") from None
+
+    def _prompt_numbers(self, batch: Cleaned, stay: list[int]) -> list[int]:
+        """Numbers of the prompts of rows that stay; zeros where near prompts need not be together."""
+        if self.groups is None or batch.prompt_keys is None:
+            return [0] * len(stay)
+        kept = [batch.kept[place] for place in stay]
+        prompts, keys = [row.prompt for row in kept], [row.prompt_key for row in kept]
+        try:
+            return self.groups.add(prompts, keys, batch.prompt_keys.of(stay))
+        except IndexFull as error:
+            raise RlhfError(f"{error}; set near_prompts to null") from None
+
+    def _keep(self, kept: Kept, prompt: int) -> None:
         number = self._classes.setdefault(kept.class_name, len(self._classes))
-        self._rows.write(HEADER.pack(kept.prompt_key, number, len(kept.line)))
+        self._rows.write(HEADER.pack(kept.prompt_key, prompt, number, len(kept.line)))
         self._rows.write(kept.line)
         self.places.add(kept.class_name, place_of(kept.prompt_key, self._seed, "sample"))
         self.kept += 1
@@ -79,8 +106,9 @@ class Sieve:
         names = list(self._classes)
         self._rows.seek(0)
         while header := self._rows.read(HEADER.size):
-            key, number, size = HEADER.unpack(header)
-            yield Sieved(self._rows.read(size), key, names[number])
+            key, prompt, number, size = HEADER.unpack(header)
+            group = key if self.groups is None else self.groups.key(prompt)
+            yield Sieved(self._rows.read(size), key, group, names[number])
 
     def __enter__(self) -> Self:
         return self
@@ -89,4 +117,6 @@ class Sieve:
         self._audit.close()
         self._rows.close()
         if self.finder is not None:
-            self.finder.texts.close()
+            self.finder.near.close()
+        if self.groups is not None:
+            self.groups.close()

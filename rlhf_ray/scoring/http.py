@@ -8,7 +8,6 @@ import asyncio
 import json
 import math
 import os
-import random
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +19,17 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import HTTPReward
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.records import Prompt
+from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.25, 8.0
-"""Between attempts; each pause is twice the one before."""
 LONGEST_ANSWER_BYTES = 16 * 2**20
 """A list of scores is far shorter; more is some other page."""
 SHOWN_CHARACTERS = 160
 """Of an answer that is not understood."""
-TOO_MANY_REQUESTS = 429
 
 
 class HTTPScorer:
-    """Posts batches to a service, and tries again after what may pass: broken connections, 429 and 5xx.
+    """Posts batches to a service, and tries again after what may pass: broken connections, 408, 425, 429 and 5xx.
 
     Redirects are not followed, and neither proxies nor passwords are taken from the environment, so that texts and
     secret reach the named address alone.
@@ -117,10 +114,11 @@ class HTTPScorer:
                         return await self._attempt(body)
                     except RequestFailed as failure:
                         last = failure
-                    pause = last.pause_seconds(attempt)
-                    if pause is None:
+                    if not last.may_pass:
                         raise last
-                    if asyncio.get_running_loop().time() + pause >= ends:
+                    left = ends - asyncio.get_running_loop().time()
+                    pause = pause_seconds(attempt - 1, last.retry_after, left)
+                    if pause is None:
                         raise last.after(attempt, seconds)
                     await asyncio.sleep(pause)
         except TimeoutError:
@@ -144,8 +142,8 @@ class HTTPScorer:
             raise RequestFailed("refused", f"HTTP {status} points to {where}, which is not followed; name that url")
         shown = _shown(answer)
         message = f"HTTP {status} {response.reason_phrase}" + (f": {shown}" if shown else "")
-        may_pass = status == TOO_MANY_REQUESTS or status >= httpx.codes.INTERNAL_SERVER_ERROR
-        raise RequestFailed("refused", message, may_pass=may_pass, retry_after=_retry_after(response))
+        asked = asked_seconds(response.headers.get("retry-after"))
+        raise RequestFailed("refused", message, may_pass=may_pass(status), retry_after=asked)
 
     def _told(self, message: str) -> str:
         message = f"{self._source.url}: {message}"
@@ -163,15 +161,6 @@ class RequestFailed(Exception):
     """Whether another attempt may succeed."""
     retry_after: float | None = None
     """Seconds for which the service asks."""
-
-    def pause_seconds(self, attempt: int) -> float | None:
-        """How long to wait before the next attempt; None: there should be none."""
-        if not self.may_pass:
-            return None
-        if self.retry_after is not None:
-            return self.retry_after
-        # Copies of a source that failed together shall not come back together.
-        return min(FIRST_PAUSE_SECONDS * 2 ** (attempt - 1), LONGEST_PAUSE_SECONDS) * random.uniform(0.5, 1.0)
 
     def after(self, attempts: int, seconds: float) -> "RequestFailed":
         """The same, when the time is over."""
@@ -238,12 +227,6 @@ async def _read(response: httpx.Response) -> bytes:
         if len(read) > LONGEST_ANSWER_BYTES:
             raise RequestFailed("malformed answer", f"the answer is longer than {LONGEST_ANSWER_BYTES >> 20} MiB")
     return bytes(read)
-
-
-def _retry_after(response: httpx.Response) -> float | None:
-    """The header's seconds; a date, its other form, is left to our own pauses."""
-    value = response.headers.get("retry-after", "")
-    return float(value) if value.isascii() and value.isdigit() else None
 
 
 def _shown(answer: bytes) -> str:

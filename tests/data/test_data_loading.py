@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_ray.config.data import DataConfig, PromptDataConfig, RankingDataConfig, TextDataConfig
 from rlhf_ray.data.loading import read_answered, read_prompts, read_rankings, read_supervised
-from rlhf_ray.data.rows import ranked_batch, supervised_batch
+from rlhf_ray.data.rows import RankedRow, ranked_batch, supervised_batch
 
 ROWS = [
     {"prompt": "这部电影很", "completion": "好看。", "id": "1"},
@@ -78,6 +78,17 @@ def test_globs_directories_and_limit(tmp_path, monkeypatch, tokenizer):
     assert prompts(".") == prompts(str(tmp_path)) == ["a.txt", "b.txt", "inner/c.jsonl"]
     assert prompts(".", limit=2) == ["a.txt", "b.txt"]
     assert prompts(f"file://{tmp_path}/a.txt") == ["a.txt"]
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "saved"])
+def test_tables_hold_rows_of_several_kinds(tmp_path, tokenizer, name):
+    """A table has all columns in each row; those of another kind are null, and say nothing."""
+    rows = [{"prompt": "p", "completion": " c", "note": None}, {"text": "ab cd", "note": "n"}]
+    columns = {key: None for row in rows for key in row}
+    path = write(tmp_path / name, [columns | row for row in rows])
+    found = read_supervised(TextDataConfig(path=path), tokenizer).rows
+    assert ["".join(learned(tokenizer, row)) for row in found] == ["p c<|end|>", "ab cd<|end|>"]
+    assert read_answered(DataConfig(path=path)).rows[0].columns == {"note": None}, "a row's own column may be null"
 
 
 def learned(tokenizer, row):
@@ -159,6 +170,18 @@ def test_rank_list_file_to_batch(tmp_path, tokenizer):
     assert batch.batch.prompt_lengths.tolist() == [0] * 5
     ends = batch.batch.offsets[1:] - 1
     assert (batch.batch.ids[ends] == tokenizer.eos_token_id).all()
+
+
+def test_how_the_texts_of_a_ranking_begin_is_their_prompt():
+    texts = [[1, 2, 3, 4], [1, 2, 5], [1, 2], [6, 2], [7], [8, 9], [8, 9]]
+    rows = [np.array(ids, np.int32) for ids in texts]
+    rankings = [
+        RankedRow(tuple(rows[part]), np.arange(2, dtype=np.int32)) for part in (np.s_[:3], np.s_[3:5], np.s_[5:])
+    ]
+    batch = ranked_batch(rankings).batch
+    assert batch.prompt_lengths.tolist() == [2, 2, 2, 0, 0, 2, 2]
+    assert np.split(batch.ids, batch.offsets[1:-1])[1].tolist() == [1, 2, 5]
+    assert batch.lengths.tolist() == [len(ids) for ids in texts]
 
 
 def test_long_texts_of_a_ranking_lose_their_beginning(tmp_path, tokenizer):

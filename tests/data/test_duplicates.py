@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from planted_rows import clean_text, nearly
 
 from rlhf_ray.data.cleaning.bucket_index import LONGEST_CHAIN, BucketIndex
-from rlhf_ray.data.cleaning.duplicates import DuplicateFinder, duplicate_keys
+from rlhf_ray.data.cleaning.duplicates import DuplicateFinder
+from rlhf_ray.data.cleaning.near_texts import text_keys
 from rlhf_ray.data.cleaning.signatures import (
     at_most,
     jaccard,
@@ -28,7 +29,7 @@ def find(texts, batch, threshold=0.8):
     for start in range(0, len(texts), batch):
         part = texts[start : start + batch]
         places = [f"f:{start + number}" for number in range(len(part))]
-        found += finder.filter(part, places, duplicate_keys(part, 5, threshold))
+        found += finder.filter(part, places, text_keys(part, 5, threshold))
     return found, finder
 
 
@@ -74,7 +75,7 @@ def test_short_texts_are_the_same_or_not_at_all(texts):
 def test_only_same_texts_without_a_threshold():
     found, finder = find(["one long text here", "one long text her", "one long text here"], 10, None)
     assert [one and one.similarity for one in found] == [None, None, 1.0]
-    assert finder.index.keys == 1
+    assert finder.near.index.keys == 1
 
 
 def test_signatures_estimate_jaccard():
@@ -100,7 +101,7 @@ def test_sketches_refuse_strangers_and_no_near_duplicate():
     source = random.Random(3)
     texts = [normal(clean_text(source)) for _ in range(300)]
     near = [barely(text, source) for text in texts]
-    first, second = (duplicate_keys(side, 5, 0.8).sketches for side in (texts, near))
+    first, second = (text_keys(side, 5, 0.8).sketches for side in (texts, near))
     allowed = most_unequal_bits(0.8)
     assert (np.bitwise_count(first ^ second) <= allowed).all()
     assert (np.bitwise_count(first ^ np.roll(first, 1)) <= allowed).mean() < 0.15
@@ -123,7 +124,7 @@ def test_the_index_finds_rows_with_the_same_key_in_the_same_place(rows, asked, b
     index = BucketIndex(3)
     for start in range(0, len(rows), batch):
         index.add(np.array(rows[start : start + batch], np.uint32))
-    positions, found = index.find(np.array(asked, np.uint32))
+    positions, found, _ = index.find(np.array(asked, np.uint32))
     expected = [
         (here, row)
         for here, keys in enumerate(asked)
@@ -139,7 +140,7 @@ def test_the_index_grows_and_its_memory_is_as_stated():
     keys = np.random.default_rng(0).integers(0, 2**32, (30_000, 17), np.uint32)
     for start in range(0, len(keys), 1000):
         index.add(keys[start : start + 1000])
-    positions, found = index.find(keys[[5, 29_999]])
+    positions, found, _ = index.find(keys[[5, 29_999]])
     assert set(zip(positions.tolist(), found.tolist(), strict=True)) >= {(0, 5), (1, 29_999)}
     assert 12 <= index.bytes / index.entries <= 24
 
@@ -147,6 +148,8 @@ def test_the_index_grows_and_its_memory_is_as_stated():
 def test_a_key_that_thousands_share_is_cut():
     index = BucketIndex(1)
     index.add(np.zeros((3 * LONGEST_CHAIN, 1), np.uint32))
-    _, found = index.find(np.zeros((1, 1), np.uint32))
+    _, found, crowded = index.find(np.zeros((1, 1), np.uint32))
     assert sorted(found.tolist()) == list(range(2 * LONGEST_CHAIN, 3 * LONGEST_CHAIN)), "the newest"
     assert index.cut_chains == 1
+    assert crowded.tolist() == [0]
+    assert index.rows_of(0, 0) == list(reversed(range(3 * LONGEST_CHAIN)))

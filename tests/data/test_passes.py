@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.data.batches import assign, passes_by_length
+from rlhf_ray.data.batches import assign, pairs_of_prompts, passes_by_length, prompt_groups
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=9)
 
@@ -63,3 +63,16 @@ def test_padding_of_pairs(by_length: bool) -> None:
             padded += cost(step[rows], passes, 0)
     share = padded / lengths.sum()
     assert share < 1.13 if by_length else share > 1.35
+
+
+def test_two_neighbours_of_one_prompt_are_a_pair() -> None:
+    prompts = [np.array(ids) for ids in ([1, 2], [1, 2], [1, 2], [3], [1, 2], [1, 2], [1, 2], [1, 2])]
+    assert pairs_of_prompts(prompts).tolist() == [0, 0, 1, 2, 3, 3, 4, 4]
+    assert pairs_of_prompts(prompts[:1]).tolist() == [0]
+
+
+def test_rows_of_one_prompt_are_a_group_within_the_limit() -> None:
+    prompts = [np.array(ids, np.int32) for ids in ([1], [2], [1], [], [1], [2], [], [1])]
+    lengths = np.array([5, 4, 5, 1, 5, 7, 1, 1], np.int32)
+    assert prompt_groups(prompts, lengths, 11).tolist() == [0, 1, 0, 3, 4, 1, 6, 4]
+    assert prompt_groups(prompts, lengths, 4).tolist() == list(range(8))

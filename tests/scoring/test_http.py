@@ -14,6 +14,7 @@ import pytest
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import HTTPReward
+from rlhf_ray.data import retries
 from rlhf_ray.scoring import http
 from rlhf_ray.scoring.build import build_source
 from rlhf_ray.scoring.source import Scores
@@ -25,7 +26,7 @@ Handler = BaseHTTPRequestHandler
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "FIRST_PAUSE_SECONDS", 0.02)
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.02)
 
 
 @contextmanager
@@ -74,7 +75,7 @@ def test_batches_are_divided_and_put_together_in_order() -> None:
     assert [asked.body["columns"]["n"] for asked in service.asked] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503])
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 520])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     def answer(handler: Handler, asked: Asked, number: int) -> None:
         say(handler, "busy", status) if number < 4 else lengths(handler, asked, number)
@@ -119,6 +120,22 @@ def test_the_service_says_when_to_come_back() -> None:
     with serving(answer) as service:
         assert ask(service).failures == []
     assert time.monotonic() - began >= 1
+
+
+def test_tries_go_on_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pauses of 0.025, 0.05, ... 0.4 s; the next one, of 0.8 s, would end at 1.6 s.
+    monkeypatch.setattr(retries, "SHORTEST_SHARE", 1.25)
+    monkeypatch.setattr(retries, "LAST_ATTEMPT", 0.1)
+    times: list[float] = []
+
+    def answer(handler: Handler, asked: Asked, number: int) -> None:
+        times.append(time.monotonic())
+        say(handler, "busy", 503)
+
+    began = time.monotonic()
+    with serving(answer) as service:
+        ask(service, timeout_seconds=1.2)
+    assert times[-1] - began > 1.0
 
 
 def sleeps(handler: Handler, asked: Asked, number: int) -> None:

@@ -33,8 +33,11 @@ class BucketIndex:
 
     def find(
         self, keys: UInt32[np.ndarray, "rows keys"]
-    ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"]]:
-        """Pairs of (position in `keys`, earlier row) that share a key in the same place, once for each such key."""
+    ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], Int64[np.ndarray, " crowded"]]:
+        """Pairs of (position in `keys`, earlier row) that share a key in the same place, once for each such key.
+
+        Also which keys, counted through `keys`, have as many rows as are looked at, or more.
+        """
         flat = keys.reshape(-1)
         here = np.arange(len(flat))
         entry = self._heads[self._slots(flat)]
@@ -52,7 +55,18 @@ class BucketIndex:
             ended = left[here] == 0
             self.cut_chains += int((ended & (entry >= 0)).sum())
             here, entry = here[~ended], entry[~ended]
-        return np.concatenate(asked or [np.zeros(0, np.int64)]), np.concatenate(met or [np.zeros(0, np.int64)])
+        nothing = [np.zeros(0, np.int64)]
+        return np.concatenate(asked or nothing), np.concatenate(met or nothing), np.flatnonzero(left == 0)
+
+    def rows_of(self, place: int, key: int) -> list[int]:
+        """All rows with this key in this place, the newest first."""
+        rows = []
+        entry = int(self._heads[self._slots(np.array([key], np.uint32))[0]])
+        while entry >= 0:
+            if entry % self.keys == place and self._key[entry] == key:
+                rows.append(entry // self.keys)
+            entry = int(self._before[entry])
+        return rows
 
     def add(self, keys: UInt32[np.ndarray, "rows keys"]) -> None:
         """Number further rows, in their order.

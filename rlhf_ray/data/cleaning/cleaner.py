@@ -14,7 +14,8 @@ from rlhf_ray.config.cleaning import DataJobConfig
 from rlhf_ray.config.data import Layout
 from rlhf_ray.data.bad_rows import BadRow, Place
 from rlhf_ray.data.cleaning.classifier import TextClassifier
-from rlhf_ray.data.cleaning.duplicates import Duplicate, DuplicateKeys, duplicate_keys
+from rlhf_ray.data.cleaning.duplicates import Duplicate
+from rlhf_ray.data.cleaning.near_texts import TextKeys, text_keys
 from rlhf_ray.data.cleaning.privacy import MASKS, Kind, Masker
 from rlhf_ray.data.cleaning.prompt_classes import use_case
 from rlhf_ray.data.cleaning.rules import Rules
@@ -57,6 +58,8 @@ class Kept:
     """As JSON."""
     compared: str
     """What is compared for duplicates, in its normal form; empty if nothing is."""
+    prompt: str
+    """What near prompts are told by, in its normal form; empty if parts may share those."""
     prompt_key: int
     class_name: str
     """Empty if rows get no class."""
@@ -73,8 +76,10 @@ class Cleaned:
     bad: list[Removed] = field(default_factory=list)
     removed: list[Removed] = field(default_factory=list)
     kept: list[Kept] = field(default_factory=list)
-    keys: DuplicateKeys | None = None
+    keys: TextKeys | None = None
     """Of the rows kept, where duplicates are looked for."""
+    prompt_keys: TextKeys | None = None
+    """Of their prompts, where parts must not share near ones."""
     masked: Counter[Kind] = field(default_factory=Counter)
     """Private data that were masked, by kind."""
     masked_rows: int = 0
@@ -182,8 +187,7 @@ class Cleaner:
     def _finish(self, candidates: list[_Candidate], done: Cleaned) -> None:
         """Class, keys and JSON of the rows that stay."""
         names = self._class_names(candidates)
-        duplicates = self._config.duplicates
-        compared = []
+        duplicates, near_prompts = self._config.duplicates, self._config.near_prompts_to_group
         for candidate, name in zip(candidates, names, strict=True):
             whole = normal(candidate.texts.whole)
             prompt = normal(candidate.texts.prompt) if candidate.texts.prompt else ""
@@ -192,18 +196,19 @@ class Cleaner:
             if name:
                 row = {**set_apart(row, [CLASS_COLUMN]), CLASS_COLUMN: name}
             key = prompt_key(prompt or whole)
-            compared.append(repeated)
             try:
                 line = json_line(row)
             except (TypeError, ValueError) as error:
                 done.bad.append(
                     Removed(candidate.number, candidate.place, "bad_row", f"JSON cannot hold it: {error}", "")
                 )
-                compared.pop()
                 continue
-            done.kept.append(Kept(candidate.number, candidate.place, line, repeated, key, name))
+            asked = "" if near_prompts is None else prompt or whole
+            done.kept.append(Kept(candidate.number, candidate.place, line, repeated, asked, key, name))
         if duplicates is not None:
-            done.keys = duplicate_keys(compared, duplicates.shingle, duplicates.near)
+            done.keys = text_keys([kept.compared for kept in done.kept], duplicates.shingle, duplicates.near)
+        if near_prompts is not None:
+            done.prompt_keys = text_keys([kept.prompt for kept in done.kept], self._config.prompt_shingle, near_prompts)
 
     def _class_names(self, candidates: list[_Candidate]) -> list[str]:
         if self._config.classes is None:

@@ -51,11 +51,10 @@ def _names_speakers_in_from(row: Row) -> bool:
 
 SHAREGPT = _Shape("conversations", "conversations", _has("conversations"), read_conversations)
 ALPACA = _Shape("instruction", "instruction, output", _has("instruction"), read_instruction)
+TREES = "prompt with text and replies, or is a message table with message_id, parent_id, role and text"
 SHAPES: dict[str, list[_Shape]] = {
-    "open_assistant": [_Shape("prompt", "prompt with text and replies", is_tree, read_tree_rankings)],
-    "open_assistant_conversations": [
-        _Shape("prompt", "prompt with text and replies", is_tree, read_tree_conversations)
-    ],
+    "open_assistant": [_Shape("prompt", TREES, is_tree, read_tree_rankings)],
+    "open_assistant_conversations": [_Shape("prompt", TREES, is_tree, read_tree_conversations)],
     "safe_rlhf": [
         _Shape(
             "response_0",
