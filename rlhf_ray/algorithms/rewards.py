@@ -69,6 +69,10 @@ def shape_truncated(
     return torch.where(truncated, shaped, scores)
 
 
+SMALLEST_DEVIATION = 1e-20
+"""Less is rounding; a single-precision number divided by it may be infinite."""
+
+
 @dataclass(frozen=True)
 class RunningMoments:
     """Mean and variance of all rewards seen, batch by batch (Welford 1962; Chan et al. 1979).
@@ -99,10 +103,9 @@ class RunningMoments:
 
     @property
     def deviation(self) -> float:
-        """Standard deviation with Bessel's correction; 1 until it is known or if all values were equal."""
-        if self.count < 2 or self.squares == 0:
-            return 1.0
-        return math.sqrt(self.squares / (self.count - 1))
+        """Standard deviation with Bessel's correction; 1 until it is known or if all values were as good as equal."""
+        found = math.sqrt(self.squares / (self.count - 1)) if self.count > 1 else 0.0
+        return found if found > SMALLEST_DEVIATION else 1.0
 
     def normalise(self, values: Float[Tensor, " rows"], shift_mean: bool = True) -> Float[Tensor, " rows"]:
         """(value - mean) / deviation, or value / deviation, which keeps the sign of rewards."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights
+from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss
 from rlhf_ray.algorithms.cost_models import CostLoss
 from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.losses import Loss
@@ -95,6 +96,18 @@ def score_batch(dtype: torch.dtype = torch.float64) -> Batch:
     return Batch(LENGTHS, {}, rows, {"scores": torch.randn(len(GROUPS), dtype=dtype)}, token_outputs=False)
 
 
+def choice_batch(dtype: torch.dtype = torch.float64) -> Batch:
+    """Choices between two clips: either side, both, and one that does not count."""
+    torch.manual_seed(4)
+    count = len(LENGTHS)
+    rows = {
+        "weight": torch.tensor([1, 2, 1, 0, 3, 1, 1, 2, 1], dtype=dtype) / 12,
+        "left_share": torch.tensor([1, 0, 0.5, 1, 0, 1, 0, 0.5, 1], dtype=dtype),
+    }
+    outputs = {"left": 3 * torch.randn(count, dtype=dtype), "right": 3 * torch.randn(count, dtype=dtype)}
+    return Batch(LENGTHS, {}, rows, outputs, token_outputs=False)
+
+
 def pair_batch(dtype: torch.dtype = torch.float64) -> Batch:
     """Four pairs; the last has no weight."""
     torch.manual_seed(2)
@@ -151,6 +164,7 @@ SUBJECTS: dict[str, Subject] = {
     "sft": Subject(NegativeLogLikelihood(), policy_batch),
     "ranking": Subject(RankingLoss(centering_coefficient=0.01), score_batch, BY_GROUP),
     "ranking_sigmoid": Subject(RankingLoss("sigmoid"), score_batch, BY_GROUP),
+    "clips": Subject(ClipPreferenceLoss(), choice_batch),
     "cost": Subject(CostLoss(), score_batch, BY_GROUP),
     "kto": Subject(KTOLoss(desirable_weight=1.3), pair_batch, ([0], [1, 5, 2], [3, 4, 6, 7])),
     "bco_unpaired": Subject(KTOLoss(kind="bco"), pair_batch, ([0], [1, 5, 2], [3, 4, 6, 7])),

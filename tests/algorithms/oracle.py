@@ -175,3 +175,11 @@ def preference(kind: str, c: float, r: float, beta: float, e: float) -> float:
             odds = math.log(math.exp(c) / (1 - math.exp(c))) - math.log(math.exp(r) / (1 - math.exp(r)))
             return -beta * log_sigmoid(odds)
     raise ValueError(kind)
+
+
+def clip_choice(left: Sequence[float], right: Sequence[float], left_share: float, floor: float) -> float:
+    """Christiano et al. 2017, equation 1 and its third remark: rewards of the steps of two clips, and the choice."""
+    largest = max(sum(left), sum(right))
+    powers = [math.exp(sum(side) - largest) for side in (left, right)]
+    chosen = [(1 - floor) * power / sum(powers) + floor / 2 for power in powers]
+    return -left_share * math.log(chosen[0]) - (1 - left_share) * math.log(chosen[1])

@@ -260,6 +260,9 @@ def test_fresh_moments_change_nothing() -> None:
     scores = torch.tensor([2.0, -1.0])
     assert torch.equal(RunningMoments().normalise(scores), scores)
     assert RunningMoments().update(torch.tensor([3.0, 3.0])).normalise(scores, shift_mean=False).equal(scores)
+    # Nor does what is no more than rounding.
+    nearly = torch.tensor([0.0, 1e-45], dtype=torch.float64)
+    assert RunningMoments().update(nearly).normalise(scores, shift_mean=False).equal(scores)
 
 
 @CHECKS

@@ -104,19 +104,35 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
     store = tmp_path / "labels.db"
     page = open_page(site.url, "小王")
     _draw(page)
-    # An incomplete ranking is refused, whatever the way to the button.
+    _rank_by_keyboard(page, store)
+    _rank_by_mouse(page, store)
+    _undo_and_save_again(page, store)
+    _go_on_after_a_reload(page, store)
+    _share_with_another(open_page(site.url, "Li Lei"), store)
+    _correct_the_data_set(page, store)
+    _read_back_the_files(page, store, tmp_path)
+    assert page.evaluate("window.hacked") is None
+    assert "labels are in" in site.stop()
+    for kind in ("jsonl", "tsv"):
+        _train(tmp_path / f"downloaded.{kind}", tmp_path)
+
+
+def _rank_by_keyboard(page: "Page", store: Path) -> None:
+    """An incomplete ranking is refused, whatever the way to the button; then answers from best to worst, and on."""
     _press(page, "1")
     page.get_by_role("button", name="存储当前排序").click()
     page.get_by_text("请完成排序后再存储！").wait_for()
     assert _labels(store) == []
-    # By keyboard alone: the answers from best to worst, and on.
     _press(page, "3", "4", "2")
     assert _order(page) == "A > C > D > B"
     _press(page, "Control+Enter")
     page.get_by_text("已存储。").wait_for()
     (first,) = _labels(store)
     assert [first.ranks[place] for place in first.shown] == [0, 3, 1, 2]
-    # By mouse, with a conflict that names its holder, ties, marks and a reason.
+
+
+def _rank_by_mouse(page: "Page", store: Path) -> None:
+    """With a conflict that names its holder, ties, marks and a reason."""
     ranks = page.locator("[class*='st-key-rank-']")
     for number, rank in enumerate((1, 2, 2, 4)):
         ranks.nth(number).get_by_role("radio", name=str(rank), exact=True).or_(
@@ -149,7 +165,10 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
     assert second.reason == "B 和 C 差不多 <script>window.hacked=1</script>\n第二行\t制表符"
     assert second.versions == ("sft",) * 4
     _settled(page)
-    # Undo, and the same again; what was chosen is still there.
+
+
+def _undo_and_save_again(page: "Page", store: Path) -> None:
+    """What was chosen is still there."""
     _press(page, "z")
     page.get_by_text("已撤销").wait_for()
     assert len(_labels(store)) == 1
@@ -157,7 +176,10 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
     page.get_by_role("button", name="存储当前排序").click()
     _until(lambda: len(_labels(store)) == 2)
     _settled(page)
-    # Half a ranking outlives the closing of the window.
+
+
+def _go_on_after_a_reload(page: "Page", store: Path) -> None:
+    """Half a ranking outlives the closing of the window; then the rest, until nothing is left."""
     _press(page, "2", "1")
     half = _order(page)
     page.reload()
@@ -172,8 +194,10 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
     _until(lambda: len(_labels(store)) == 5)
     _press(page, "s")
     page.get_by_text("没有可标注的 prompt 了").wait_for()
-    # A second annotator shares the prompts of the overlap.
-    other = open_page(site.url, "Li Lei")
+
+
+def _share_with_another(other: "Page", store: Path) -> None:
+    """A second annotator, in English, gets the prompts of the overlap."""
     other.get_by_text("English", exact=True).click()
     _settled(other)
     other.get_by_role("button", name="Random prompt").click()
@@ -183,7 +207,10 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
         _press(other, "1", "2", "3", "4", "Control+Enter")
         _until(lambda done=6 + number: len(_labels(store)) == done)
         _settled(other)
-    # The data set: look, correct, delete, agreement.
+
+
+def _correct_the_data_set(page: "Page", store: Path) -> None:
+    """Look, agreement, delete."""
     page.get_by_role("tab", name="Dataset 数据集").click()
     page.get_by_text("共 9 条").wait_for()
     page.get_by_text("两两一致率").wait_for()
@@ -194,10 +221,13 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
     page.get_by_role("button", name="确认删除").click()
     _until(lambda: len(_labels(store)) == 8)
     page.get_by_text("已删除").wait_for()
-    # Files, and a reward model from them.
+
+
+def _read_back_the_files(page: "Page", store: Path, folder: Path) -> None:
+    """Each kind of file holds what the store holds; a file of tab-separated lists leaves ties out."""
     labels = _labels(store)
     for kind, count in (("jsonl", 8), ("parquet", 8), ("tsv", 7)):
-        path = _download(page, kind, tmp_path)
+        path = _download(page, kind, folder)
         with path.open("rb") as stream:
             back = [ranking_of(row) for _, row in READERS[f".{kind}"](stream, path.name)]  # type: ignore[arg-type]
         assert len(back) == count
@@ -205,10 +235,6 @@ def test_an_annotators_day(site: Site, open_page: Visit, tmp_path: Path) -> None
             assert [(r.prompt, tuple(r.responses), tuple(r.ranks)) for r in back] == [
                 (label.prompt, label.answers, label.ranks) for label in labels
             ]
-    assert page.evaluate("window.hacked") is None
-    assert "labels are in" in site.stop()
-    for kind in ("jsonl", "tsv"):
-        _train(tmp_path / f"downloaded.{kind}", tmp_path)
 
 
 def _choose_first_row(page: "Page") -> None:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, put, say
+from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, put, say, seated
 from rlhf_ray.feedback.labelling.desk import Sheet
 
 __all__ = ["draw", "fail", "keep_draft", "save", "show_undo", "skip", "take_up", "type_prompt", "undo"]
@@ -12,7 +12,7 @@ __all__ = ["draw", "fail", "keep_draft", "save", "show_undo", "skip", "take_up",
 def take_up() -> None:
     """At the beginning of a session: what its annotator was at."""
     try:
-        put(desk().current(annotator()))
+        put(seated().current(annotator()))
     except RlhfError as error:
         put(None)
         fail(error)
@@ -85,10 +85,10 @@ def skip(item_id: int) -> None:
 
 
 def undo() -> None:
-    """Take the last label back."""
+    """Take the last label or choice back."""
     clear_notice()
     try:
-        taken_back = desk().undo(annotator())
+        taken_back = seated().undo(annotator())
     except RlhfError as error:
         fail(error)
         return
@@ -101,5 +101,5 @@ def undo() -> None:
 
 
 def show_undo() -> None:
-    """The button that takes the last label back."""
+    """The button that takes the last label or choice back."""
     st.button(say("undo"), key="undo", on_click=undo, shortcut="Z", width="stretch")

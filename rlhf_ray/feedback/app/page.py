@@ -6,11 +6,12 @@ import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app import actions
+from rlhf_ray.feedback.app.clips_tab import show_clips_tab
 from rlhf_ray.feedback.app.compare_tab import show_compare_tab
 from rlhf_ray.feedback.app.dataset_tab import show_dataset_tab
 from rlhf_ray.feedback.app.label_tab import show_label_tab
 from rlhf_ray.feedback.app.results_tab import show_results_tab
-from rlhf_ray.feedback.app.session import annotator, desk, fail, language, say, show_notice
+from rlhf_ray.feedback.app.session import annotator, fail, language, say, seated, show_notice
 from rlhf_ray.feedback.app.texts import LANGUAGES
 from rlhf_ray.feedback.app.texts_view import show_style
 from rlhf_ray.feedback.labelling.assignment import LONGEST_NAME, annotator_name
@@ -18,6 +19,7 @@ from rlhf_ray.feedback.labelling.assignment import LONGEST_NAME, annotator_name
 TABS: dict[str, dict[str, Callable[[], None]]] = {
     "label": {"tab_label": show_label_tab, "tab_dataset": show_dataset_tab},
     "compare": {"tab_compare": show_compare_tab, "tab_results": show_results_tab, "tab_dataset": show_dataset_tab},
+    "clips": {"tab_clips": show_clips_tab},
 }
 """Tabs of each task, by the name of their text."""
 
@@ -27,13 +29,13 @@ def show_page() -> None:
     st.set_page_config(page_title="rlhf", page_icon="⚖️", layout="wide")
     show_style()
     with st.sidebar:
-        st.title(say(f"title_{desk().task}"))
+        st.title(say(f"title_{seated().task}"))
         _choose_language()
     if not _known():
         return
     with st.sidebar:
         _show_progress()
-    tabs = TABS[desk().task]
+    tabs = TABS[seated().task]
     names = [say(name) for name in tabs]
     # The key holds the language, in which the names of the tabs are written.
     containers = st.tabs(names, on_change="rerun", key=f"tabs-{language()}")
@@ -100,7 +102,7 @@ def _leave() -> None:
 def _show_progress() -> None:
     st.text(say("who", name=annotator()))
     try:
-        progress = desk().labels.progress(annotator())
+        progress = seated().progress(annotator())
     except RlhfError as error:
         fail(error)
         return
@@ -114,5 +116,5 @@ def _show_progress() -> None:
     if progress.lent:
         st.caption(say("lent", lent=progress.lent))
     with st.expander(say("help"), expanded=True):
-        st.markdown(say(f"keys_{desk().task}"))
+        st.markdown(say(f"keys_{seated().task}"))
     st.button(say("leave"), on_click=_leave, key="leave")

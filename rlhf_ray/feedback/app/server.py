@@ -5,9 +5,12 @@ import logging
 import signal
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.feedback.labelling.desk import Desk
+
+if TYPE_CHECKING:
+    from rlhf_ray.feedback.app.session import AnyDesk
 
 SETTINGS = {
     # Visitors are not developers: no deploy button, no stack traces, no statistics to Streamlit's makers.
@@ -55,7 +58,7 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve_page(desk: Desk, listening: socket.socket, token: str | None) -> None:
+def serve_page(desk: "AnyDesk", listening: socket.socket, token: str | None) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:

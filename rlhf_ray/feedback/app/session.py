@@ -1,29 +1,75 @@
 """What a browser's session remembers, and the desk that all sessions of the process share."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app.texts import Language, text
-from rlhf_ray.feedback.labelling.desk import Desk, Sheet
+from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings, ClipSheet
+from rlhf_ray.feedback.labelling.desk import Desk, Settings, Sheet
+from rlhf_ray.feedback.labelling.labels import Progress
 
-_desks: list[Desk] = []
+
+class AnyDesk(Protocol):
+    """What the page around the tabs needs of a desk."""
+
+    store: str
+    """Name of the store for messages."""
+
+    @property
+    def task(self) -> str:
+        """Which tabs are shown."""
+        ...
+
+    @property
+    def settings(self) -> Settings | ClipSettings:
+        """With the language in which the page opens."""
+        ...
+
+    def current(self, annotator: str) -> Sheet | ClipSheet | None:
+        """What the annotator was at."""
+        ...
+
+    def undo(self, annotator: str) -> Sheet | ClipSheet | None:
+        """Take an annotator's last judgement back; None where there is none."""
+        ...
+
+    def progress(self, annotator: str) -> Progress:
+        """How far an annotator and all of them are."""
+        ...
 
 
-def seat(desk: Desk) -> None:
+_desks: list[AnyDesk] = []
+
+
+def seat(desk: AnyDesk) -> None:
     """Make a desk the one of this process."""
     _desks[:] = [desk]
 
 
-def desk() -> Desk:
-    """The desk of this process."""
+def seated() -> AnyDesk:
+    """The desk of this process, whatever is judged there."""
     return _desks[0]
+
+
+def desk() -> Desk:
+    """The desk of this process, where answers are judged."""
+    found = seated()
+    assert isinstance(found, Desk), "tabs of answers are shown for desks of answers alone"
+    return found
+
+
+def clip_desk() -> ClipDesk:
+    """The desk of this process, where clips are judged."""
+    found = seated()
+    assert isinstance(found, ClipDesk), "tabs of clips are shown for desks of clips alone"
+    return found
 
 
 def language() -> Language:
     """Of this session."""
-    chosen: Language = st.session_state.get("language", desk().settings.language)
+    chosen: Language = st.session_state.get("language", seated().settings.language)
     return chosen
 
 
@@ -44,7 +90,13 @@ def sheet() -> Sheet | None:
     return current
 
 
-def put(new: Sheet | None) -> None:
+def clip_sheet() -> ClipSheet | None:
+    """The clips that the annotator is judging."""
+    current: ClipSheet | None = st.session_state.get("sheet")
+    return current
+
+
+def put(new: Sheet | ClipSheet | None) -> None:
     """Lay another sheet on the desk; what was chosen on it before becomes the widgets' state."""
     st.session_state["sheet"] = new
     st.session_state["pile"] = st.session_state.get("pile", 0) + 1

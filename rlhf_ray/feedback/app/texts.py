@@ -9,8 +9,10 @@ LANGUAGES: dict[Language, str] = {"zh": "中文", "en": "English"}
 TEXTS: dict[str, tuple[str, str]] = {
     "title_label": ("排序标注", "Ranking"),
     "title_compare": ("盲评 A/B", "Blind A/B"),
+    "title_clips": ("片段比较", "Clips"),
     "tab_label": ("Label 标注", "Label"),
     "tab_compare": ("Compare 对比", "Compare"),
+    "tab_clips": ("Clips 片段", "Clips"),
     "tab_dataset": ("Dataset 数据集", "Dataset"),
     "tab_results": ("Results 结果", "Results"),
     "language": ("界面语言", "Language"),
@@ -35,6 +37,16 @@ TEXTS: dict[str, tuple[str, str]] = {
         "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n`S`：跳过　`Z`：撤销上一条",
         "`←`: left is better, `→`: right is better, `↓`: equally good\n\n`S`: skip, `Z`: undo the last one",
     ),
+    "keys_clips": (
+        "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n`S`：无法判断　`Z`：撤销上一条",
+        "`←`: left is better, `→`: right is better, `↓`: equally good\n\n`S`: cannot tell, `Z`: undo the last one",
+    ),
+    "cannot_tell": ("无法判断", "Cannot tell"),
+    "no_clips": (
+        "暂时没有要比较的片段：智能体正在学习，新的片段会自动出现。",
+        "There are no clips to compare now: the agent is learning, and new ones appear by themselves.",
+    ),
+    "too_late": ("这两段已被别人比较过，换了一对。", "Somebody else judged these clips meanwhile; here are others."),
     "random": ("随机 prompt", "Random prompt"),
     "own": ("自己输入 prompt", "A prompt of your own"),
     "own_button": ("生成回答", "Answer it"),

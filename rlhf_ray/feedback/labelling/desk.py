@@ -14,7 +14,7 @@ from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.labelling.assignment import Assignment, Assignments
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.items import Item, Items, NewItem, Overlap, Task
-from rlhf_ray.feedback.labelling.labels import Labels
+from rlhf_ray.feedback.labelling.labels import Labels, Progress
 from rlhf_ray.feedback.labelling.ranking import Draft, shown_order
 from rlhf_ray.feedback.labelling.writers import NoAnswers, Writer, different_answers
 
@@ -111,6 +111,10 @@ class Desk:
         """The annotator's last label, taken back. None if there is none."""
         assignment = self.assignments.undo(annotator)
         return None if assignment is None else self._sheet(annotator, assignment)
+
+    def progress(self, annotator: str) -> Progress:
+        """How far an annotator and all of them are."""
+        return self.labels.progress(annotator)
 
     def save(self, annotator: str, sheet: Sheet) -> int:
         """Store what is on a sheet; the same sheet is stored once.

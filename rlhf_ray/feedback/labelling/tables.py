@@ -95,3 +95,43 @@ labels = Table(
     ),
     Index("labels_by_annotator", "task", "annotator", "state"),
 )
+
+# Two clips of an agent's behaviour, to be compared by whoever comes first.
+clip_pairs = Table(
+    "clip_pairs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    # The run that asks, and its own number of the pair: a run that is resumed asks nothing twice.
+    Column("run", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("left", JSON, nullable=False),
+    Column("right", JSON, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("state", String(8), nullable=False),
+    Column("annotator", Text),
+    Column("expires", Float),
+    UniqueConstraint("run", "number"),
+    Index("clip_pairs_to_draw", "run", "state", "number"),
+)
+
+# As with labels, what was taken back stays with its state.
+clip_choices = Table(
+    "clip_choices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("pair_id", ForeignKey("clip_pairs.id"), nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("submission", String(64), nullable=False, unique=True),
+    Column("state", String(10), nullable=False),
+    Column("choice", String(12), nullable=False),
+    Column("time", Float, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Index(
+        "clip_choices_once",
+        "pair_id",
+        unique=True,
+        sqlite_where=text("state = 'saved'"),
+        postgresql_where=text("state = 'saved'"),
+    ),
+    Index("clip_choices_by_annotator", "annotator", "state"),
+)

@@ -1,0 +1,113 @@
+"""Fits an ensemble of reward predictors to choices between clips, while more of them come in."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss, adapted_l2
+from rlhf_ray.feedback.clips.clips import Comparisons
+from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
+
+SMALLEST_L2, LARGEST_L2 = 1e-7, 1e-2
+"""Between these the coefficient is adapted; it moves by a fifth, once for each fit."""
+FIRST_L2 = 1e-5
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How the members learn."""
+
+    learning_rate: float = 1e-3
+    batch: int = 64
+    """Comparisons of one optimizer step."""
+    error_floor: float = 0.1
+
+
+class EnsembleFitter:
+    """An ensemble with its optimizer; comparisons are given anew at each fit, so that corrected ones are forgotten."""
+
+    def __init__(self, ensemble: RewardEnsemble, settings: FitSettings, seed: int) -> None:
+        self.ensemble = ensemble
+        self.l2 = torch.full((ensemble.members,), FIRST_L2)
+        self.optimizer = torch.optim.Adam(ensemble.parameters(), settings.learning_rate, foreach=True)
+        self._settings = settings
+        self._loss = ClipPreferenceLoss(settings.error_floor)
+        self._seed = seed
+
+    def fit(self, comparisons: Comparisons, steps: int, turn: int) -> dict[str, float]:
+        """Make optimizer steps on all comparisons; adapt the L2 coefficients; take zero and unit of the predictions.
+
+        Each member learns from a bootstrap of its own: a comparison counts Poisson(1) times, as it would among draws
+        with replacement, and those that count 0 times, one in e, are its validation set. How often one counts is
+        decided by its number, so that it stays so while others come in.
+
+        Args:
+            comparisons: at least one.
+            steps: optimizer steps.
+            turn: number of this fit, by which batches are drawn.
+        """
+        left, right = (torch.from_numpy(clips.inputs) for clips in (comparisons.left, comparisons.right))
+        share = torch.tensor(comparisons.left_share)
+        counts = torch.from_numpy(self._counts(comparisons))
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + turn)
+        for _ in range(steps):
+            chosen = torch.randint(
+                len(comparisons), (min(self._settings.batch, len(comparisons)),), generator=generator
+            )
+            self._step(left[chosen], right[chosen], share[chosen], counts[:, chosen])
+        measured = self._measure(left, right, share, counts)
+        self.ensemble.standardise(torch.cat([left, right]).flatten(0, 1))
+        return measured
+
+    def _step(self, left: Tensor, right: Tensor, share: Tensor, counts: Float[Tensor, "members pairs"]) -> None:
+        sums = self.ensemble.sums(torch.cat([left, right]))
+        outputs = {"left": sums[:, : len(share)].flatten(), "right": sums[:, len(share) :].flatten()}
+        columns = {"weight": counts.flatten() / len(share), "left_share": share.repeat(self.ensemble.members)}
+        # A loss is a sum, and members share no weights: one call serves them all.
+        loss, _ = self._loss(outputs, columns)
+        loss = loss + (self.l2 * self.ensemble.squares()).sum()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def _losses(self, left: Tensor, right: Tensor, share: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Weighted loss and accuracy of each member."""
+        sums = self.ensemble.sums(torch.cat([left, right]))
+        found = []
+        for member in range(self.ensemble.members):
+            outputs = {"left": sums[member, : len(share)], "right": sums[member, len(share) :]}
+            loss, metrics = self._loss(outputs, {"weight": weight[member], "left_share": share})
+            found.append((loss, metrics["accuracy"]))
+        return found
+
+    @torch.no_grad()
+    def _measure(self, left: Tensor, right: Tensor, share: Tensor, counts: Tensor) -> dict[str, float]:
+        """Losses on what each member learned from and on what it did not see; L2 follows their ratio."""
+        sides = []
+        for weight in (counts, (counts == 0).float()):
+            weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+            sides.append(
+                [torch.stack(column) for column in zip(*self._losses(left, right, share, weight), strict=True)]
+            )
+        (training, _), (validation, accuracy) = sides
+        known = (counts == 0).any(1)
+        ratio_from = torch.where(known, validation, training * 1.2)
+        self.l2 = adapted_l2(self.l2, training, ratio_from).clamp(SMALLEST_L2, LARGEST_L2)
+        held_out = known.nonzero().flatten()
+        return {
+            "loss": float(training.mean()),
+            "eval_loss": float(validation[held_out].mean()),
+            "eval_accuracy": float(accuracy[held_out].mean()),
+            "predictor/l2": float(self.l2.mean()),
+        }
+
+    def _counts(self, comparisons: Comparisons) -> np.ndarray:
+        """How often each comparison counts for each member [members, pairs]."""
+        drawn = [
+            np.random.default_rng([self._seed, int(number)]).poisson(1.0, self.ensemble.members)
+            for number in comparisons.numbers
+        ]
+        return np.stack(drawn, axis=1).astype(np.float32)

@@ -1,0 +1,208 @@
+"""Pairs of clips in a store: each judged once, nothing lost, by one or several, and at the page."""
+
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.feedback.app import server
+from rlhf_ray.feedback.app.session import seat
+from rlhf_ray.feedback.clips.clips import CHOICES, Clips
+from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings
+from rlhf_ray.feedback.clips.store import AlreadyChosen, ClipStore
+from rlhf_ray.feedback.labelling.database import Database, StoreError
+from tests.feedback.clip_cases import clips
+from tests.feedback.labelling_cases import Clock
+
+ENTRY = Path(server.__file__).with_name("entry.py")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    if request.param == "sqlite":
+        database = Database(str(tmp_path / "clips.db"))
+    else:
+        database = Database(request.getfixturevalue("postgresql"))
+        with database.writing() as connection:
+            connection.exec_driver_sql("TRUNCATE clip_pairs, clip_choices RESTART IDENTITY CASCADE")
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def store(database: Database) -> ClipStore:
+    store = ClipStore(database, "run", 60, Clock())
+    store.add(pairs(3))
+    return store
+
+
+def pairs(count: int, first: int = 0) -> list[tuple[int, Clips, Clips]]:
+    return [(number, clips(1, first=number), clips(1, first=number + 100)) for number in range(first, first + count)]
+
+
+def test_clips_come_back_as_they_were_without_their_true_return(store: ClipStore) -> None:
+    given = pairs(1)[0]
+    pair = store.draw("anna")
+    assert pair is not None
+    for side, found in zip(given[1:], (pair.left, pair.right), strict=True):
+        np.testing.assert_array_equal(found.observations, side.observations)
+        np.testing.assert_array_equal(found.actions, side.actions)
+        assert np.isnan(found.true_returns).all()
+
+
+def test_the_same_numbers_are_asked_once_and_runs_do_not_mix(database: Database, store: ClipStore) -> None:
+    store.add(pairs(5))
+    assert store.numbers() == [0, 1, 2, 3, 4]
+    other = ClipStore(database, "other", 60, Clock())
+    assert other.numbers() == []
+    assert other.draw("anna") is None
+    other.add(pairs(1))
+    assert (other.waiting(), store.waiting()) == (1, 5)
+
+
+def test_every_choice_is_stored_once_whoever_clicks_twice(store: ClipStore) -> None:
+    for number, choice in enumerate(CHOICES[:3]):
+        pair = store.draw("anna")
+        assert pair is not None
+        assert pair.number == number
+        for _ in range(2):
+            store.choose("anna", pair.id, f"click {number}", choice, 1.5)
+    assert store.draw("anna") is None
+    assert [(pair.number, choice) for pair, choice in store.chosen()] == list(enumerate(CHOICES[:3]))
+    assert store.waiting() == 0
+    progress = store.progress("anna")
+    assert (progress.mine, progress.mine_today, progress.done, progress.total) == (3, 3, 3, 3)
+    assert progress.median_seconds == 1.5
+
+
+def test_two_annotators_get_different_pairs_and_a_lease_runs_out(database: Database) -> None:
+    clock = Clock()
+    store = ClipStore(database, "run", 60, clock)
+    store.add(pairs(2))
+    anna, bob = store.draw("anna"), store.draw("bob")
+    assert anna is not None
+    assert bob is not None
+    assert anna.number != bob.number
+    assert store.draw("anna").number == anna.number  # type: ignore[union-attr]
+    assert store.draw("eve") is None
+    clock.now += 61
+    late = store.draw("eve")
+    assert late is not None
+    store.choose("eve", late.id, "eve", "left", 1)
+    with pytest.raises(AlreadyChosen, match="somebody else"):
+        store.choose("anna", late.id, "anna", "right", 1)
+    assert [choice for _, choice in store.chosen()] == ["left"]
+
+
+def test_what_is_taken_back_counts_no_more_and_is_lent_again(store: ClipStore) -> None:
+    assert store.undo("anna") is None
+    first = store.draw("anna")
+    assert first is not None
+    store.choose("anna", first.id, "1", "left", 1)
+    held = store.draw("anna")
+    taken = store.undo("anna")
+    assert taken is not None
+    assert taken.number == first.number
+    assert store.chosen() == []
+    assert store.draw("anna").number == first.number  # type: ignore[union-attr]
+    assert held is not None
+    assert store.draw("bob").number == held.number  # type: ignore[union-attr]
+    store.choose("anna", first.id, "2", "right", 1)
+    assert [choice for _, choice in store.chosen()] == ["right"]
+    assert store.undo("bob") is None
+
+
+@pytest.mark.parametrize("choice", ["", "Left", "both", "left; drop table clip_pairs"])
+def test_other_choices_are_refused(store: ClipStore, choice: str) -> None:
+    pair = store.draw("anna")
+    assert pair is not None
+    with pytest.raises(BadInput, match="choices are left, right, equal, cannot_tell"):
+        store.choose("anna", pair.id, "x", choice, 1)  # type: ignore[arg-type]
+    assert store.waiting() == 3
+
+
+def test_many_at_once_judge_each_pair_once(database: Database) -> None:
+    store = ClipStore(database, "run")
+    store.add(pairs(24))
+    failures: list[BaseException] = []
+
+    def work(name: str) -> None:
+        try:
+            while (pair := store.draw(name)) is not None:
+                store.choose(name, pair.id, f"{name} {pair.id}", "equal", 0.1)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(f"annotator {n}",)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert [pair.number for pair, _ in store.chosen()] == list(range(24))
+
+
+@pytest.fixture
+def desk(store: ClipStore, monkeypatch: pytest.MonkeyPatch) -> ClipDesk:
+    # A page in a test takes the place of `__main__`, which processes that are started later would run again.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
+    settings = ClipSettings(("哪一段更好？", "Which is *better*?"), "en")
+    desk = ClipDesk(store, lambda clip: f"<svg>{clip.observations[0, 0, 0]:g}</svg>", settings)
+    seat(desk)
+    return desk
+
+
+def _visit() -> AppTest:
+    page = AppTest.from_file(str(ENTRY), default_timeout=30)
+    page.query_params["name"] = "anna"
+    return page.run()
+
+
+def _press(page: AppTest, label: str) -> AppTest:
+    return next(button for button in page.button if button.label == label).click().run()
+
+
+def test_the_page_from_the_first_clips_to_the_last(desk: ClipDesk, store: ClipStore) -> None:
+    page = _visit()
+    assert page.subheader[0].value == r"Which is \*better\*?"
+    _press(page, "Left is better")
+    _press(page, "Cannot tell")
+    _press(page, "Undo the last")
+    assert [choice for _, choice in store.chosen()] == ["left"]
+    _press(page, "Equally good")
+    _press(page, "Right is better")
+    assert not page.exception
+    assert [choice for _, choice in store.chosen()] == ["left", "equal", "right"]
+    assert any("no clips to compare now" in one.value for one in page.info)
+    # New ones come without a word of the annotator.
+    store.add(pairs(1, first=3))
+    page.run()
+    assert any(button.label == "Left is better" for button in page.button)
+
+
+def test_a_store_that_fails_says_so_and_the_clips_stay(
+    desk: ClipDesk, store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = _visit()
+
+    def fail(*_: object) -> None:
+        raise StoreError("store: the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "choose", fail)
+        _press(page, "Left is better")
+    assert "the disk is full" in page.error[0].value
+    _press(page, "Left is better")
+    assert len(store.chosen()) == 1
+
+
+def test_the_language_switches(desk: ClipDesk) -> None:
+    page = _visit()
+    next(one for one in page.button_group if one.label == "Language").set_value("zh").run()
+    assert {"左边更好", "右边更好", "一样好", "无法判断"} <= {button.label for button in page.button}
+    assert page.subheader[0].value == "哪一段更好？"
