@@ -8,14 +8,19 @@ from typing import Any
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
-def exact_answer(prompts: Sequence[Any], completions: Sequence[str], answer: Sequence[Any], **_: Any) -> list[float]:
+def exact_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
     """1 for a right answer, 0 for a wrong one or none."""
-    return [float(last_number(text) == number(wanted)) for text, wanted in zip(completions, answer, strict=True)]
+    return [float(last_number(text_of(c)) == number(wanted)) for c, wanted in zip(completions, answer, strict=True)]
 
 
-def names_nine(prompts: Sequence[Any], completions: Sequence[str], **_: Any) -> list[float]:
+def names_nine(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
     """A cost for examples of safe RLHF: 1 for an answer that is 9, right or wrong."""
-    return [float(last_number(text) == 9) for text in completions]
+    return [float(last_number(text_of(completion)) == 9) for completion in completions]
+
+
+def text_of(completion: Any) -> str:
+    """The response itself: a completion is a list of messages where prompts are messages."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def last_number(text: str) -> Decimal | None:

@@ -5,7 +5,6 @@ Each stage is the command that a user would type. The oracle is the grammar's ow
 
 import argparse
 import json
-import math
 import shlex
 import statistics
 import subprocess
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.reviews.build import build
-from examples.reviews.oracle import oracle
+from examples.reviews.figures import answers, figures_of, read_jsonl
 from rlhf_ray.models.tiny import build_tiny
 
 HERE = Path(__file__).parent
@@ -38,14 +37,32 @@ def main() -> None:
     started = time.monotonic()
     output: Path = arguments.output
     seed: int = arguments.seed
+    files = prepare(output, seed, arguments.scale)
+    heading("Reinforcement learning: rlhf ppo")
+    further = ["--rewards.0.path", str(output / "reward" / "final")]
+    if arguments.scale != 1:
+        steps = yaml.safe_load((HERE / "ppo.yaml").read_text(encoding="utf-8"))["steps"]
+        further += ["--steps", str(share(steps, arguments.scale))]
+    stage(
+        "ppo",
+        output,
+        seed,
+        model=output / "sft" / "final",
+        data=files["prompts_train"],
+        held_out=files["prompts_held_out"],
+        further=further,
+    )
 
-    def share(full: int) -> int:
-        return max(2, round(full * arguments.scale))
+    summary = summarise(output, time.monotonic() - started)
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    show(output, summary)
 
+
+def prepare(output: Path, seed: int, scale: float) -> dict[str, Path]:
+    """Write the reviews, and train the language model and the reward model; returns the files of data by name."""
     heading("Reviews from a grammar, and a tokenizer and untrained model for them")
-    files = build(output / "data", seed=seed, reviews=share(REVIEWS), rankings=share(RANK_LISTS))
-    rows = [json.loads(line) for line in files["sft"].read_text(encoding="utf-8").splitlines()]
-    texts = [row["prompt"] + row["completion"] for row in rows]
+    files = build(output / "data", seed=seed, reviews=share(REVIEWS, scale), rankings=share(RANK_LISTS, scale))
+    texts = [row["prompt"] + row["completion"] for row in read_jsonl(files["sft"])]
     build_tiny(output / "base", texts, hidden=128, layers=4, heads=4, vocab_size=2048, tie=True, seed=seed)
     print(f"{len(texts)} reviews such as: {texts[0]}", flush=True)
 
@@ -60,23 +77,12 @@ def main() -> None:
         data=files["rankings"],
         held_out=files["rankings_held_out"],
     )
-    heading("Reinforcement learning: rlhf ppo")
-    further = ["--rewards.0.path", str(output / "reward" / "final")]
-    if arguments.scale != 1:
-        further += ["--steps", str(share(yaml.safe_load((HERE / "ppo.yaml").read_text(encoding="utf-8"))["steps"]))]
-    stage(
-        "ppo",
-        output,
-        seed,
-        model=output / "sft" / "final",
-        data=files["prompts_train"],
-        held_out=files["prompts_held_out"],
-        further=further,
-    )
+    return files
 
-    summary = summarise(output, time.monotonic() - started)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-    show(output, summary)
+
+def share(full: int, scale: float) -> int:
+    """A number of rows or steps on a smaller scale."""
+    return max(2, round(full * scale))
 
 
 def heading(text: str) -> None:
@@ -99,53 +105,20 @@ def stage(
 
 
 def summarise(output: Path, seconds: float) -> dict[str, Any]:
-    """What the run did to the policy, on held-out prompts."""
-    metrics = read_jsonl(output / "ppo" / "metrics.jsonl")
-    center = json.loads((output / "reward" / "final" / "score_statistics.json").read_text(encoding="utf-8"))["median"]
-    before, after = answers(output)
-    evaluations = [row for row in metrics if "eval_completions/distinct_2" in row]
-    trained = [row for row in metrics if "objective/kl" in row]
+    """What the run did to the policy, on held-out prompts; the seconds are those of all stages."""
+    trained = [row for row in read_jsonl(output / "ppo" / "metrics.jsonl") if "step_time" in row]
     return {
-        "reward_before": mean_probability(before, center),
-        "reward_after": mean_probability(after, center),
-        "oracle_before": mean_oracle(before),
-        "oracle_after": mean_oracle(after),
-        "distinct2_before": evaluations[0]["eval_completions/distinct_2"],
-        "distinct2_after": evaluations[-1]["eval_completions/distinct_2"],
-        "kl": trained[-1]["objective/kl"],
-        "steps": trained[-1]["step"],
+        **figures_of(output / "ppo"),
         "seconds": round(seconds, 1),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in trained),
         "sync_logprob_diff": max(row["sync/logprob_diff"] for row in trained),
     }
 
 
-def answers(output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Answers to the held-out prompts before the first step and after the last."""
-    rows = [row for row in read_jsonl(output / "ppo" / "samples.jsonl") if row["kind"] == "evaluation"]
-    first, last = rows[0]["step"], rows[-1]["step"]
-    return [row for row in rows if row["step"] == first], [row for row in rows if row["step"] == last]
-
-
-def mean_probability(rows: Sequence[dict[str, Any]], center: float) -> float:
-    """Mean sigmoid of the reward model's score, centred on the median score of its training texts."""
-    return statistics.fmean(1 / (1 + math.exp(center - row["rewards"]["reward"])) for row in rows)
-
-
-def mean_oracle(rows: Sequence[dict[str, Any]]) -> float:
-    """Mean judgement of the grammar."""
-    return statistics.fmean(oracle(row["prompt"] + row["response"]) for row in rows)
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def show(output: Path, summary: dict[str, Any]) -> None:
     """Samples side by side, the figures, and where the pictures are."""
     console = Console(width=None if sys.stdout.isatty() else 120)
-    before, after = answers(output)
+    before, after = answers(output / "ppo")
     table = Table("prompt", "before", "after", title="Held-out prompts, before and after PPO", show_lines=True)
     stride = max(1, len(before) // SHOWN_SAMPLES)
     for first, last in list(zip(before, after, strict=True))[::stride][:SHOWN_SAMPLES]:

@@ -28,6 +28,12 @@ def test_the_last_number_counts(text: str, answer: object, reward: float) -> Non
     assert exact_answer([""], [text], answer=[answer], other=[None]) == [reward]
 
 
+def test_answers_to_messages_are_judged_too() -> None:
+    prompt, answer = [{"role": "user", "content": "6 times 7?"}], [{"role": "assistant", "content": "It is 42."}]
+    assert exact_answer([prompt], [answer], answer=[42]) == [1.0]
+    assert names_nine([prompt], [answer]) == [0.0]
+
+
 @pytest.mark.parametrize(("text", "cost"), [(" 9", 1.0), ("9, no: 8", 0.0), ("", 0.0), (" 99", 0.0)])
 def test_nine_costs(text: str, cost: float) -> None:
     assert names_nine([""], [text], answer=[9]) == [cost]

@@ -1,0 +1,95 @@
+"""What training did to the policy, on held-out prompts: `python -m examples.reviews.figures RUN ...`.
+
+Each RUN is the folder of an `rlhf ppo` run on the reviews, or a file of answers that `rlhf generate` wrote, of which
+only the grammar's judgement is known.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from examples.reviews.oracle import oracle
+
+Row = dict[str, Any]
+
+
+def figures_of(run: Path) -> dict[str, float]:
+    """Figures of a run of PPO, before its first step and after its last.
+
+    `reward` is the mean sigmoid of the reward model's score, centred on the median score of its training texts;
+    `oracle` the grammar's judgement; `kl` that of a response of the last step to the reference, in nats, where the run
+    has one; `seconds` those of the whole run, its start included.
+    """
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    [reward] = config["rewards"]
+    center = json.loads((Path(reward["path"]) / "score_statistics.json").read_text(encoding="utf-8"))["median"]
+    metrics = read_jsonl(run / "metrics.jsonl")
+    evaluations = [row for row in metrics if "eval_completions/distinct_2" in row]
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    found: dict[str, float] = {}
+    for when, rows, row in zip(("before", "after"), answers(run), (evaluations[0], evaluations[-1]), strict=True):
+        found[f"reward_{when}"] = mean_probability(rows, reward["name"], center)
+        found[f"oracle_{when}"] = mean_oracle([row["prompt"] + row["response"] for row in rows])
+        found[f"distinct2_{when}"] = row["eval_completions/distinct_2"]
+    steps = [row for row in metrics if "step_time" in row]
+    if config["algorithm"]["kl"]["coefficient"] > 0:
+        found["kl"] = steps[-1]["objective/kl"]
+    return found | {"steps": steps[-1]["step"], "seconds": record["closed"] - record["started"]}
+
+
+def answers(run: Path) -> tuple[list[Row], list[Row]]:
+    """Answers to the held-out prompts before the first step and after the last."""
+    rows = [row for row in read_jsonl(run / "samples.jsonl") if row["kind"] == "evaluation"]
+    first, last = rows[0]["step"], rows[-1]["step"]
+    return [row for row in rows if row["step"] == first], [row for row in rows if row["step"] == last]
+
+
+def mean_probability(rows: Sequence[Mapping[str, Any]], source: str, center: float) -> float:
+    """Mean sigmoid of a reward model's scores, centred."""
+    return statistics.fmean(1 / (1 + math.exp(center - row["rewards"][source])) for row in rows)
+
+
+def mean_oracle(texts: Sequence[str]) -> float:
+    """Mean judgement of the grammar."""
+    return statistics.fmean(map(oracle, texts))
+
+
+def judged(file: Path) -> float:
+    """The grammar's mean judgement of answers that `rlhf generate` wrote."""
+    return mean_oracle([row["prompt"] + row["completion"] for row in read_jsonl(file)])
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Rows of a file."""
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+
+
+def main() -> None:
+    """Read the command line and print a table, a row a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    table = Table("run", "reward", "grammar", "distinct-2", "KL", "steps", "seconds")
+    for run in parser.parse_args().runs:
+        if run.is_file():
+            table.add_row(run.name, "", f"{judged(run):.3f}", "", "", "", "")
+            continue
+        figures = figures_of(run)
+        changes = (
+            f"{figures[f'{name}_before']:.3f} -> {figures[f'{name}_after']:.3f}"
+            for name in ("reward", "oracle", "distinct2")
+        )
+        kl = f"{figures['kl']:.1f}" if "kl" in figures else ""
+        table.add_row(run.name, *changes, kl, f"{figures['steps']:g}", f"{figures['seconds']:.0f}")
+    Console(width=max(Console().width, 100)).print(table)
+
+
+if __name__ == "__main__":
+    main()

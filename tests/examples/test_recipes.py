@@ -1,0 +1,132 @@
+"""Each recipe of the examples fits its schema, and (slow) raises what it is trained on by what its file says."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.exact_answers import build as exact_answers
+from examples.reviews import demo
+from examples.reviews.figures import figures_of, judged
+from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.verbs import load_job
+from tests.jobs.ppo_runs import evaluation_rows, write_config, write_rows
+
+ROOT = Path(__file__).parents[2]
+RISE = 0.2
+"""Least rise of the reward of held-out prompts, which lies between 0 and 1."""
+SHARE = 0.5
+"""Of the reviews and rank lists of `make demo`, which the language model and the reward model of this test learn."""
+
+
+def recipes(folder: str) -> list[Path]:
+    """Configs of `rlhf ppo`."""
+    found = sorted((ROOT / "examples" / folder).glob("*.yaml"))
+    return [path for path in found if "\nalgorithm:" in path.read_text(encoding="utf-8")]
+
+
+REVIEWS, EXACT_ANSWERS = recipes("reviews"), recipes("exact_answers")
+
+
+@pytest.mark.parametrize("path", REVIEWS, ids=lambda path: path.stem)
+def test_each_fits_its_schema_and_says_what_to_expect(path: Path) -> None:
+    config = load_job("ppo", [str(path)], check_files=False)
+    assert isinstance(config, PPOConfig)
+    assert config.output == f"outputs/demo/{path.stem}"
+    assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_figures_of_a_run(tmp_path: Path) -> None:
+    """Scores are centred by the reward model that the run names; the first evaluation is set against the last."""
+    run, reward = tmp_path / "run", tmp_path / "reward"
+    run.mkdir()
+    reward.mkdir()
+    (reward / "score_statistics.json").write_text(json.dumps({"median": 2.0}))
+    config = {"rewards": [{"name": "taste", "path": str(reward)}], "algorithm": {"kl": {"coefficient": 0.1}}}
+    write_config(run / "config.yaml", config)
+    evaluations = [{"step": step, "eval_completions/distinct_2": 0.5 - step / 100} for step in (0, 5, 9)]
+    steps = [{"step": step, "step_time": 1.0, "objective/kl": float(step)} for step in (1, 9)]
+    write_rows(run / "metrics.jsonl", [evaluations[0], steps[0], evaluations[1], steps[1], evaluations[2]])
+    answers = [("这本书很", "好看。", 0, 2.0), ("这本书很", "难看。", 9, 2.0), ("这本书很", "好看。", 9, 1e3)]
+    samples = [
+        {"step": step, "kind": "evaluation", "prompt": prompt, "response": text, "rewards": {"taste": score}}
+        for prompt, text, step, score in answers
+    ]
+    write_rows(run / "samples.jsonl", [{"step": 1, "kind": "training"}, *samples])
+    (run / "run.json").write_text(json.dumps({"started": 10.0, "closed": 72.0}))
+    figures = figures_of(run)
+    assert (figures["reward_before"], figures["reward_after"]) == (0.5, 0.75)
+    assert figures["oracle_before"] > 0.7 > figures["oracle_after"] > 0.3
+    assert (figures["distinct2_before"], figures["distinct2_after"]) == (0.5, pytest.approx(0.41))
+    assert (figures["kl"], figures["steps"], figures["seconds"]) == (9.0, 9, 62.0)
+    write_rows(tmp_path / "answers.jsonl", [{"prompt": "这本书很", "completion": "好看。"}])
+    assert judged(tmp_path / "answers.jsonl") == figures["oracle_before"]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The current directory, with the examples in it and outputs yet to come."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "examples").symlink_to(ROOT / "examples")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def reviews(project: Path) -> Path:
+    """The folder of the reviews, their language model and their reward model."""
+    demo.prepare(Path("outputs/demo"), seed=0, scale=SHARE)
+    return project / "outputs" / "demo"
+
+
+@pytest.fixture(scope="module")
+def careless(project: Path) -> Path:
+    """The folder of exact answers and of the model that gives them as its careless teacher did."""
+    exact_answers.build("outputs/exact_answers")
+    rlhf("sft", "examples/exact_answers/sft.yaml")
+    return project / "outputs" / "exact_answers"
+
+
+def rlhf(*arguments: str) -> None:
+    """Run a command as a reader of the examples does."""
+    subprocess.run([sys.executable, "-m", "rlhf_ray.cli", *arguments], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", REVIEWS, ids=lambda path: path.stem)
+def test_reviews_become_better(path: Path, reviews: Path) -> None:
+    rlhf("ppo", str(path))
+    figures = figures_of(reviews / path.stem)
+    assert figures["reward_after"] > figures["reward_before"] + RISE, figures
+    assert figures["oracle_after"] > figures["oracle_before"], figures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_preferences_raise_the_judgement_of_the_grammar(name: str, reviews: Path) -> None:
+    rlhf("dpo", f"examples/reviews/{name}.yaml")
+    found = []
+    for model in ("sft", name):
+        answers = reviews / f"answers_{model}.jsonl"
+        options = ("--model.path", f"outputs/demo/{model}/final", "--output", str(answers))
+        rlhf("generate", "examples/reviews/generate.yaml", *options)
+        found.append(judged(answers))
+    assert found[1] > found[0] + RISE, found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("path", EXACT_ANSWERS, ids=lambda path: path.stem)
+def test_more_answers_are_right(path: Path, careless: Path) -> None:
+    rlhf("ppo", str(path))
+    rewards = [row["eval_rewards/exact/mean"] for row in evaluation_rows(careless / path.stem)]
+    # With the cost of nines, a third of the right answers is out of reach.
+    rise = RISE if path.stem != "safe_rlhf" else RISE / 2
+    assert rewards[-1] > rewards[0] + rise, rewards
