@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("chunked_logprobs", "weight_sync", "rollout_pool", "preferences", "ppo")
+BENCHMARKS = ("chunked_logprobs", "weight_sync", "rollout_pool", "preferences", "ppo", "grpo")
 
 
 def main() -> None:

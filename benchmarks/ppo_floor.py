@@ -1,4 +1,4 @@
-"""The floor of `benchmarks/ppo.py`: bare vLLM, then bare forward and backward passes of the same tokens.
+"""The floor of `benchmarks/ppo.py` and `grpo.py`: bare vLLM, then bare forward and backward passes of the same tokens.
 
 No rewards, advantages, losses, optimizer steps or weight syncs; nobody waits for anybody. Batches are cut as well as
 the product's, and from all samples at once, which an algorithm that draws minibatches cannot do.
@@ -19,18 +19,20 @@ from rlhf_ray.data.batches import assign
 class BarePasses:
     """Plain Transformers models: no optimizer, no DeepSpeed, no other process."""
 
-    def __init__(self, workload: Workload, threads: int, tokens_per_batch: int) -> None:
+    def __init__(self, workload: Workload, has_critic: bool, threads: int, tokens_per_batch: int) -> None:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         torch.set_num_threads(threads)
         self._policy: Any = AutoModelForCausalLM.from_pretrained(workload.policy, dtype=torch.float32)
-        self._critic: Any = AutoModelForSequenceClassification.from_pretrained(
-            workload.reward, num_labels=1, dtype=torch.float32
-        )
+        self._critic: Any = None
+        if has_critic:
+            self._critic = AutoModelForSequenceClassification.from_pretrained(
+                workload.reward, num_labels=1, dtype=torch.float32
+            )
         self._budget = tokens_per_batch
 
     def seconds(self, lengths: Sequence[int], epochs: int) -> dict[str, float]:
-        """Time of the inference passes of four networks, and of `epochs` training passes of policy and critic."""
+        """Time of the inference passes of all networks, and of `epochs` training passes of policy and critic."""
         rows = np.array(lengths) + PROMPT_TOKENS
         batches = [rows[batch] for batch in assign(rows, 1, self._budget)[0]]
         started = time.perf_counter()
@@ -39,14 +41,17 @@ class BarePasses:
                 # Policy and reference, critic and reward model: pairs of the same size.
                 for _ in range(2):
                     self._logprobs(batch)
-                    self._values(batch)
+                    if self._critic is not None:
+                        self._values(batch)
         inferred = time.perf_counter()
         for _ in range(epochs):
             for batch in batches:
                 self._logprobs(batch).sum().backward()
-                self._values(batch).square().sum().backward()
-            for network in (self._policy, self._critic):
-                network.zero_grad()
+                if self._critic is not None:
+                    self._values(batch).square().sum().backward()
+            self._policy.zero_grad()
+            if self._critic is not None:
+                self._critic.zero_grad()
         return {"inference": inferred - started, "training": time.perf_counter() - inferred}
 
     def _logprobs(self, lengths: np.ndarray) -> Tensor:

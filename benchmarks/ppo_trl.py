@@ -4,13 +4,10 @@ A process of its own, because its TRL is another one than this environment's. Ea
 the answer is a line of JSON with the step's seconds and what it worked on.
 """
 
-import json
-import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from datasets import Dataset
@@ -18,62 +15,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    LogitsProcessor,
     LogitsProcessorList,
-    TrainerCallback,
 )
 
-from benchmarks.ppo_workload import LONGEST_RESPONSE, Workload
-
-
-class ScheduledEnd(LogitsProcessor):
-    """Writes the end-of-sequence token where a prompt's schedule says, and nowhere else."""
-
-    def __init__(self, prompts: list[list[int]], eos: int, pad: int) -> None:
-        self._prompts = [tuple(prompt) for prompt in prompts]
-        self._context = len(prompts[0])
-        self._eos, self._pad = eos, pad
-        self._lengths: dict[tuple[int, ...], int] = {}
-        self.written = 0
-        """Tokens asked of the step that runs."""
-
-    def schedule(self, lengths: list[int]) -> None:
-        self._lengths = dict(zip(self._prompts, lengths, strict=True))
-        self.written = 0
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        place = input_ids.shape[1] - self._context
-        ends = torch.tensor([self._lengths[tuple(row)] for row in input_ids[:, : self._context].tolist()])
-        if place == 0:
-            self.written = int(ends.sum())
-        scores[:, [self._eos, self._pad]] = -torch.inf
-        last = ends == place + 1
-        scores[last] = -torch.inf
-        scores[last, self._eos] = 0.0
-        return scores
-
-
-class Turns(TrainerCallback):
-    """Holds the trainer between its steps until it is asked for the next one."""
-
-    def __init__(self, workload: Workload, schedule: ScheduledEnd, answers: TextIO) -> None:
-        self._lengths = workload.lengths
-        self._schedule, self._answers = schedule, answers
-        self._started = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._answer({"ready": True})
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._answer({"seconds": time.perf_counter() - self._started, "tokens": self._schedule.written})
-
-    def _answer(self, what: dict[str, Any]) -> None:
-        print(json.dumps(what), file=self._answers, flush=True)
-        line = sys.stdin.readline().strip()
-        if not line:
-            os._exit(0)
-        self._schedule.schedule(self._lengths[line])
-        self._started = time.perf_counter()
+from benchmarks.ppo_workload import Workload
+from benchmarks.trl_turns import ScheduledEnd, Turns, answers_stream
 
 
 def train(workload: Workload, output: Path, epochs: int, minibatches: int, threads: int, answers: TextIO) -> None:
@@ -91,6 +37,11 @@ def train(workload: Workload, output: Path, epochs: int, minibatches: int, threa
     policy = load()
     policy.generate = partial(policy.generate, logits_processor=LogitsProcessorList([schedule]))
     samples = len(prompts)
+    turns = Turns(
+        answers,
+        begin=lambda line: schedule.schedule(workload.lengths[line]),
+        found=lambda: {"tokens": schedule.written},
+    )
     arguments = PPOConfig(
         output_dir=str(output / "trl"),
         # One batch is one step's samples, and each minibatch is one optimizer step.
@@ -100,7 +51,7 @@ def train(workload: Workload, output: Path, epochs: int, minibatches: int, threa
         num_ppo_epochs=epochs,
         local_rollout_forward_batch_size=samples,
         total_episodes=samples * 1000,
-        response_length=LONGEST_RESPONSE,
+        response_length=workload.longest,
         stop_token="eos",
         temperature=1.0,
         learning_rate=1e-6,
@@ -123,17 +74,14 @@ def train(workload: Workload, output: Path, epochs: int, minibatches: int, threa
         train_dataset=Dataset.from_dict({"input_ids": prompts}),
         # It wants one even where it never evaluates.
         eval_dataset=Dataset.from_dict({"input_ids": prompts}),
-        callbacks=[Turns(workload, schedule, answers)],
+        callbacks=[turns],
     )
     trainer.train()
 
 
 def main() -> None:
-    # Libraries print; the answers have standard output for themselves.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     folder, output, epochs, minibatches, threads = sys.argv[1:]
-    train(Workload(Path(folder)), Path(output), int(epochs), int(minibatches), int(threads), answers)
+    train(Workload(Path(folder)), Path(output), int(epochs), int(minibatches), int(threads), answers_stream())
 
 
 if __name__ == "__main__":

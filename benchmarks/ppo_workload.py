@@ -1,4 +1,4 @@
-"""What all contenders of `benchmarks/ppo.py` work on: models, prompts, and the length of each response."""
+"""What contenders of `benchmarks/ppo.py` and `benchmarks/grpo.py` work on: models, prompts, lengths of responses."""
 
 import json
 import math
@@ -17,13 +17,23 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf_ray.models.tiny import build_tiny
 
 PROMPT_TOKENS = 16
-LONGEST_RESPONSE = 256
-MEAN_RESPONSE = 64
+FIXED_RESPONSE = 64
 SPREAD = 0.8
 """Standard deviation of the logarithm of a natural response's length."""
 HIDDEN, LAYERS, HEADS, VOCABULARY = 256, 4, 4, 1024
 
 Lengths = dict[str, list[int]]
+
+
+@dataclass(frozen=True)
+class Responses:
+    """How many responses there are, and how long natural ones are."""
+
+    prompts: int
+    mean: int
+    longest: int
+    group: int = 1
+    """Responses to each prompt."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class Workload:
     folder: Path
 
     @classmethod
-    def make(cls, folder: Path, samples: int) -> "Workload":
-        """Write models and data, unless they are there; `samples` is the number of prompts, one sample each."""
+    def make(cls, folder: Path, responses: Responses) -> "Workload":
+        """Write models and data, unless they are there."""
         workload = cls(folder)
         if (folder / "lengths.json").exists():
             return workload
@@ -48,10 +58,13 @@ class Workload:
         critic.save_pretrained(workload.reward)
         tokenizer = AutoTokenizer.from_pretrained(workload.policy)
         tokenizer.save_pretrained(workload.reward)
-        prompts = _prompts(tokenizer, texts, samples)
+        prompts = _prompts(tokenizer, texts, responses.prompts)
         lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
         workload.prompts.write_text("".join(lines), encoding="utf-8")
-        lengths = {"natural": natural_lengths(samples), "fixed": [MEAN_RESPONSE] * samples}
+        lengths = {
+            "natural": natural_lengths(responses),
+            "fixed": [FIXED_RESPONSE] * responses.prompts * responses.group,
+        }
         (folder / "lengths.json").write_text(json.dumps(lengths), encoding="utf-8")
         return workload
 
@@ -69,25 +82,34 @@ class Workload:
 
     @property
     def lengths(self) -> Lengths:
-        """Response tokens of each prompt, the end-of-sequence token included, by kind of length."""
+        """Tokens of each response, the end-of-sequence token included, prompt after prompt, by kind of length."""
         lengths: Lengths = json.loads((self.folder / "lengths.json").read_text(encoding="utf-8"))
         return lengths
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest response."""
+        return max(max(lengths) for lengths in self.lengths.values())
+
+    def prompt_texts(self) -> list[str]:
+        """The prompts."""
+        return [json.loads(line)["prompt"] for line in self.prompts.read_text(encoding="utf-8").splitlines()]
 
     def prompt_ids(self) -> list[list[int]]:
         """Token ids of the prompts."""
         tokenizer = AutoTokenizer.from_pretrained(self.policy)
-        lines = self.prompts.read_text(encoding="utf-8").splitlines()
-        return [tokenizer(json.loads(line)["prompt"])["input_ids"] for line in lines]
+        return [tokenizer(prompt)["input_ids"] for prompt in self.prompt_texts()]
 
 
 SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 
 
-def natural_lengths(count: int) -> list[int]:
-    """Quantiles of a log-normal distribution of mean 64, capped, in an order that says nothing."""
-    location = math.log(MEAN_RESPONSE) - SPREAD**2 / 2
+def natural_lengths(responses: Responses) -> list[int]:
+    """Quantiles of a log-normal distribution, capped, in an order that says nothing."""
+    count = responses.prompts * responses.group
+    location = math.log(responses.mean) - SPREAD**2 / 2
     quantiles = [NormalDist(location, SPREAD).inv_cdf((i + 0.5) / count) for i in range(count)]
-    lengths = [min(LONGEST_RESPONSE, round(math.exp(q))) for q in quantiles]
+    lengths = [min(responses.longest, round(math.exp(q))) for q in quantiles]
     random.Random(0).shuffle(lengths)
     return lengths
 

@@ -3,41 +3,18 @@
 A process of its own, with both cores. The answers are lines of JSON: the step's seconds, and the process's peak memory.
 """
 
-import json
-import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
-from benchmarks.memory import peak_mib
 from benchmarks.preference_workload import PreferenceWorkload
-from benchmarks.reward_trl import COMMON, reward_trainer
-
-
-class Turns(TrainerCallback):
-    """Holds the trainer between its steps until it is asked for the next one."""
-
-    def __init__(self, answers: TextIO) -> None:
-        self._answers = answers
-        self._started = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._answer({"ready": True})
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._answer({"seconds": time.perf_counter() - self._started, "mib": peak_mib(os.getpid())})
-
-    def _answer(self, what: dict[str, Any]) -> None:
-        print(json.dumps(what), file=self._answers, flush=True)
-        if not sys.stdin.readline().strip():
-            os._exit(0)
-        self._started = time.perf_counter()
+from benchmarks.reward_trl import ANY_LENGTH, COMMON, reward_trainer
+from benchmarks.trl_turns import Turns, answers_stream
 
 
 def dpo_trainer(
@@ -48,7 +25,7 @@ def dpo_trainer(
     return DPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
         ref_model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        args=DPOConfig(output_dir=str(output), **COMMON | settings),
+        args=DPOConfig(output_dir=str(output), **COMMON | ANY_LENGTH | settings),
         train_dataset=Dataset.from_list(list(rows)),
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=callbacks,
@@ -56,9 +33,7 @@ def dpo_trainer(
 
 
 def main() -> None:
-    # Libraries print; the answers have standard output for themselves.
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    answers = answers_stream()
     folder, job, kind, output, pairs_per_step, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     workload = PreferenceWorkload(Path(folder))

@@ -22,10 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 
-from benchmarks.memory import peak_mib
+from benchmarks.memory import actors_mib, peak_mib
 from benchmarks.peer_process import PeerProcess
 from benchmarks.preference_floor import REFERENCE_EPOCHS, BarePairs
 from benchmarks.preference_workload import KINDS, PreferenceWorkload
@@ -99,7 +98,7 @@ class InTurns:
             return
         share = self.reference / self._steps / REFERENCE_EPOCHS
         mine = {"step": seconds + share, "training": seconds, "reference": share}
-        self.trainer_mib = max(self.trainer_mib, _trainers_mib())
+        self.trainer_mib = max(self.trainer_mib, sum(actors_mib("TrainerActor")))
         self.rows.append({"rlhf_ray": mine, **self._others(self._taken - 1)})
         print(f"  {_line(self.rows[-1])}", file=sys.stderr, flush=True)
 
@@ -181,12 +180,6 @@ def summary(
         "steps": {name: [round(row[name]["step"], 3) for row in repeats] for name in repeats[0]},
         "peak_mib": {name: round(value) for name, value in memory.items()},
     }
-
-
-def _trainers_mib() -> float:
-    """Peak memory of all trainer processes together."""
-    ours = psutil.Process().children(recursive=True)
-    return sum(peak_mib(one.pid) for one in ours if "".join(one.cmdline()[:1]).startswith("ray::TrainerActor"))
 
 
 def _remote(actor_class: type) -> Any:

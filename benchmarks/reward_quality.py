@@ -32,8 +32,11 @@ from rlhf_ray.config.data import RankingDataConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.config.supervised import RewardTrainingConfig
-from rlhf_ray.data.loading import read_rankings
+from rlhf_ray.data.bad_rows import ReadReport
+from rlhf_ray.data.columns import ranking_of
+from rlhf_ray.data.loading import ranked_row, read_rankings
 from rlhf_ray.data.rows import RankedRow
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.evaluation.statistics import bootstrap_mean
 from rlhf_ray.jobs import reward
 from rlhf_ray.models.loading import load_scalar, load_tokenizer
@@ -73,9 +76,15 @@ def texts_of(row: Row) -> list[str]:
     return [row["prompt"] + answer for answer in answers]
 
 
-def split(rows: list[Row], share: float, seed: int, folder: Path) -> Split:
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    cut = round(len(rows) * share)
+def told_apart(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[int]:
+    """Numbers of the rows whose texts still differ once they are shortened; the job leaves the others out."""
+    encoder, report = Encoder(tokenizer), ReadReport("rows", allowed_share=0)
+    return [n for n, row in enumerate(rows) if ranked_row(ranking_of(row), encoder, max_tokens, report) is not None]
+
+
+def split(rows: list[Row], usable: list[int], share: float, seed: int, folder: Path) -> Split:
+    order = random.Random(seed).sample(usable, len(usable))
+    cut = round(len(order) * share)
     files = (folder / "train.jsonl", folder / "held_out.jsonl")
     for path, numbers in zip(files, (order[cut:], order[:cut]), strict=True):
         path.write_text("".join(json.dumps(rows[number]) + "\n" for number in numbers), encoding="utf-8")
@@ -155,15 +164,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            files = split(rows, options.held_out, seed, folder)
             model = start_model(rows, folder, options, seed)
             tokenizer = load_tokenizer(ModelConfig(path=str(model)))
+            files = split(rows, told_apart(rows, tokenizer, options.max_tokens), options.held_out, seed, folder)
             train, held_out = (
                 read_rankings(RankingDataConfig(path=str(path), max_tokens=options.max_tokens), tokenizer).rows
                 for path in (files.train, files.held_out)
             )
-            if len(held_out) != len(files.numbers):
-                raise SystemExit(f"{len(files.numbers) - len(held_out)} rows kept aside are alike after --max-tokens")
+            assert len(held_out) == len(files.numbers), "each row kept aside has its number"
             began = time.perf_counter()
             models = {"rlhf_ray": ours(model, files, folder / "rlhf_ray", options, seed)}
             middle = time.perf_counter()

@@ -1,4 +1,7 @@
-"""TRL's RewardTrainer and DPOTrainer on rows that are token ids already, without gradient checkpointing, in float32."""
+"""Settings of TRL's trainers, and its RewardTrainer on rows that are token ids already.
+
+Float32, without gradient checkpointing.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +31,10 @@ COMMON: dict[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
     "logging_steps": 1_000_000,
-    "max_length": None,
 }
-"""What both of its trainers are told, to do what ours does."""
+"""What its trainers are told, to do what ours do."""
+ANY_LENGTH: dict[str, Any] = {"max_length": None}
+"""What those of pairs are told besides."""
 
 
 def reward_trainer(
@@ -51,7 +55,7 @@ def reward_trainer(
     rows = {"chosen_ids": [chosen for chosen, _ in pairs], "rejected_ids": [rejected for _, rejected in pairs]}
     return RewardTrainer(
         model=network,
-        args=RewardConfig(output_dir=str(output), **COMMON | settings),
+        args=RewardConfig(output_dir=str(output), **COMMON | ANY_LENGTH | settings),
         train_dataset=Dataset.from_dict(rows),
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=list(callbacks),
