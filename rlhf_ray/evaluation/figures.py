@@ -1,7 +1,7 @@
 """Figures of the comparison page as inline SVG: geometry only, the template writes the markup and escapes labels."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,13 +106,19 @@ def shortened(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
-def make_bars(title: str, unit: str, values: Mapping[str, Estimate | float | None]) -> Bars | None:
+def make_bars(
+    title: str,
+    unit: str,
+    values: Mapping[str, Estimate | float | None],
+    show: Callable[[float], str] = short_number,
+) -> Bars | None:
     """Bars of the models that have a finite value; None where none has.
 
     Args:
         title: of the figure.
         unit: shown beside it.
         values: by model, in the order of colours.
+        show: how a value is written.
     """
     known = {name: _bounds(value) for name, value in values.items()}
     ends = [end for bounds in known.values() if bounds for end in bounds if end is not None]
@@ -140,7 +146,7 @@ def make_bars(title: str, unit: str, values: Mapping[str, Estimate | float | Non
                 None if low is None else place(low),
                 None if high is None else place(high),
                 colour_of(index),
-                short_number(value),
+                show(value),
             )
         )
     return Bars(title, unit, TOP + ROW * len(rows) + 4, place(0.0), rows)
@@ -152,19 +158,18 @@ def _bounds(value: Estimate | float | None) -> tuple[float, float | None, float 
     if isinstance(value, Estimate):
         if not math.isfinite(value.value):
             return None
-        inside = math.isfinite(value.low) and math.isfinite(value.high)
-        return value.value, value.low if inside else None, value.high if inside else None
+        return value.value, value.low if value.has_interval else None, value.high if value.has_interval else None
     return (value, None, None) if math.isfinite(value) else None
 
 
 def make_plane(
     title: str, labels: tuple[str, str], values: Mapping[str, tuple[Estimate | None, Estimate | None]]
 ) -> Plane | None:
-    """Models as points with whiskers on both axes; None for fewer than two points."""
+    """Models as points with whiskers on both axes; None for fewer than two points that have both."""
     known = {
         name: (index, x, y)
         for index, (name, (x, y)) in enumerate(values.items())
-        if x is not None and y is not None and all(map(math.isfinite, (x.low, x.high, y.low, y.high)))
+        if x is not None and y is not None and x.has_interval and y.has_interval
     }
     if len(known) < 2:
         return None

@@ -1,7 +1,7 @@
 """`comparison.html`: models side by side on one page that needs no other file and no network."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,12 +14,13 @@ from rich.table import Table
 from rlhf_ray.config.inference import TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.figures import colour_of, make_bars, make_plane, make_spread
-from rlhf_ray.evaluation.statistics import Estimate, is_known
-from rlhf_ray.evaluation.summary import ModelFigures, Summary
+from rlhf_ray.evaluation.headlines import headlines
+from rlhf_ray.evaluation.measures import cells, measured, shown
+from rlhf_ray.evaluation.statistics import NO_INTERVAL, is_known
+from rlhf_ray.evaluation.summary import Summary
 from rlhf_ray.tracking.panels import short_number
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.redaction import redact
-from rlhf_ray.tracking.report import duration
 from rlhf_ray.tracking.sample_pairs import cut, prompt_text
 from rlhf_ray.tracking.text import harmless, one_line
 
@@ -42,44 +43,13 @@ class ShownVerdict:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """A line of the table: a figure of each model."""
-
-    title: str
-    meaning: str
-    of: Callable[[ModelFigures], Estimate | float | None]
-    show: Callable[[float], str] = short_number
-    bars: str | None = None
-    """Unit of its bars; None: only in the table."""
-
-
-MEASURES = (
-    Measure("reward", "mean weighted sum of the reward sources", lambda one: one.reward, bars=""),
-    Measure("oracle", "mean of the judgement that no training saw", lambda one: one.oracle, bars=""),
-    Measure("KL", "to the reference, of a whole answer", lambda one: one.kl, bars="nats"),
-    Measure("KL of a token", "the same, of each token", lambda one: one.kl_per_token),
-    Measure("reward gain", "mean difference to the baseline on the same prompts", lambda one: one.reward_gain),
-    Measure("oracle gain", "likewise, of the oracle", lambda one: one.oracle_gain),
-    Measure(
-        "wins at equal length",
-        "by reward, where the longer answer is at most a quarter longer",
-        lambda one: one.reward_wins_at_equal_length,
-    ),
-    Measure("length", "tokens of an answer", lambda one: one.length, bars="tokens"),
-    Measure("cut", "share of answers that did not end by themselves", lambda one: one.cut),
-    Measure("distinct-1", "different tokens over all tokens", lambda one: one.distinct_1),
-    Measure("distinct-2", "different pairs of tokens over all pairs", lambda one: one.distinct_2, bars="share"),
-    Measure("perplexity", "of a token of held-out texts", lambda one: one.perplexity, bars=""),
-    Measure("alignment tax", "loss on held-out texts above the baseline's", lambda one: one.tax, bars="nats a token"),
-    Measure("wall time", "of the run that made it", lambda one: one.seconds, duration, bars="s"),
-    Measure("peak memory", "of that run's processes, in GiB", lambda one: one.peak_memory_gib, bars="GiB"),
-)
-
-
-def measured(summary: Summary) -> list[Measure]:
-    """The measures that at least one model has."""
-    return [one for one in MEASURES if any(_known(one.of(figures)) for figures in summary.models.values())]
+def title_of(summary: Summary) -> str:
+    """What is compared, in a line."""
+    others = [name for name in summary.models if name != summary.baseline]
+    if not others:
+        return summary.baseline
+    *most, last = others
+    return f"{', '.join(most)}{' and ' if most else ''}{last} against {summary.baseline}"
 
 
 def summary_table(summary: Summary) -> Table:
@@ -89,10 +59,10 @@ def summary_table(summary: Summary) -> Table:
     for name in summary.models:
         table.add_column(name, justify="right")
     for one in measured(summary):
-        table.add_row(one.title, *(_cell(one, figures)[0] for figures in summary.models.values()))
+        table.add_row(one.title, *(value for value, _ in cells(one, summary)))
     for judge, rates in summary.win_rates.items():
-        cells = ["" if name not in rates else f"{rates[name].outcome.rate.value:.3f}" for name in summary.models]
-        table.add_row(f"wins against {summary.baseline}: {judge}", *cells)
+        won = ["" if name not in rates else f"{rates[name].outcome.rate.value:.3f}" for name in summary.models]
+        table.add_row(f"wins against {summary.baseline}: {judge}", *won)
     return table
 
 
@@ -113,16 +83,15 @@ def write_page(
         answers=max(figures.answers for figures in summary.models.values()),
         prompts=len(set(results[0].prompts)),
         models=[(name, colours[name], harmless(figures.path)) for name, figures in summary.models.items()],
-        table=[
-            (one.title, one.meaning, [_cell(one, figures) for figures in summary.models.values()])
-            for one in measured(summary)
-        ],
+        table=[(one.title, one.better, one.meaning, cells(one, summary)) for one in measured(summary)],
         sources=_sources(summary),
+        headlines=headlines(summary, colours),
         legend_names=list(colours.items()),
         bars=_bars(summary),
         planes=_planes(summary),
         spreads=_spreads(results),
         win_rates=_win_rates(summary, colours),
+        no_interval=NO_INTERVAL,
         samples=_samples(results, colours),
         verdicts=[_verdict(one, summary.baseline) for one in _chosen(verdicts)],
         config=harmless(yaml.safe_dump(redact(dict(config)), sort_keys=False, allow_unicode=True)),
@@ -140,20 +109,6 @@ def _template() -> Template:
     return environment.get_template("evaluation.html.j2")
 
 
-def _known(value: Estimate | float | None) -> bool:
-    return value is not None and math.isfinite(value.value if isinstance(value, Estimate) else value)
-
-
-def _cell(measure: Measure, figures: ModelFigures) -> tuple[str, str]:
-    """A figure and its interval."""
-    value = measure.of(figures)
-    if value is None or not _known(value):
-        return "", ""
-    if isinstance(value, Estimate):
-        return measure.show(value.value), f"{short_number(value.low)} to {short_number(value.high)}"
-    return measure.show(value), ""
-
-
 def _sources(summary: Summary) -> list[tuple[str, list[str]]]:
     names = list(dict.fromkeys(name for figures in summary.models.values() for name in figures.sources))
     if len(names) < 2:
@@ -166,9 +121,10 @@ def _sources(summary: Summary) -> list[tuple[str, list[str]]]:
 
 def _bars(summary: Summary) -> list[Any]:
     found = [
-        make_bars(one.title, one.bars, {name: one.of(figures) for name, figures in summary.models.items()})
+        make_bars(one.title, one.bars, values, shown(one, list(values.values())))
         for one in measured(summary)
         if one.bars is not None
+        for values in [{name: one.of(figures) for name, figures in summary.models.items()}]
     ]
     return [bars for bars in found if bars is not None]
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.judges import ServiceJudge
-from rlhf_ray.data.retries import WORTH_A_RETRY, pause_seconds
+from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 from rlhf_ray.evaluation.verdicts import Winner, agreed
 
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
@@ -143,7 +143,7 @@ class ServiceJudging:
             left = self._ends - self._clock()
             if left <= 0:
                 self._too_late(url, reason)
-            pause = pause_seconds(attempt)
+            asked: float | None = None
             try:
                 response = client.post(url, json=body, timeout=min(self._config.timeout_seconds, left))
             except httpx.InvalidURL as error:
@@ -154,11 +154,12 @@ class ServiceJudging:
                 if response.is_success:
                     return _json(response, url)
                 reason = f"HTTP {response.status_code}"
-                if response.status_code not in WORTH_A_RETRY:
+                if not may_pass(response.status_code):
                     raise JudgeFailed("refused", f"{self._named(url)}: {reason}{_advice(response.status_code)}")
-                pause = pause_seconds(attempt, response.headers.get("Retry-After"))
+                asked = asked_seconds(response.headers.get("Retry-After"))
             if attempt < self._config.retries:
-                if self._clock() + pause >= self._ends:
+                pause = pause_seconds(attempt, asked, self._ends - self._clock())
+                if pause is None:
                     self._too_late(url, reason)
                 self._sleep(pause)
         attempts = self._config.retries + 1

@@ -9,6 +9,8 @@ from typing import TypeGuard
 import numpy as np
 
 BOOTSTRAP_SAMPLES = 2000
+NO_INTERVAL = "no interval"
+"""Stands for one without bounds where people read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +23,14 @@ class Estimate:
     count: int
     """Observations that it rests on."""
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether the observations say how far off the value may be; one alone does not."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
     def __str__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n = {self.count})"
+        interval = f"{self.low:.3f} to {self.high:.3f}" if self.has_interval else NO_INTERVAL
+        return f"{self.value:.3f} ({interval}, n = {self.count})"
 
 
 NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
@@ -71,7 +79,7 @@ def proportion(successes: float, count: int, confidence: float = 0.95) -> Estima
 def bootstrap_mean(
     values: Sequence[float], groups: Sequence[object] | None = None, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Mean with a percentile bootstrap interval (Efron 1979).
+    """Mean with a percentile bootstrap interval (Efron 1979); without bounds where there is a single group.
 
     Args:
         values: observations.
@@ -97,7 +105,7 @@ def bootstrap_mean(
 def bootstrap_ratio(
     sums: Sequence[float] | np.ndarray, sizes: Sequence[float] | np.ndarray, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Sum of sums over sum of sizes, with a percentile bootstrap interval over the entries.
+    """Sum of sums over sum of sizes, with a percentile bootstrap interval over the entries; one alone has no bounds.
 
     Args:
         sums: of each entry, such as the log-probability of a text.
@@ -113,11 +121,15 @@ def bootstrap_ratio(
     if not len(sums):
         return NOTHING
     above, below = np.asarray(sums, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    value = float(above.sum() / below.sum())
+    if len(above) == 1:
+        # All draws of one entry are alike, as if its value were certain; it says nothing about the spread.
+        return Estimate(value, -math.inf, math.inf, 1)
     # How often each entry is drawn, instead of the draws themselves.
     draws = np.random.default_rng(seed).multinomial(len(above), np.full(len(above), 1 / len(above)), BOOTSTRAP_SAMPLES)
     ratios = (draws @ above) / (draws @ below)
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(above.sum() / below.sum()), float(low), float(high), len(above))
+    return Estimate(value, float(low), float(high), len(above))
 
 
 def _quantile(confidence: float) -> float:

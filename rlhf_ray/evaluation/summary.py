@@ -133,7 +133,7 @@ def _perplexity(result: ModelResult) -> Estimate | None:
         return None
     loss = bootstrap_ratio(-result.texts.logprobs, result.texts.tokens)
     low, middle, high = (math.exp(min(bound, 700.0)) for bound in (loss.low, loss.value, loss.high))
-    return Estimate(middle, low, high, loss.count)
+    return Estimate(middle, low, high if loss.has_interval else math.inf, loss.count)
 
 
 def _tax(result: ModelResult, base: ModelResult) -> Estimate | None:

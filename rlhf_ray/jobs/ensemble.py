@@ -60,11 +60,10 @@ class Member:
 def members_of(config: RewardTrainingConfig, rows: int) -> list[Member]:
     """The members of a job: the first is the job's own run, the others are below it, each with the next seed."""
     steps = Passes(rows, config.epochs, config.batch_size).steps
-    found = [Member(config, steps)]
-    for number in range(2, config.members + 1):
-        changes = {"output": f"{config.output}/members/{number}", "seed": config.seed + number - 1}
-        found.append(Member(config.model_copy(update=changes), steps))
-    return found
+    return [
+        Member(config.model_copy(update={"output": output, "seed": config.seed + place}), steps)
+        for place, output in enumerate(config.member_outputs)
+    ]
 
 
 def judge(members: Sequence[Member], rows: Sequence[RankedRow], folder: Path) -> None:

@@ -12,7 +12,7 @@ from rlhf_ray.cluster.session import ray_session
 from rlhf_ray.config.evaluate import ComparedModel, EvaluateConfig
 from rlhf_ray.config.loading import dump_config
 from rlhf_ray.evaluation.answers import ModelResult
-from rlhf_ray.evaluation.page import PAGE_FILE, summary_table, write_page
+from rlhf_ray.evaluation.page import PAGE_FILE, summary_table, title_of, write_page
 from rlhf_ray.evaluation.row_log import RowLogs
 from rlhf_ray.evaluation.summary import as_json, summarise
 from rlhf_ray.jobs.alone import alone_in
@@ -68,7 +68,7 @@ def run(config: EvaluateConfig) -> None:
         summary = summarise(results, baseline, config.reference, win_rates)
         content = json.dumps(as_json(summary), indent=2, ensure_ascii=False) + "\n"
         replace_file(folder / SUMMARY_FILE, content.encode())
-        write_page(folder / PAGE_FILE, folder.name, summary, results, verdicts, config.model_dump(mode="json"))
+        write_page(folder / PAGE_FILE, title_of(summary), summary, results, verdicts, config.model_dump(mode="json"))
         table = Console(width=max(Console().width, NARROWEST))
         table.print(summary_table(summary))
         say(f"figures: {folder / SUMMARY_FILE}\npage:    {folder / PAGE_FILE}")

@@ -17,7 +17,7 @@ from rlhf_ray.pipelines.labelling import (
     write_rankings,
     write_score_config,
 )
-from rlhf_ray.pipelines.round_stages import VERBS, Round, check_stages, command, whole_model
+from rlhf_ray.pipelines.round_stages import VERBS, Round, check_stages, command, reward_runs, whole_model
 from rlhf_ray.pipelines.rounds import figures_of, round_table, write_rounds
 from rlhf_ray.pipelines.stages import Stage, Stages, stage_table
 from rlhf_ray.tracking.bars import plain_console
@@ -67,19 +67,19 @@ def round_stages(config: IterateConfig, now: Round) -> Iterator[Stage]:
     yield Stage(f"{now.name} label", lambda: write_rankings(config, config.labels, now), now.labels)
     yield Stage(f"{now.name} preferences", lambda: write_preferences(config, now), now.preferences)
     yield Stage(f"{now.name} reward", command(config, "reward", number), folder / "reward" / "final")
-    yield from _merged(now, "reward")
+    for run in reward_runs(config, number):
+        yield from _merged(now, run)
     yield Stage(f"{now.name} ppo", command(config, "ppo", number), folder / "ppo" / "final")
-    yield from _merged(now, "ppo")
+    yield from _merged(now, folder / "ppo")
     yield Stage(f"{now.name} evaluate", command(config, "evaluate", number), now.evaluation / "comparison.html")
 
 
-def _merged(now: Round, name: str) -> Iterator[Stage]:
+def _merged(now: Round, run: Path) -> Iterator[Stage]:
     """An adapter becomes a whole model, which the next stages take."""
-    run = now.folder / name
     merged = whole_model(run)
     if merged.name == "merged":
         arguments = ["merge", str(run / "final"), "--output", str(merged)]
-        yield Stage(f"{now.name} merge {name}", arguments, merged / "config.json")
+        yield Stage(f"{now.name} merge {run.relative_to(now.folder)}", arguments, merged / "config.json")
 
 
 def _keep_settings(config: IterateConfig, folder: Path) -> None:

@@ -16,7 +16,7 @@ from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.columns import prompt_of, ranking_of
 from rlhf_ray.data.loading import converted_rows, report_of
 from rlhf_ray.data.row_files import json_line
-from rlhf_ray.pipelines.round_stages import Round
+from rlhf_ray.pipelines.round_stages import Round, policy_before
 from rlhf_ray.tracking.records import replace_file
 
 Row = dict[str, Any]
@@ -146,7 +146,7 @@ def _how_to_label(config: IterateConfig, file: Path, now: Round) -> str:
     page = now.folder / "label.yaml"
     settings = {
         "store": str(now.folder / "labels.db"),
-        "answers": {"kind": "file", "path": str(now.answers)},
+        "answers": {"kind": "file", "path": str(now.answers), "version": policy_before(config, now.number)},
         "answers_per_prompt": config.answers,
     }
     page.write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")

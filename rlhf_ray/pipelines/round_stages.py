@@ -1,6 +1,7 @@
 """The stages of one round of `rlhf iterate`, as commands with the round's paths filled in."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from rlhf_ray.config.documents import read_document
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.iterate import IterateConfig
+from rlhf_ray.config.loading import load_config
+from rlhf_ray.config.supervised import RewardTrainingConfig
 from rlhf_ray.config.verbs import load_job
 
 FIRST_MODEL, PRESENT_MODEL = "start", "policy"
@@ -70,6 +73,17 @@ def whole_model(run: Path) -> Path:
     return run / "merged" if (run / "final" / "adapter_config.json").is_file() else run / "final"
 
 
+def reward_runs(config: IterateConfig, number: int) -> list[Path]:
+    """Run folders of a round's reward model: one, or that of each member where its config asks for an ensemble.
+
+    Raises:
+        BadInput: that config is wrong.
+    """
+    overrides = command(config, "reward", number)[2:]
+    job = load_config(RewardTrainingConfig, config.reward, overrides, check_files=False)
+    return [Path(output) for output in job.member_outputs]
+
+
 def policy_before(config: IterateConfig, number: int) -> str:
     """The policy that answers in a round."""
     return config.model if number == 0 else str(whole_model(Round.of(config, number - 1).folder / "ppo"))
@@ -78,7 +92,7 @@ def policy_before(config: IterateConfig, number: int) -> str:
 def command(config: IterateConfig, verb: str, number: int) -> list[str]:
     """Arguments of `rlhf` for one of the user's config files in a round."""
     now = Round.of(config, number)
-    policy, reward = policy_before(config, number), str(whole_model(now.folder / "reward"))
+    policy = policy_before(config, number)
     begins = policy if config.policy_from == "previous" else config.model
     filled: dict[str, Mapping[str, Any]] = {
         "generate": {
@@ -101,20 +115,27 @@ def command(config: IterateConfig, verb: str, number: int) -> list[str]:
     file = getattr(config, verb)
     settings = dict(filled[verb]) | {"seed": config.seed + number}
     if verb in ("ppo", "evaluate"):
-        settings |= _reward_model(file, verb, reward)
+        settings |= _reward_model(file, verb, [str(whole_model(run)) for run in reward_runs(config, number)])
     return [verb, file, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def _reward_model(file: str, verb: str, reward: str) -> dict[str, str]:
-    """Where the round's reward model belongs: the first reward of kind model that has no path.
+def _reward_model(file: str, verb: str, members: Sequence[str]) -> dict[str, str]:
+    """Where the round's reward model belongs, all members of it: the first reward of kind model that has no path.
 
     Raises:
-        BadInput: PPO has none.
+        BadInput: PPO has none, or it names other members where the round's model has several.
     """
     rewards = read_document(file).data.get("rewards") or []
     for index, source in enumerate(rewards if isinstance(rewards, list) else []):
         if isinstance(source, dict) and source.get("kind") == "model" and not source.get("path"):
-            return {f"rewards.{index}.path": reward}
+            if len(members) == 1:
+                return {f"rewards.{index}.path": members[0]}
+            if source.get("ensemble"):
+                raise BadInput(
+                    f"{file}: rewards.{index}.ensemble: is filled in with the {len(members)} members of the round's "
+                    "reward model; leave it out"
+                )
+            return {f"rewards.{index}.path": members[0], f"rewards.{index}.ensemble": json.dumps(members[1:])}
     if verb == "ppo":
         raise BadInput(
             f"{file}: rewards: no reward of kind model without a path, so the round's reward model has no place; "

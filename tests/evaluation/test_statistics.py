@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.evaluation.diversity import distinct_n
-from rlhf_ray.evaluation.statistics import NOTHING, bootstrap_mean, mean, proportion
+from rlhf_ray.evaluation.statistics import NOTHING, bootstrap_mean, bootstrap_ratio, mean, proportion
 
 
 def test_wilson_equals_the_published_example():
@@ -52,6 +52,19 @@ def test_bootstrap_covers_the_truth_and_minds_groups():
     assert grouped.high - grouped.low == pytest.approx(width, rel=0.15)
     assert naive.high - naive.low < width / 2
     assert bootstrap_mean(values, seed=3) == bootstrap_mean(values, seed=3)
+
+
+@pytest.mark.parametrize(
+    "one", [bootstrap_mean([1.0]), bootstrap_mean([1.0, 2.0], ["p", "p"]), bootstrap_ratio([3.0], [2]), mean([1.0])]
+)
+def test_one_observation_says_nothing_about_the_spread(one):
+    assert math.isfinite(one.value)
+    assert (one.low, one.high) == (-math.inf, math.inf)
+    assert not one.has_interval
+    assert "no interval" in str(one)
+    assert "inf" not in str(one)
+    two = bootstrap_mean([1.0, 1.0])
+    assert (two.low, two.high, two.has_interval) == (1.0, 1.0, True)
 
 
 def test_unknown_scores_are_left_out_and_never_zero():

@@ -13,6 +13,7 @@ from rlhf_ray.pipelines import rounds, stages
 from rlhf_ray.pipelines.labelling import choose_prompts, rank_by_scores
 from rlhf_ray.pipelines.stages import StageFailed
 from tests.jobs.ppo_runs import write_config, write_rows
+from tests.pipelines.people import rank_all
 
 
 class Commands:
@@ -161,6 +162,30 @@ def test_adapters_are_merged_on_the_way(
     assert dict(commands.seen)["round_00 ppo"]["rewards.0.path"] == "rounds/round_00/reward/merged"
 
 
+def test_all_members_of_an_ensemble_judge(
+    iteration: dict[str, Any], commands: Commands, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are adapters are merged first."""
+
+    def reward(file: str, settings: dict[str, str]) -> None:
+        Commands.reward(commands, file, settings)
+        for number in (2, 3):
+            (Path(settings["output"]) / "members" / str(number) / "final").mkdir(parents=True)
+        (Path(settings["output"]) / "members" / "3" / "final" / "adapter_config.json").write_text("{}")
+
+    monkeypatch.setattr(commands, "reward", reward)
+    rewrite("reward", members=3)()
+    rewrite("ppo", rewards=[{"kind": "model", "dtype": "float32", "disagreement_penalty": 1.0}])()
+    assert run(iteration | {"rounds": 1}) == 0
+    by_name = dict(commands.seen)
+    assert by_name["round_00 merge reward/members/3"] == {"output": "rounds/round_00/reward/members/3/merged"}
+    for stage in ("ppo", "evaluate"):
+        settings = by_name[f"round_00 {stage}"]
+        assert settings["rewards.0.path"] == "rounds/round_00/reward/final"
+        others = [f"rounds/round_00/reward/members/{end}" for end in ("2/final", "3/merged")]
+        assert json.loads(settings["rewards.0.ensemble"]) == others
+
+
 def test_a_round_waits_for_people(
     iteration: dict[str, Any], commands: Commands, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,7 +195,7 @@ def test_a_round_waits_for_people(
     assert "stage round_00 label: round_00 waits for people" in error
     assert "rlhf label rounds/round_00/label.yaml --export labels_00.jsonl" in error
     page = yaml.safe_load(Path("rounds/round_00/label.yaml").read_text())
-    assert page["answers"] == {"kind": "file", "path": "rounds/round_00/answers.jsonl"}
+    assert page["answers"] == {"kind": "file", "path": "rounds/round_00/answers.jsonl", "version": "start"}
     row = {"prompt": "p", "responses": ["a", "b", "c"], "ranks": [0, 1, 1], "annotator": "ann", "reason": "<b>"}
     write_rows(Path("labels_00.jsonl"), [row])
     assert run(settings) == 0
@@ -178,6 +203,43 @@ def test_a_round_waits_for_people(
     assert read(Path("rounds/round_00/preferences.jsonl")) == [
         {key: row[key] for key in ("prompt", "responses", "ranks")}
     ]
+
+
+def test_people_label_each_round_and_the_same_command_goes_on(
+    iteration: dict[str, Any],
+    commands: Commands,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = iteration | {"labels": {"kind": "people"}}
+    for number in range(2):
+        name = f"round_0{number}"
+        assert run(settings) == 3
+        told = capsys.readouterr().err
+        assert f"rlhf label rounds/{name}/label.yaml" in told
+        page, export = f"rounds/{name}/label.yaml", f"rounds/{name}/labels.jsonl"
+        assert f"rlhf label {page} --export {export}" in told
+        # They stop in the middle of it, and come back.
+        assert rank_all(page, len, monkeypatch, most=1) == 1
+        assert rank_all(page, len, monkeypatch) == 2
+        assert rank_all(page, len, monkeypatch) == 0, "nothing is asked twice"
+        assert cli.main(["label", page, "--export", export]) == 0
+        labels = read(Path(export))
+        assert {row["annotator"] for row in labels} <= {"anna", "博"}
+        policy = "start" if number == 0 else "rounds/round_00/ppo/final"
+        assert all(row["versions"] == [policy] * 3 for row in labels), "a label knows which policy it judged"
+    assert run(settings) == 0
+    assert [seen for seen, _ in commands.seen] == [
+        f"round_0{number} {name}" for number in range(2) for name in NAMES if name != "score"
+    ], "what was finished before people came is not repeated"
+    for number in range(2):
+        rankings = read(Path(f"rounds/round_0{number}/rankings.jsonl"))
+        assert sorted(row["prompt"] for row in rankings) == sorted(
+            row["prompt"] for row in read(Path(f"rounds/round_0{number}/prompts.jsonl"))
+        )
+        for row in rankings:
+            assert [text for _, text in sorted(zip(row["ranks"], row["responses"], strict=True))] == ["xxx", "xx", "x"]
+    assert [figures["rankings"] for figures in json.loads(Path("rounds/rounds.json").read_text())] == [3, 3]
 
 
 def test_ranks_of_scores() -> None:
@@ -221,6 +283,11 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[], Any], str]] = {
         {},
         rewrite("ppo", rewards=[{"kind": "function", "function": "oracle.py:length"}]),
         "ppo.yaml: rewards: no reward of kind model without a path",
+    ),
+    "members of two minds": (
+        {},
+        lambda: (rewrite("reward", members=2)(), rewrite("ppo", rewards=[{"kind": "model", "ensemble": ["x"]}])()),
+        "ppo.yaml: rewards.0.ensemble: is filled in with the 2 members of the round's reward model",
     ),
     "one answer": ({"answers": 1}, lambda: None, "answers: "),
     "more prompts than there are": ({"prompts_per_round": 99}, lambda: None, "prompts_per_round: 99 are asked for"),

@@ -12,9 +12,37 @@ from typing import Any
 import pytest
 import yaml
 
+from rlhf_ray import cli
 from rlhf_ray.models.tiny import build_tiny
 from tests.jobs.conftest import TEXTS
 from tests.jobs.ppo_runs import write_config
+from tests.pipelines.people import rank_all
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_people_between_the_stages(
+    iteration: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What people say about the policy's own answers is what the reward model learns, and PPO after it."""
+    build_tiny(Path("start"), TEXTS, hidden=64, layers=2, heads=2, vocab_size=300)
+    config = str(write_config(Path("iterate.yaml"), iteration | {"rounds": 1, "labels": {"kind": "people"}}))
+    assert cli.main(["iterate", config]) == 3
+    answers = Path("rounds/round_00/answers.jsonl").read_bytes()
+    page = "rounds/round_00/label.yaml"
+    assert f"rlhf label {page}" in capfd.readouterr().err
+    assert rank_all(page, lambda text: (len(text), text), monkeypatch) == 3
+    assert cli.main(["label", page, "--export", "rounds/round_00/labels.jsonl"]) == 0
+    assert cli.main(["iterate", config]) == 0
+    assert Path("rounds/round_00/answers.jsonl").read_bytes() == answers, "the policy is asked once"
+    rows = [json.loads(line) for line in Path("rounds/round_00/preferences.jsonl").read_text().splitlines()]
+    assert len(rows) == 3
+    for row in rows:
+        best = row["responses"][row["ranks"].index(0)]
+        assert len(best) == max(map(len, row["responses"]))
+    [figures] = json.loads(Path("rounds/rounds.json").read_text())
+    assert figures["rankings"] == 3
+    assert {"reward", "oracle", "kl", "win_rate/oracle"} <= figures.keys()
 
 
 @pytest.mark.slow
