@@ -16,7 +16,11 @@ OUTPUT = Path("outputs/sentiment_zh")
 REVIEWS, RANK_LISTS, CLASSIFIER_TEXTS = 4000, 1600, 4000
 CLASSIFIER_SEED_OFFSET = 77_777
 """Added to the seed, so that the classifier learns from texts that the language model never saw."""
-TWO_TEXTS = ("买过很多箱这个苹果了，一如既往的好，汁多味甜。", "一台充电很慢，信号不好！退了！又买一台竟然是次品。")
+TWO_TEXTS = (
+    "新买的耳机非常好用，质量没得挑，已经回购两次，强烈推荐。",
+    "这台手机真的很卡顿，退了！又买一台还是一碰就坏。",
+)
+"""A pleased and a displeased one, in words that a model of this grammar has met."""
 
 
 def build(output: Path, seed: int = 0, scale: float = 1.0) -> float:

@@ -66,7 +66,7 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
     before, after = ([row for row in samples if row["step"] == step] for step in (first, last))
     trained = [row for row in whole_rows(OUTPUT / "ppo" / "metrics.jsonl") if "objective/kl" in row]
     reward = whole_rows(OUTPUT / "reward" / "metrics.jsonl")
-    two = [row["reward"] for row in whole_rows(OUTPUT / "two_texts_scored.jsonl")]
+    two = {row["completion"]: row["reward"] for row in whole_rows(OUTPUT / "two_texts_scored.jsonl")}
     return {
         "reward_before": mean_reward(before),
         "reward_after": mean_reward(after),
@@ -117,12 +117,12 @@ def show(summary: dict[str, Any]) -> None:
     for name, label in (("reward", "classifier"), ("oracle", "grammar's judgement")):
         table.add_row(label, f"{summary[f'{name}_before']:.3f}", f"{summary[f'{name}_after']:.3f}")
     console.print(table)
-    pleased, displeased = summary["two_texts"]
     console.print(f"KL to the reference {summary['kl']:.2f} nats a response after {summary['epochs']} epochs")
     console.print(
-        f"reward model: {summary['reward_model_accuracy']:.1%} of held-out pairs; two texts: {pleased:.2f}, "
-        f"{displeased:.2f}"
+        f"reward model: right for {summary['reward_model_accuracy']:.1%} of held-out pairs; two texts:", soft_wrap=True
     )
+    for text, reward in summary["two_texts"].items():
+        console.print(f"{reward:8.3f}  {text}", markup=False, soft_wrap=True)
     console.print(f"{len(summary['loaded_by_transformers'])} model directories loaded by plain Transformers")
     parts = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
     console.print(f"{summary['total_seconds']:.0f} s: {parts}; figures: {OUTPUT / 'summary.json'}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.tracking.curves import draw_panels
-from rlhf_ray.tracking.panels import COLOURS, Line, Panel
+from rlhf_ray.tracking.panels import COLOURS, Line, Panel, smoothed
 
 HERE = Path(__file__).parent
 LOOK_SECONDS = 0.5
@@ -72,8 +72,10 @@ def whole_rows(path: Path) -> list[Row]:
     return [json.loads(line) for line in lines]
 
 
-def draw(path: Path, title: str, rows: Sequence[Row], curves: Sequence[tuple[str, str]], columns: int) -> None:
-    """Draw one panel for each (label, name of the metric), those with an evaluation beside it dashed."""
+def draw(
+    path: Path, title: str, rows: Sequence[Row], curves: Sequence[tuple[str, str]], columns: int, unit: str
+) -> None:
+    """Draw one panel for each (label, name of the metric), noisy ones smoothed, their evaluations dashed."""
     panels = []
     for number, (label, name) in enumerate(curves):
         colour = COLOURS[number % len(COLOURS)]
@@ -81,7 +83,7 @@ def draw(path: Path, title: str, rows: Sequence[Row], curves: Sequence[tuple[str
         lines = [one for one in found if one is not None]
         if lines:
             panels.append(Panel(label, "", False, lines))
-    draw_panels(title, f"{max((row['step'] for row in rows), default=0)} steps", panels, path, columns=columns)
+    draw_panels(title, f"{max((row['step'] for row in rows), default=0)} {unit}", panels, path, columns=columns)
 
 
 def line(label: str, name: str, rows: Sequence[Row], colour: str) -> Line | None:
@@ -89,4 +91,6 @@ def line(label: str, name: str, rows: Sequence[Row], colour: str) -> Line | None
     if not points:
         return None
     steps, values = zip(*points, strict=True)
-    return Line(name, label, colour, list(steps), list(values), None, held_out=name.startswith("eval_"))
+    held_out = name.startswith("eval_")
+    even = None if held_out else smoothed(list(values))
+    return Line(name, label, colour, list(steps), even or list(values), list(values) if even else None, held_out)

@@ -21,6 +21,9 @@ PICTURE = OUTPUT / "logs" / "PPO-Sentiment-Zh.png"
 CHECKPOINTS = OUTPUT / "checkpoints"
 SHOWN = 5
 """Samples of each epoch."""
+EXPLAINED = "value/explained_variance"
+WORST_EXPLAINED = -1.0
+"""A critic that has learned nothing yet may be far below, and the rest of its curve would be a flat line."""
 CURVES = (
     ("mean reward", "objective/scores"),
     ("KL to the reference", "objective/kl"),
@@ -30,7 +33,7 @@ CURVES = (
     ("entropy of a response", "objective/entropy"),
     ("clipped share", "policy/clipfrac_avg"),
     ("approximate KL of the update", "policy/approxkl_avg"),
-    ("explained variance of the critic", "value/explained_variance"),
+    ("explained variance of the critic", EXPLAINED),
 )
 
 
@@ -56,7 +59,8 @@ def main(options: Sequence[str]) -> None:
             tell(bar.console, epoch, row, run)
             keep_exports(run / "exports")
     keep_exports(run / "exports")
-    draw(PICTURE, "PPO-Sentiment-Zh", [rows[epoch] for epoch in sorted(rows)], CURVES, columns=3)
+    shown = [with_floor(rows[epoch]) for epoch in sorted(rows)]
+    draw(PICTURE, "PPO-Sentiment-Zh", shown, CURVES, columns=3, unit="epochs")
     print(f"policy: {run / 'final'}, checkpoints: {CHECKPOINTS}, curves: {PICTURE}")
 
 
@@ -70,6 +74,11 @@ def tell(console: Console, epoch: int, row: Row, run: Path) -> None:
         reward = sample["rewards"]["sentiment"]
         text = f"{sample['prompt']}|{sample['response']}".replace("\n", " ")
         console.print(f"    {'none' if reward is None else f'{reward:.3f}'}  {text}", markup=False, soft_wrap=True)
+
+
+def with_floor(row: Row) -> Row:
+    """A row as it is drawn."""
+    return row | {EXPLAINED: max(row[EXPLAINED], WORST_EXPLAINED)} if EXPLAINED in row else row
 
 
 def keep_exports(exports: Path) -> None:

@@ -16,7 +16,7 @@ CURVES = (("loss", "loss"), ("accuracy of pairs", "accuracy"), ("margin", "margi
 def main(options: Sequence[str]) -> None:
     """Train, then draw."""
     run(*rlhf("reward", "reward.yaml", *options))
-    draw(PICTURE, "Reward-Model-Zh", whole_rows(OUTPUT / "reward" / "metrics.jsonl"), CURVES, columns=3)
+    draw(PICTURE, "Reward-Model-Zh", whole_rows(OUTPUT / "reward" / "metrics.jsonl"), CURVES, columns=3, unit="steps")
     print(f"reward model: {OUTPUT / 'reward' / 'final'}, curves: {PICTURE}")
 
 

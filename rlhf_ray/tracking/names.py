@@ -267,7 +267,7 @@ METRICS = (
     Metric("step_time", "time of the whole step", "seconds", "", "step"),
     Metric(
         "tokens_per_second",
-        "tokens of the step, prompts and responses, over its time",
+        "tokens of the step over its time: responses in PPO, all that was learned from elsewhere",
         "tokens/s",
         "Throughput",
         "whole step",
@@ -291,12 +291,6 @@ PANELS = tuple(dict.fromkeys(metric.panel for metric in METRICS if metric.panel)
 
 _EXACT = {metric.name: metric for metric in METRICS if "*" not in metric.name}
 _PATTERNS = tuple(metric for metric in METRICS if "*" in metric.name)
-
-
-def markdown_table() -> str:
-    """The table as the docs page has it."""
-    rows = [f"| `{metric.name}` | {metric.meaning} | {metric.unit} |" for metric in METRICS]
-    return "\n".join(["| metric | what it is | unit |", "|---|---|---|", *rows])
 
 
 def describe(name: str) -> Metric:

@@ -108,8 +108,8 @@ def _line(name: str, run: str, colour: str, points: list[tuple[int, float]]) -> 
     held_out = name.startswith(EVALUATION_PREFIX)
     label = one_line(run or describe(name).label, LONGEST_LABEL) + (", held out" if held_out else "")
     steps, values = [step for step, _ in points], [value for _, value in points]
-    smoothed = None if held_out else _smoothed(values)
-    return Line(name, label, colour, steps, smoothed or values, values if smoothed else None, held_out)
+    even = None if held_out else smoothed(values)
+    return Line(name, label, colour, steps, even or values, values if even else None, held_out)
 
 
 def smooth(values: list[float]) -> list[float]:
@@ -132,12 +132,12 @@ def _decayed_sums(values: list[float], decay: float) -> list[float]:
     return [before + after - own for before, after, own in both]
 
 
-def _smoothed(values: list[float]) -> list[float] | None:
+def smoothed(values: list[float]) -> list[float] | None:
     """The smoothed curve; None where there are few points, or no noise that it could take away."""
     if len(values) < SMOOTH_FROM:
         return None
-    smoothed = smooth(values)
-    return smoothed if _variation(values) > NOISE_FROM * _variation(smoothed) else None
+    even = smooth(values)
+    return even if _variation(values) > NOISE_FROM * _variation(even) else None
 
 
 def _variation(values: list[float]) -> float:

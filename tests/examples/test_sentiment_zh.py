@@ -68,8 +68,14 @@ def test_configs_are_valid(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nine_curves(tmp_path: Path) -> None:
-    rows = [{"step": step, **{name: math.sin(step) for _, name in ppo.CURVES}} for step in range(1, 6)]
-    follow.draw(tmp_path / "nine.png", "title", rows, ppo.CURVES, columns=3)
+    rows = [{"step": step, **{name: 9 * math.sin(step) for _, name in ppo.CURVES}} for step in range(1, 60)]
+    assert min(ppo.with_floor(row)[ppo.EXPLAINED] for row in rows) == -1.0
+    assert follow.line("reward", "objective/scores", rows[:5], "#000000").faint is None, "few points stay as they are"
+    noisy = [{"step": step, "loss": (-1.0) ** step} for step in range(200)]
+    assert follow.line("loss", "loss", noisy, "#000000").faint == [row["loss"] for row in noisy]
+    follow.draw(
+        tmp_path / "nine.png", "title", [ppo.with_floor(row) for row in rows], ppo.CURVES, columns=3, unit="epochs"
+    )
     assert len(ppo.CURVES) == 9
     assert (tmp_path / "nine.png").read_bytes().startswith(b"\x89PNG")
 

@@ -2,13 +2,15 @@
 
 import math
 import random
+from pathlib import Path
 
 import pytest
 
 from rlhf_ray.tracking.charts import MOST_POINTS, make_chart, shorten, time_bars, time_shares
 from rlhf_ray.tracking.history import History
-from rlhf_ray.tracking.names import METRICS, PANELS, describe, markdown_table
+from rlhf_ray.tracking.names import METRICS, PANELS, describe
 from rlhf_ray.tracking.panels import make_panels, short_number, smooth, step_times
+from rlhf_ray.tracking.reference import metrics_page
 
 
 def history(**series):
@@ -23,7 +25,9 @@ def test_the_table_of_names_is_whole():
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
     assert all(metric.meaning for metric in METRICS)
-    assert markdown_table().count("\n| `") == len(names)
+    page = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert page.read_text(encoding="utf-8") == metrics_page(), "run `make docs`"
+    assert metrics_page().count("\n| `") == len(names)
     # One scale a panel: metrics with different units cannot share it.
     for title in PANELS:
         assert len({metric.unit for metric in METRICS if metric.panel == title}) == 1
