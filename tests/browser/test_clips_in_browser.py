@@ -18,7 +18,7 @@ from examples.online_preferences.settings import Settings
 from rlhf_ray.feedback.clips.store import ClipStore
 from rlhf_ray.feedback.labelling.database import Database
 from tests.browser.site import IMAGES, START_SECONDS, free_port
-from tests.browser.test_label_in_browser import Visit, _settled, _until
+from tests.browser.test_label_in_browser import Visit, _is_settled, _press_until, _settled, _until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -76,11 +76,13 @@ def test_a_person_teaches_an_agent(
     while process.poll() is None:
         if page.get_by_role("button", name="左边更好").count() and store.waiting():
             done = len(store.chosen())
-            key = next(keys)
-            page.keyboard.press(key)
-            _until(lambda done=done: len(store.chosen()) > done or process.poll() is not None)  # type: ignore[misc]
-            if process.poll() is None:
-                _settled(page)
+            _press_until(
+                page,
+                next(keys),
+                lambda done=done: len(store.chosen()) > done or process.poll() is not None,  # type: ignore[misc]
+            )
+            # The page ends with its run, which the last choice ends: then it never settles.
+            _until(lambda: _is_settled(page) or process.poll() is not None)
         time.sleep(0.1)
     said = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert process.returncode == 0, said
