@@ -16,11 +16,13 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from examples.reviews.build import build
 from examples.reviews.figures import answers, figures_of, read_jsonl
 from rlhf_ray.models.tiny import build_tiny
+from rlhf_ray.tracking.text import harmless
 
 HERE = Path(__file__).parent
 REVIEWS, RANK_LISTS = 6000, 2000
@@ -119,10 +121,12 @@ def show(output: Path, summary: dict[str, Any]) -> None:
     """Samples side by side, the figures, and where the pictures are."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     before, after = answers(output / "ppo")
-    table = Table("prompt", "before", "after", title="Held-out prompts, before and after PPO", show_lines=True)
+    # Folded: Chinese has no spaces at which a line could end.
+    columns = [Column(name, overflow="fold") for name in ("prompt", "before", "after")]
+    table = Table(*columns, title="Held-out prompts, before and after PPO", show_lines=True)
     stride = max(1, len(before) // SHOWN_SAMPLES)
     for first, last in list(zip(before, after, strict=True))[::stride][:SHOWN_SAMPLES]:
-        table.add_row(first["prompt"], first["response"], last["response"])
+        table.add_row(*(Text(harmless(text)) for text in (first["prompt"], first["response"], last["response"])))
     console.print(table)
     figures = Table("", "before", "after", title="On all held-out prompts")
     for name, label in (("reward", "reward model"), ("oracle", "grammar's judgement"), ("distinct2", "distinct-2")):

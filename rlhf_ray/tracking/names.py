@@ -124,7 +124,13 @@ METRICS = (
     Metric("logps/chosen", "mean log-probability of the better response", "nats", "Log-probabilities", "chosen"),
     Metric("logps/rejected", "mean log-probability of the worse response", "nats", "Log-probabilities", "rejected"),
     Metric("loss/preference_avg", "preference loss, without the likelihood term", "", "Loss", "preferences"),
-    Metric("nll_loss", "negative log-likelihood of a token of the better responses", "nats", "Likelihood", "chosen"),
+    Metric(
+        "nll_loss",
+        "negative log-likelihood of a token of what is imitated: answers, or the better responses of pairs",
+        "nats",
+        "Negative log-likelihood",
+        "per token",
+    ),
     Metric(
         "accuracy_sign", "share of answers whose cost has the sign of their label", "share", "Accuracy", "sign of costs"
     ),
