@@ -3,12 +3,16 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Self
 
+from rlhf_ray.cluster.errors import DeadlineExceeded
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.dispatch import EngineLost, Event, GroupFinished, StepFailed
+from rlhf_ray.rollout.dispatch import Answered, EngineLost, Event, GroupFinished, StepFailed
 from rlhf_ray.rollout.interfaces import RolloutTask
+
+OWN_ERROR_SECONDS = 60.0
+"""Whoever takes groups waits this much longer than a request, whose own error names its engine."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,9 @@ class Collection:
     """Iterator over groups, each a list of samples by index.
 
     Groups come as they finish, or in prompt order with `in_order`. Lost engines are reported to `engine_lost` from
-    within `next`. Closing ends what still runs; leaving the `with` block, or an error, closes too.
+    within `next`, which raises DeadlineExceeded when nothing at all happens for longer than a request may take
+    (`deadline_seconds`): no answer, no lost engine. Closing ends what still runs; leaving the `with` block, or an
+    error, closes too.
     """
 
     def __init__(
@@ -48,12 +54,14 @@ class Collection:
         *,
         in_order: bool,
         engine_lost: Callable[[], None],
+        deadline_seconds: float,
     ) -> None:
         self.progress = Progress(groups=len(tasks))
         self._events = events
         self._running = running
         self._in_order = in_order
         self._engine_lost = engine_lost
+        self._deadline = deadline_seconds
         self._ready: dict[int, list[Sample]] = {}
         self._given = 0
 
@@ -67,7 +75,7 @@ class Collection:
                 if order is not None:
                     self._given += 1
                     return self._ready.pop(order)
-                self._handle(self._events.get())
+                self._handle(self._next_event())
         except BaseException:
             self.close()
             raise
@@ -90,8 +98,21 @@ class Collection:
             return self._given if self._given in self._ready else None
         return next(iter(self._ready), None)
 
+    def _next_event(self) -> Event:
+        try:
+            return self._events.get(timeout=self._deadline + OWN_ERROR_SECONDS)
+        except Empty:
+            seconds = self._deadline + OWN_ERROR_SECONDS
+            message = (
+                f"rollout: generate stood still after {self.progress.finished} of {self.progress.groups} groups: no "
+                f"answer within {seconds:g} s (cluster.deadlines.call_seconds, and {OWN_ERROR_SECONDS:g} s more)"
+            )
+            raise DeadlineExceeded(message, "rollout", None, "generate") from None
+
     def _handle(self, event: Event) -> None:
         match event:
+            case Answered():
+                pass
             case GroupFinished(order, samples):
                 self._ready[order] = samples
                 self.progress.count(samples)

@@ -7,7 +7,8 @@ from queue import SimpleQueue
 
 from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout.errors import ENGINE_LOST, BadRollout, RequestAborted
-from rlhf_ray.rollout.interfaces import Rollout, RolloutTask
+from rlhf_ray.rollout.interfaces import Generate, Rollout, RolloutTask
+from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.seating import Seating
 from rlhf_ray.rollout.seats import Seat
 
@@ -25,6 +26,11 @@ class GroupFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Answered:
+    """A request came to its end, by an answer or an error: a sign of life of a rollout that has several turns."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLost:
     """An engine failed; whoever takes the groups may bring it back."""
 
@@ -36,7 +42,7 @@ class StepFailed:
     error: BaseException
 
 
-Event = GroupFinished | EngineLost | StepFailed
+Event = GroupFinished | Answered | EngineLost | StepFailed
 
 
 class Dispatch:
@@ -77,7 +83,7 @@ class Dispatch:
 
     async def _attempt(self, seat: Seat, order: int, task: RolloutTask) -> list[Sample]:
         with seat.rollout(order, task.samples) as generate:
-            samples = await self._rollout(generate, task)
+            samples = await self._rollout(self._heard(generate), task)
         for sample in samples:
             stale = [span.version for span in sample.weight_versions if span.version < self._version]
             if stale:
@@ -86,6 +92,15 @@ class Dispatch:
                     f"but the step is at version {self._version}: its weights were not updated"
                 )
         return samples
+
+    def _heard(self, generate: Generate) -> Generate:
+        async def heard(request: GenerationRequest) -> GenerationResult:
+            try:
+                return await generate(request)
+            finally:
+                self.events.put(Answered())
+
+        return heard
 
     def _again(self, seat: Seat, task: RolloutTask, error: Exception) -> RolloutTask:
         if isinstance(error, ENGINE_LOST):

@@ -1,11 +1,13 @@
 """The pool in front of the rollout engines: prompts go out to the least loaded one, finished groups stream back."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
+from rlhf_ray.cluster.errors import DeadlineExceeded
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.dispatch import Dispatch, DispatchInOrder
@@ -15,6 +17,11 @@ from rlhf_ray.rollout.tasks import make_tasks
 
 Restore = Callable[[int, Exception], EngineClient | None]
 """Brings engine number i back after its error, with the current weights, or returns None where that cannot be done."""
+
+LOOP_SECONDS = 60.0
+"""For the pool's own thread to take up what it is told, which takes a moment unless a rollout blocks it."""
+
+logger = logging.getLogger(__name__)
 
 
 class RolloutPool:
@@ -81,7 +88,14 @@ class RolloutPool:
         kind = DispatchInOrder if self._deterministic else Dispatch
         dispatch = kind(self._seating, self._rollout, tasks, version)
         running = self._on_loop(dispatch.run())
-        return Collection(dispatch.events, running, tasks, in_order=self._deterministic, engine_lost=self.restore_lost)
+        return Collection(
+            dispatch.events,
+            running,
+            tasks,
+            in_order=self._deterministic,
+            engine_lost=self.restore_lost,
+            deadline_seconds=self._deadline,
+        )
 
     @property
     def serving(self) -> list[int]:
@@ -102,7 +116,12 @@ class RolloutPool:
         """End what runs and stop the thread. The engines themselves belong to whoever started them."""
         if self._loop.is_closed():
             return
-        self._on_loop(self._cancel_all()).result()
+        try:
+            self._tell(self._cancel_all(), "close")
+        except DeadlineExceeded as error:
+            # Most often there is an error under way already, which says more; the thread ends with the process.
+            logger.warning("%s; its thread is left behind", error)
+            return
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -117,7 +136,15 @@ class RolloutPool:
         async def settle() -> None:
             self._seating.settle(rank, engine)
 
-        self._on_loop(settle()).result()
+        self._tell(settle(), "restart")
+
+    def _tell(self, work: "Coroutine[Any, Any, Any]", phase: str) -> None:
+        """Let the pool's thread do something short, and wait for it."""
+        try:
+            self._on_loop(work).result(LOOP_SECONDS)
+        except TimeoutError:
+            message = f"rollout: a rollout blocks the pool's thread, which did not {phase} within {LOOP_SECONDS:g} s"
+            raise DeadlineExceeded(message, "rollout", None, phase) from None
 
     def _on_loop(self, work: "Coroutine[Any, Any, Any]") -> "Future[Any]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -5,6 +5,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from hypothesis import strategies as st
 
 from rlhf_ray.cluster.errors import DeadlineExceeded
 from rlhf_ray.data.records import Sample
+from rlhf_ray.rollout import collection
+from rlhf_ray.rollout import pool as pool_module
+from rlhf_ray.rollout.dispatch import Answered, EngineLost, StepFailed
 from rlhf_ray.rollout.errors import BadRollout, NoEngineLeft
 from rlhf_ray.rollout.interfaces import Generate, RolloutTask
 from rlhf_ray.rollout.pool import Restore, RolloutPool
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.rollout.tasks import prompt_seed
+from rlhf_ray.rollout.tasks import make_tasks, prompt_seed
 from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
 
 SINGLE_TURN = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
@@ -178,6 +183,94 @@ def test_a_silent_engine_is_lost_at_the_deadline_which_names_engine_and_request(
     with pool_of([silent, FakeEngine(1)], deadline_seconds=0.2) as pool:
         assert len(collect(pool, 4)) == 4
         assert pool.serving == [1]
+
+
+class NeverEnds:
+    """A rollout that waits for what never comes, as one with a tool can, after some answers of its engine."""
+
+    def __init__(self, answers: int = 0) -> None:
+        self._answers = answers
+
+    async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
+        for turn in range(self._answers):
+            await generate(GenerationRequest(f"{task.request_id}/turn{turn}", task.prompt.prompt_ids, 1, 0, 4))
+        await asyncio.Event().wait()
+        return []
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_step_in_which_nothing_happens_ends_at_its_deadline(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "OWN_ERROR_SECONDS", 0.1)
+    with RolloutPool([FakeEngine()], NeverEnds(), deadline_seconds=0.1, deterministic=deterministic) as pool:
+        with pytest.raises(
+            DeadlineExceeded, match=r"generate stood still after 0 of 2 groups: no answer within 0.2 s"
+        ) as e:
+            collect(pool, 2)
+        assert (e.value.role, e.value.phase) == ("rollout", "generate")
+        assert list(pool.run([], step=0, version=1, samples_per_prompt=1, seed=0)) == [], "the pool goes on"
+
+
+class Waits(SimpleQueue):
+    """A queue that notes how long its reader would wait, and says when nothing is left."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float | None] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> object:
+        self.seconds.append(timeout)
+        return super().get(block=False)
+
+
+def test_each_answer_of_a_rollout_of_many_turns_begins_the_deadline_anew() -> None:
+    events, running = Waits(), Future()
+    for event in (Answered(), EngineLost(), Answered()):
+        events.put(event)
+    lost: list[bool] = []
+    groups = collection.Collection(
+        events,
+        running,
+        make_tasks(prompts(1), run=0, step=0, samples_per_prompt=1, seed=0, greedy_last=False),
+        in_order=False,
+        engine_lost=lambda: lost.append(True),
+        deadline_seconds=30,
+    )
+    with pytest.raises(DeadlineExceeded, match="within 90 s"):
+        next(groups)
+    assert events.seconds == [90] * 4
+    assert lost == [True]
+    assert running.cancelled(), "what still runs is ended"
+
+
+def test_every_answer_and_every_lost_request_is_a_sign_of_life() -> None:
+    silent = FakeEngine(0)
+    silent.hangs_on = {"turn1"}
+    with RolloutPool([silent], NeverEnds(answers=2), deadline_seconds=1) as pool:
+        running = pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+        events = [running._events.get(timeout=60) for _ in range(4)]
+    assert [type(event) for event in events] == [Answered, Answered, EngineLost, StepFailed]
+
+
+def test_a_rollout_that_blocks_the_pool_does_not_hold_its_owner_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pool_module, "LOOP_SECONDS", 0.1)
+    blocked = threading.Event()
+
+    async def blocks(generate: Generate, task: RolloutTask) -> list[Sample]:
+        blocked.wait(60)
+        return []
+
+    pool = RolloutPool([FakeEngine()], blocks, deadline_seconds=30)
+    try:
+        pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+        with pytest.raises(DeadlineExceeded, match=r"blocks the pool's thread, which did not restart within 0.1 s"):
+            pool.replace(0, FakeEngine())
+        pool.close()
+        assert "did not close within 0.1 s; its thread is left behind" in caplog.text
+    finally:
+        blocked.set()
 
 
 def test_answers_by_old_weights_are_refused() -> None:
