@@ -22,8 +22,9 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine
-from rlhf_ray.transfer.gloo import GlooGroup, join_store, open_store
+from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup
+from rlhf_ray.transfer.meeting import join_store, open_store
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 from rlhf_ray.transfer.verification import sync_timings

@@ -1,6 +1,7 @@
 """Addresses at which process groups meet."""
 
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -43,6 +44,12 @@ def free_port(host: str = LOOPBACK) -> int:
 
 def free_port_on(node_id: str) -> ray.ObjectRef:
     """A reference to a free port on another node."""
+    return run_on(node_id, free_port, "")
+
+
+def run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
+    """Call a short function on a node; a reference to what it returns."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    task: Any = ray.remote(free_port)
-    return task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote("")
+    task: Any = ray.remote(function)
+    ref: ray.ObjectRef = task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(*arguments)
+    return ref

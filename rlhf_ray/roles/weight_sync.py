@@ -1,17 +1,21 @@
 """The policy's weights, all of them, by a transfer group of its ranks and the engines."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import ray
 from ray.exceptions import RayError
 
+from rlhf_ray.cluster.endpoint import run_on
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.cluster.outcome import wait
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.roles.policy_sync import BREAK_OFF_SECONDS, OWN_ERROR_SECONDS, PolicySync
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.transfer.group import Transport
+from rlhf_ray.transfer.group import TransferGroup, Transport
+from rlhf_ray.transfer.meeting import call_off
 from rlhf_ray.transfer.verification import sync_timings
 
 
@@ -110,8 +114,23 @@ class WeightSync(PolicySync):
             self._engines.submit_one(engine, "connect_transfer", group, position)
             for position, engine in enumerate(members)
         ]
-        self._wait(joining, members, connecting, "rendezvous of the transfer group")
+        self._receiving = dict(zip(members, connecting, strict=True))
+        try:
+            self._wait(joining, members, connecting, "rendezvous of the transfer group")
+        except RoleError as error:
+            self._call_off(group, joining[0], error)
+            raise
+        self._receiving = {}
         self._members = members
+
+    def _call_off(self, group: TransferGroup, joining: ray.ObjectRef, error: RoleError) -> None:
+        """Tell those who came that they wait in vain, where the sender is: the driver may not reach its store."""
+        node = self._policy.cluster.node(self._policy.slots[0])
+        told = run_on(node, call_off, group, error.args[0])
+        # Where that fails too they end by their own deadline, or are started anew.
+        with suppress(RoleError):
+            phase = "end of a broken rendezvous"
+            wait([told, joining], role=self._policy.name, phase=phase, seconds=BREAK_OFF_SECONDS, ranks=[0, 0])
 
 
 def _raised(ref: ray.ObjectRef) -> bool:

@@ -1,7 +1,6 @@
 """Weights over gloo: broadcast on CPU from the sender to the workers of all engines, in chunks that overlap loading."""
 
 import os
-import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,35 +24,6 @@ of a call (about 0.1 ms) does not show. A broadcast of each tensor takes twice a
 
 CHUNKS_UNDER_WAY = 3
 """Of a sender; while they travel, the next one is put together."""
-
-
-def open_store(host: str, seconds: float) -> TCPStore:
-    """Start the store of a new group on a free port of this machine; `store.port` tells which."""
-    # Left to itself the store listens on all of the machine's addresses.
-    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    return TCPStore(
-        host,
-        listener.getsockname()[1],
-        is_master=True,
-        wait_for_workers=False,
-        timeout=timedelta(seconds=seconds),
-        master_listen_fd=listener.detach(),
-    )
-
-
-def join_store(group: TransferGroup) -> TCPStore:
-    """Connect to the sender's store.
-
-    Raises:
-        TransferError: nothing answers there within the group's deadline.
-    """
-    try:
-        return TCPStore(group.host, group.port, is_master=False, timeout=timedelta(seconds=group.seconds))
-    except RuntimeError as error:
-        raise TransferError(
-            f"weight transfer: no sender at {group.host}:{group.port} within {group.seconds:g} s "
-            f"(generation {group.generation}): {error}"
-        ) from error
 
 
 class GlooGroup:

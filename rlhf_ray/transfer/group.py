@@ -11,13 +11,14 @@ SENDER_RANK = 0
 
 @dataclass(frozen=True, slots=True)
 class TransferGroup:
-    """One sender and the workers of all engines, reachable through the sender's store."""
+    """One sender and the workers of all engines, who meet at the sender's store."""
 
     transport: Transport
     generation: int
     """Rises by one whenever the members change."""
     host: str
     port: int
+    """Of the store."""
     engine_workers: tuple[int, ...]
     """Workers (tensor-parallel ranks) of each engine, by engine index."""
     seconds: float
@@ -28,6 +29,8 @@ class TransferGroup:
     """Bytes of the largest bucket that will travel."""
     key: bytes = field(repr=False)
     """Secret of this generation, with which payloads in the store are signed."""
+    nccl_port: int = 0
+    """Where NCCL makes a store of its own."""
 
     @property
     def world_size(self) -> int:

@@ -12,10 +12,11 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from rlhf_ray.transfer.errors import TransferError
-from rlhf_ray.transfer.gloo import GlooGroup, open_store
+from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport, check_engine_workers
 from rlhf_ray.transfer.ipc import IpcExport, Mailbox
 from rlhf_ray.transfer.manifest import Manifest
+from rlhf_ray.transfer.meeting import meet, open_store
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ class SenderTransport(Protocol):
     every_rank: bool
     """Whether all trainer ranks take part in sending, or the sender alone."""
 
-    def open(self, host: str) -> int:
-        """On the sender: make the place where the members meet; returns its port."""
-
-    def join(self, group: TransferGroup) -> None:
-        """Wait for the members."""
+    def join(self, group: TransferGroup, store: "TCPStore") -> None:
+        """Make the connections to the engines' workers, once all engines are there."""
 
     def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
         """Send the flat tensors of one bucket; returns when their memory may change."""
@@ -65,8 +63,9 @@ class WeightSender:
         self._rank = rank
         self._seconds = seconds
         self._group: TransferGroup | None = None
+        self._store: TCPStore | None = None
         largest_bucket = max(source.manifest.bucket_bytes, default=0)
-        self._transport: SenderTransport = _TRANSPORTS[transport](seconds, rank, largest_bucket)
+        self._transport: SenderTransport = _TRANSPORTS[transport](rank, largest_bucket)
 
     @property
     def manifest(self) -> Manifest:
@@ -86,11 +85,13 @@ class WeightSender:
             raise ValueError(f"generation {generation} does not follow {self._group.generation}")
         self.close()
         manifest = self._source.manifest
+        self._store = open_store(host, self._seconds)
         self._group = TransferGroup(
             transport=self._transport_name,
             generation=generation,
             host=host,
-            port=self._transport.open(host),
+            port=self._store.port,
+            nccl_port=_free_port(host) if self._transport_name == "nccl" else 0,
             engine_workers=workers,
             seconds=self._seconds,
             manifest_digest=manifest.digest,
@@ -103,11 +104,12 @@ class WeightSender:
         """Complete the rendezvous, while the engines connect; on the sender only.
 
         Raises:
-            TransferError: not everybody came in time.
+            TransferError: not everybody came in time, or it was called off.
         """
-        if self._group is None:
+        if self._group is None or self._store is None:
             raise TransferError("weight transfer: open a group before joining it")
-        self._transport.join(self._group)
+        meet(self._group, self._store)
+        self._transport.join(self._group, self._store)
 
     def send(self) -> dict[str, float]:
         """Gather and send all weights, while the engines receive; on all ranks.
@@ -138,6 +140,14 @@ class WeightSender:
         """Leave the group."""
         if self._group is not None:
             self._transport.close()
+            self._store = None
+
+
+def _free_port(host: str) -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _synchronize(device: torch.device) -> None:
@@ -151,18 +161,11 @@ class _GlooSender:
 
     every_rank = False
 
-    def __init__(self, seconds: float, rank: int, largest_bucket: int) -> None:
-        self._seconds = seconds
-        self._store: TCPStore | None = None
+    def __init__(self, rank: int, largest_bucket: int) -> None:
         self._members: GlooGroup | None = None
 
-    def open(self, host: str) -> int:
-        self._store = open_store(host, self._seconds)
-        return self._store.port
-
-    def join(self, group: TransferGroup) -> None:
-        assert self._store is not None
-        self._members = GlooGroup(group, SENDER_RANK, self._store)
+    def join(self, group: TransferGroup, store: "TCPStore") -> None:
+        self._members = GlooGroup(group, SENDER_RANK, store)
 
     def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
         if self._members is None:
@@ -175,7 +178,7 @@ class _GlooSender:
     def close(self) -> None:
         if self._members is not None:
             self._members.close()
-        self._members = self._store = None
+        self._members = None
 
 
 class _NcclSender:
@@ -183,15 +186,10 @@ class _NcclSender:
 
     every_rank = False
 
-    def __init__(self, seconds: float, rank: int, largest_bucket: int) -> None:
+    def __init__(self, rank: int, largest_bucket: int) -> None:
         self._communicator: PyNcclCommunicator | None = None
 
-    def open(self, host: str) -> int:
-        with closing(socket.socket()) as probe:
-            probe.bind((host, 0))
-            return probe.getsockname()[1]
-
-    def join(self, group: TransferGroup) -> None:
+    def join(self, group: TransferGroup, store: "TCPStore") -> None:
         from rlhf_ray.transfer.vllm_adapter import open_nccl_sender
 
         self._communicator = open_nccl_sender(group)
@@ -217,23 +215,16 @@ class _IpcSender:
 
     every_rank = True
 
-    def __init__(self, seconds: float, rank: int, largest_bucket: int) -> None:
-        self._seconds = seconds
+    def __init__(self, rank: int, largest_bucket: int) -> None:
         self._is_sender = rank == SENDER_RANK
-        self._store: TCPStore | None = None
         self._mailbox: Mailbox | None = None
         self._largest_bucket = largest_bucket
         self._export: IpcExport | None = None
         self._transfer = 0
 
-    def open(self, host: str) -> int:
-        self._store = open_store(host, self._seconds)
+    def join(self, group: TransferGroup, store: "TCPStore") -> None:
         self._transfer = 0
-        return self._store.port
-
-    def join(self, group: TransferGroup) -> None:
-        assert self._store is not None
-        self._mailbox = Mailbox(self._store, group)
+        self._mailbox = Mailbox(store, group)
 
     def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
         if self._is_sender and self._mailbox is None:
@@ -252,7 +243,7 @@ class _IpcSender:
         IpcExport.release()
 
     def close(self) -> None:
-        self._mailbox = self._store = self._export = None
+        self._mailbox = self._export = None
 
 
 _TRANSPORTS: dict[Transport, type[_GlooSender] | type[_NcclSender] | type[_IpcSender]] = {

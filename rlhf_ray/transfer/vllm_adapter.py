@@ -29,10 +29,11 @@ from vllm.platforms import current_platform
 
 from rlhf_ray.transfer.cpu_reload import CpuReload
 from rlhf_ray.transfer.errors import TransferError
-from rlhf_ray.transfer.gloo import GlooGroup, join_store
+from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.ipc import Mailbox
 from rlhf_ray.transfer.manifest import Manifest, TensorEntry
+from rlhf_ray.transfer.meeting import join_store, meet
 
 if TYPE_CHECKING:
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
@@ -234,9 +235,11 @@ class EngineLink:
         self._transfer = 0
 
     async def open(self) -> None:
-        """Meet the sender and all other engines."""
+        """Meet the sender and all other engines, then let the workers join the group."""
+        store = await asyncio.to_thread(join_store, self._group)
+        await asyncio.to_thread(meet, self._group, store)
         if self._group.transport == "ipc":
-            self._mailbox = await asyncio.to_thread(lambda: Mailbox(join_store(self._group), self._group))
+            self._mailbox = Mailbox(store, self._group)
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(self._init_info()))
 
     def _init_info(self) -> dict[str, Any]:
@@ -248,7 +251,7 @@ class EngineLink:
             return {"group": group.to_plain(), "rank_offset": offset}
         return {
             "master_address": group.host,
-            "master_port": group.port,
+            "master_port": group.nccl_port,
             "rank_offset": offset,
             "world_size": group.world_size,
             "packed": True,
@@ -294,4 +297,4 @@ class EngineLink:
 
 def open_nccl_sender(group: TransferGroup) -> "PyNcclCommunicator":
     """Join a group as its sender, on the current CUDA device; waits for the workers."""
-    return trainer_init({"master_address": group.host, "master_port": group.port, "world_size": group.world_size})
+    return trainer_init({"master_address": group.host, "master_port": group.nccl_port, "world_size": group.world_size})

@@ -10,9 +10,10 @@ from torch import nn
 
 from rlhf_ray.transfer import gloo
 from rlhf_ray.transfer.errors import TransferError
-from rlhf_ray.transfer.gloo import GlooGroup, join_store
+from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.ipc import Mailbox
+from rlhf_ray.transfer.meeting import join_store, meet, open_store
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
@@ -31,6 +32,20 @@ def in_threads(*calls: Callable[[], object]) -> list[object]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
+def connect(trainer: WeightSender, group: TransferGroup) -> list[GlooGroup]:
+    """Sender, engines and their workers meet; returns the workers."""
+
+    def engine() -> None:
+        meet(group, join_store(group))
+
+    def worker(rank: int) -> GlooGroup:
+        return GlooGroup(group, rank, join_store(group))
+
+    engines = len(group.engine_workers)
+    workers = [lambda rank=rank: worker(rank) for rank in range(1, group.world_size)]
+    return in_threads(trainer.join, *[engine] * engines, *workers)[1 + engines :]
+
+
 def receive_all(members: GlooGroup, source: DeepSpeedWeightSource) -> dict[str, torch.Tensor]:
     manifest = source.manifest
     received: dict[str, torch.Tensor] = {}
@@ -46,9 +61,8 @@ def test_all_workers_receive_all_weights(monkeypatch: pytest.MonkeyPatch):
     source = DeepSpeedWeightSource(module, "float32", 5000)
     trainer = WeightSender(source, "gloo", rank=0, seconds=20)
     group = trainer.open(1, [1, 2], "127.0.0.1")
-    _, *workers = in_threads(
-        trainer.join, *(lambda rank=rank: GlooGroup(group, rank, join_store(group)) for rank in (1, 2, 3))
-    )
+    workers = connect(trainer, group)
+    assert len(workers) == 3
     for change in (0.0, 1.0):
         with torch.no_grad():
             for parameter in module.parameters():
@@ -64,10 +78,10 @@ def test_all_workers_receive_all_weights(monkeypatch: pytest.MonkeyPatch):
 def test_a_new_generation_meets_without_the_old_members():
     trainer = sender(make_module(0))
     first = trainer.open(1, [1], "127.0.0.1")
-    in_threads(trainer.join, lambda: GlooGroup(first, 1, join_store(first)))
+    connect(trainer, first)
     second = trainer.open(2, [1, 1], "127.0.0.1")
     assert second.world_size == 3
-    in_threads(trainer.join, *(lambda r=r: GlooGroup(second, r, join_store(second)) for r in (1, 2)))
+    assert len(connect(trainer, second)) == 2
 
 
 def test_generations_only_rise():
@@ -81,7 +95,7 @@ def test_a_missing_engine_ends_the_rendezvous_at_its_deadline():
     trainer = sender(make_module(0), seconds=1)
     trainer.open(1, [1, 1], "127.0.0.1")
     started = time.monotonic()
-    with pytest.raises(TransferError, match="the 3 members of generation 1"):
+    with pytest.raises(TransferError, match="the sender and 2 engines of generation 1 not all came"):
         trainer.join()
     assert time.monotonic() - started < 15
 
@@ -89,7 +103,7 @@ def test_a_missing_engine_ends_the_rendezvous_at_its_deadline():
 def test_an_engine_that_stops_receiving_ends_the_transfer_at_its_deadline():
     trainer = sender(nn.Linear(4000, 4000), seconds=2)
     group = trainer.open(1, [1], "127.0.0.1")
-    _, idle = in_threads(trainer.join, lambda: GlooGroup(group, 1, join_store(group)))
+    idle = connect(trainer, group)
     with pytest.raises(TransferError, match="generation 1"):
         trainer.send()
     del idle
@@ -113,7 +127,7 @@ def test_sending_before_joining_is_refused():
 
 
 def mailboxes(seconds: float = 5, key: bytes = b"key") -> tuple[Mailbox, Mailbox]:
-    store = gloo.open_store("127.0.0.1", seconds)
+    store = open_store("127.0.0.1", seconds)
     group = TransferGroup("ipc", 1, "127.0.0.1", store.port, (1, 1), seconds, "", 0, b"key")
     foreign = TransferGroup("ipc", 1, "127.0.0.1", store.port, (1, 1), seconds, "", 0, key)
     return Mailbox(store, foreign), Mailbox(join_store(group), group)

@@ -1,0 +1,117 @@
+"""What the driver does when a transfer group does not come about."""
+
+from collections.abc import Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from rlhf_ray.cluster.errors import RoleRaised
+from rlhf_ray.roles import policy_sync, weight_sync
+from rlhf_ray.roles.weight_sync import WeightSync
+from rlhf_ray.transfer.group import TransferGroup
+from rlhf_ray.transfer.meeting import join_store, meet
+from rlhf_ray.transfer.sender import WeightSender
+from rlhf_ray.transfer.source import DeepSpeedWeightSource
+
+LONG = 3600.0
+"""Deadline of the rendezvous, which no test waits for."""
+
+THREADS = ThreadPoolExecutor(8)
+
+
+class Policy:
+    """A policy of one rank, whose calls run one after another, as those of its actor do."""
+
+    name = "policy"
+
+    def __init__(self) -> None:
+        self._sender = WeightSender(DeepSpeedWeightSource(nn.Linear(2, 2), "float32", 64), "gloo", rank=0, seconds=LONG)
+        self._own = ThreadPoolExecutor(1)
+        self.slots = [SimpleNamespace()]
+        self.cluster = SimpleNamespace(node=lambda _: "node", deadlines=SimpleNamespace(transfer_seconds=LONG))
+        self.killed = False
+
+    def call_one(self, rank: int, method: str, *arguments: Any, seconds: float) -> Any:
+        assert method == "open_transfer"
+        return self._own.submit(self._sender.open, *arguments).result(60)
+
+    def submit_one(self, rank: int, method: str) -> "Future[None]":
+        assert method == "join_transfer"
+        self.joining = self._own.submit(self._sender.join)
+        return self.joining
+
+    def call(self, method: str, *_: Any, phase: str = "", seconds: float = 60) -> Any:
+        return {"prepare_transfer": ["manifest"], "close_transfer": []}[method]
+
+    def kill(self) -> None:
+        self.killed = True
+
+
+class Engines:
+    """Two engines: one comes to the rendezvous, the other fails on its way."""
+
+    name = "rollout"
+
+    def __init__(self, cluster: Any) -> None:
+        cluster.endpoint = lambda *_: ("127.0.0.1", 0)
+        self.cluster = cluster
+        self.calls: list[Future[None]] = []
+
+    def submit_one(self, engine: int, method: str, group: TransferGroup, position: int) -> "Future[None]":
+        def connect() -> None:
+            if engine == 1:
+                raise RoleRaised("no such interface (rollout rank 1, rendezvous)", "rollout", 1, "rendezvous")
+            meet(group, join_store(group))
+
+        self.calls.append(THREADS.submit(connect))
+        return self.calls[-1]
+
+
+def first_failure(calls: Sequence[tuple["Future[Any]", Any]], *, phase: str, seconds: float) -> list[Any]:
+    """`wait_together` for calls that are threads."""
+    return results_of([ref for ref, _ in calls])
+
+
+def results_of(calls: Sequence["Future[Any]"], **_: Any) -> list[Any]:
+    done, _ = wait_for(calls, timeout=60, return_when=FIRST_EXCEPTION)
+    for call in done:
+        call.result()
+    return [call.result(0) for call in calls]
+
+
+def ended(calls: Sequence["Future[Any]"], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+    """`ray.wait` for calls that are threads."""
+    done, waiting = wait_for(calls, timeout=timeout)
+    return list(done), list(waiting)
+
+
+def test_an_engine_that_fails_ends_the_rendezvous_for_all_with_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for the deadline: neither the policy, which would be lost, nor the engine that came."""
+    monkeypatch.setattr(policy_sync, "wait_together", first_failure)
+    monkeypatch.setattr(policy_sync.ray, "wait", ended)
+    monkeypatch.setattr(weight_sync.ray, "put", lambda value: value)
+    monkeypatch.setattr(weight_sync, "wait", lambda calls, **_: wait_for(calls, timeout=60))
+    monkeypatch.setattr(weight_sync, "run_on", lambda node, function, *arguments: THREADS.submit(function, *arguments))
+    actors: Any = Policy()
+    engines: Any = Engines(actors.cluster)
+    policy: Any = SimpleNamespace(name="policy", actors=actors)
+    sync = WeightSync(
+        policy,
+        engines,
+        engine_workers=[1, 1],
+        transport="gloo",
+        bucket_bytes=64,
+        dtype="float32",
+        tolerance=None,
+        probes=[],
+    )
+    with pytest.raises(RoleRaised, match="no such interface"):
+        sync(0, [0, 1])
+    for call in (actors.joining, engines.calls[0]):
+        assert "does not come about: no such interface" in str(call.exception(timeout=0))
+    assert not actors.killed
+    assert sync.stuck == []
