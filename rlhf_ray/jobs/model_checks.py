@@ -9,7 +9,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.encoders import is_encoder, longest_text
-from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, scalar_config
+from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, renamed_weights, scalar_config
 from rlhf_ray.models.lora import target_names
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.rollout.engine_arguments import tensor_parallel_size
@@ -102,6 +102,29 @@ def check_engine(model: ModelConfig, rollout: RolloutConfig, max_tokens: int) ->
             f"data.max_prompt_tokens and rollout.max_new_tokens are {max_tokens} tokens together, "
             f"but {model.path} reads at most {context} (max_position_embeddings); lower one of them"
         )
+
+
+def check_transfer(model: ModelConfig, rollout: RolloutConfig) -> None:
+    """Check that the engines can take a policy's weights, which travel by the names that they have while it trains.
+
+    An engine, on CPU as on GPU, refuses what its checkpoint does not have, at the first sync; nor does vLLM compute
+    rightly with experts that come as one tensor. An adapter that travels alone (`reload`) is not looked at.
+
+    Raises:
+        BadInput: names a weight that has another name in the checkpoint.
+    """
+    if rollout.adapter == "reload":
+        return
+    renamed = renamed_weights(model)
+    if not renamed:
+        return
+    kind, experts = policy_config(model).model_type, [name for name in renamed if ".experts." in name]
+    what = "a mixture of experts, whose experts train" if experts else "a model of which some weights train"
+    raise BadInput(
+        f"model.path: {model.path} ({kind}) is {what} under other names than those of its checkpoint, such as "
+        f"{(experts or renamed)[0]}, so the engines cannot take its weights; choose a dense model such as gemma, "
+        "granite, llama, mistral, olmo2, phi3, qwen2 or qwen3"
+    )
 
 
 def check_adapter(key: str, model: ModelConfig, lora: LoraConfig | None, scalar: bool = False) -> None:

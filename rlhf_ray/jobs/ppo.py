@@ -20,6 +20,7 @@ from rlhf_ray.jobs.model_checks import (
     check_engine,
     check_policy,
     check_reward_sources,
+    check_transfer,
     job_tokenizer,
 )
 from rlhf_ray.jobs.ppo_acts import PPOActs
@@ -148,6 +149,7 @@ def check_models(config: PPOConfig, tokenizer: Any) -> None:
     check_policy(config.model, tokenizer)
     check_adapter("policy", config.model, config.policy.lora)
     check_engine(config.model, config.rollout, longest_sequence(config))
+    check_transfer(config.model, config.rollout)
     check_reward_sources(config.rewards)
     for name, critic in config.critics.items():
         start = critic_model(config, name)

@@ -106,6 +106,31 @@ def outline(model: ModelConfig, scalar: bool = False) -> Any:
         return auto.from_config(config, trust_remote_code=model.trust_remote_code)
 
 
+def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
+    """Names and shapes in a checkpoint directory's safetensors headers; None for a hub name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with safe_open(file, framework="numpy") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes or None
+
+
+def renamed_weights(model: ModelConfig) -> list[str]:
+    """Weights of a language model that have other names while it trains than in its checkpoint, in alphabetical order.
+
+    Transformers makes one tensor of the experts of a layer, for instance, and many again when it saves.
+
+    Raises:
+        BadInput: as `policy_config`.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    network = outline(model)
+    trained = dict(network.named_parameters())
+    saved = checkpoint_shapes(model.path) or revert_weight_conversion(network, trained)
+    return sorted(trained.keys() - saved.keys())
+
+
 def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: bool = False) -> Any:
     """The configuration of a network from which a reward model or a critic can be made, likewise checked.
 

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.models.loading import checkpoint_shapes
 from rlhf_ray.rollout.adapters import replace_adapter
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
@@ -76,7 +76,7 @@ class Engine:
         self._link: EngineLink | None = None
         self._adapter: LoRARequest | None = None
         self._group: TransferGroup | None = None
-        self._shapes = _checkpoint_shapes(model.path)
+        self._shapes = checkpoint_shapes(model.path)
         self._broken: str | None = None
         self._paused = False
         self._scores = 0
@@ -378,14 +378,3 @@ async def _next_batch(
             raise result
         results.append(result)
     return results
-
-
-def _checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes in a checkpoint directory's safetensors headers; None for a hub name."""
-    from safetensors import safe_open
-
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return shapes or None

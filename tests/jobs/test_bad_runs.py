@@ -29,7 +29,7 @@ Settings = dict[str, Any]
 @pytest.fixture(scope="session")
 def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models, of which one is good (`base`) and each other has one thing wrong."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     from rlhf_ray.models.tiny import build_tiny
 
@@ -62,6 +62,20 @@ def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         network.save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(folder / source).save_pretrained(folder / name)
+    experts = Qwen3MoeConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    )
+    Qwen3MoeForCausalLM(experts).save_pretrained(folder / "experts")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "experts")
     shutil.copytree(folder / "reward", folder / "mute_reward", ignore=shutil.ignore_patterns("*token*"))
     return folder
 
@@ -148,6 +162,11 @@ BEFORE_START: dict[str, tuple[str, dict[str, str], list[str]]] = {
     ),
     "heads of 16": ("generate", {"model.path": "heads_16"}, ["model.path", "heads of width 16", "32, 64, 80"]),
     "heads of 40": ("ppo", {"model.path": "heads_40"}, ["model.path", "heads of width 40"]),
+    "mixture of experts": (
+        "ppo",
+        {"model.path": "experts"},
+        ["model.path", "experts (qwen3_moe) is a mixture of experts", "model.layers.0.mlp.experts.", "a dense model"],
+    ),
     "context too short": ("ppo", {"model.path": "short"}, ["48 tokens together", "at most 32", "max_new_tokens"]),
     "critic of another vocabulary": (
         "ppo",

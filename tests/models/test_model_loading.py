@@ -3,9 +3,11 @@ import shutil
 
 import pytest
 import torch
+import transformers
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.models import loading
 from rlhf_ray.models.loading import load_policy, load_scalar, load_tokenizer
 
 
@@ -114,3 +116,27 @@ def test_chat_template_from_text_and_file(tiny_model, tmp_path):
         assert tokenizer.apply_chat_template(chat, tokenize=False) == "[hi]"
     with pytest.raises(BadInput, match="neither a file nor"):
         load_tokenizer(config(tiny_model.tied, chat_template="missing.jinja"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings", "expected"),
+    [
+        ("Qwen3Moe", {"num_experts": 2, "moe_intermediate_size": 16}, ["mlp.experts.down_proj"]),
+        ("Mixtral", {"num_local_experts": 2}, ["mlp.experts.down_proj", "mlp.gate.weight"]),
+        # Experts that are one tensor in the checkpoint too.
+        ("GptOss", {"num_local_experts": 2}, []),
+        ("Qwen2", {"tie_word_embeddings": True}, []),
+    ],
+)
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_weights_that_train_under_other_names_than_their_checkpoints(
+    architecture, settings, expected, at_hand, tmp_path, monkeypatch
+):
+    common = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 32}
+    described = getattr(transformers, f"{architecture}Config")(**common, **heads, pad_token_id=0, **settings)
+    getattr(transformers, f"{architecture}ForCausalLM")(described).save_pretrained(tmp_path)
+    if not at_hand:
+        monkeypatch.setattr(loading, "checkpoint_shapes", lambda path: None)
+    renamed = loading.renamed_weights(config(tmp_path))
+    assert [name.removeprefix("model.layers.0.") for name in renamed if "gate_up" not in name] == expected
