@@ -19,7 +19,8 @@ from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.model_checks import job_tokenizer
 from rlhf_ray.jobs.ppo import check_models, export, kl_controller, recover_acts
 from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import longest_sequence, start_roles
+from rlhf_ray.jobs.ppo_roles import longest_sequence
+from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder

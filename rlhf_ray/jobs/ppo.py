@@ -24,7 +24,8 @@ from rlhf_ray.jobs.model_checks import (
     job_tokenizer,
 )
 from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import critic_model, longest_sequence, start_roles
+from rlhf_ray.jobs.ppo_roles import critic_model, longest_sequence
+from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder

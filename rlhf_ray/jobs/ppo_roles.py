@@ -1,43 +1,26 @@
 """The roles of a PPO run: Ray actors for policy, critics, reference, rewards and engines, started side by side."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
-from rlhf_ray.cluster.group import ActorGroup, ready_together
+from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.parts import critic_path
 from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.training import TrainerConfig
-from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
-from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
-from rlhf_ray.jobs.ppo_plan import critic_role, turn_takers, uses
-from rlhf_ray.jobs.recovery import RESTARTS
-from rlhf_ray.models.loading import load_tokenizer, policy_config
-from rlhf_ray.roles.adapter_sync import AdapterSync
+from rlhf_ray.jobs.engines import restart_engine
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
-from rlhf_ray.roles.weight_sync import WeightSync
-from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
+from rlhf_ray.rollout.recording import GroupSource
 from rlhf_ray.rollout.remote import RemoteEngine
-from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.schedule import GENERATE, SYNC, Sleeper, Turns
-from rlhf_ray.transfer.group import Transport
-from rlhf_ray.transfer.verification import probe_sequences
-
-MEGABYTE = 2**20
+from rlhf_ray.schedule import GENERATE, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -124,118 +107,9 @@ class PPORoles:
             self.sync.prepare()
 
 
-@contextmanager
-def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
-    """Start all roles at once, and wait until each has loaded its model.
-
-    Raises:
-        DoesNotFit: a role has no room in its group. RoleError: a role did not start. BadInput: a model cannot be used.
-    """
-    tokenizer = load_tokenizer(config.model)
-    crowded, asleep = turn_takers(config), set()
-
-    def settle(name: str, role: TrainerGroup | RewardSources) -> None:
-        """Where devices are shared, each loads alone and leaves them to the next; elsewhere all load at once."""
-        if name in crowded:
-            role.ready()
-            role.clear()
-            asleep.add(name)
-
-    policy_steps = (config.steps - config.algorithm.critic_warmup_steps) * config.epochs * config.minibatches
-    policy = _trainer(cluster, config, "policy", config.model, config.policy, total_steps=max(policy_steps, 1))
-    settle("policy", policy)
-    engines = place_engines(
-        cluster,
-        config.model,
-        config.rollout,
-        transport=lambda: _transport(config, cluster),
-        seed=config.seed,
-        max_tokens=longest_sequence(config),
-        lora=config.policy.lora if config.rollout.adapter == "reload" else None,
-    )
-    starting = [] if engines.name in crowded else engines.submit("start")
-    critics: dict[str, TrainerGroup] = {}
-    total_steps = config.steps * config.epochs * config.minibatches
-    for key, critic in config.critics.items():
-        role, model = critic_role(key), critic_model(config, key)
-        critics[role] = _trainer(cluster, config, role, model, critic, total_steps=total_steps)
-        settle(role, critics[role])
-    reference = None
-    compares = config.algorithm.kl.coefficient > 0 or config.algorithm.kl.target is not None
-    if compares and config.policy.lora is None:
-        frozen = TrainerConfig(**config.reference.model_dump())
-        reference = _trainer(cluster, config, "reference", config.model, frozen, total_steps=1, trainable=False)
-        settle("reference", reference)
-    rewards = RewardSources(
-        cluster,
-        config.rewards,
-        config.tokens_per_microbatch,
-        max_restarts=RESTARTS,
-        cost_weight=cost_weight(config.algorithm),
-    )
-    settle("rewards", rewards)
-
-    seconds = cluster.deadlines.start_seconds
-    workers = engines.wait(starting or engines.submit("start"), phase="start", seconds=seconds)
-    ready_together([role.actors for role in (policy, *critics.values(), reference) if role is not None])
-    rewards.ready()
-    sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
-
-    trainers = {role.name: role for role in (policy, *critics.values(), reference) if role is not None}
-    turns = Turns(_sleepers(trainers, engines, rewards), uses(critics), asleep)
-
-    def renew(number: int) -> RemoteEngine:
-        with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
-            engine = restart_engine(engines, number)
-        if sync.version >= 0:
-            with turns.during(SYNC):
-                sync.catch_up(number)
-        return engine
-
-    turn = SingleTurn(tokenizer, Sampling.from_config(config.rollout))
-    with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
-        source = _source(config, pool)
-        adapter_off = compares and config.policy.lora is not None
-        yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
-
-
-def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:
-    """The roles that share devices, by the names that `uses` has for them."""
-    layout = engines.cluster.layout
-    sleepers: dict[str, Sleeper] = {name: role for name, role in trainers.items() if layout.sharing(name)}
-    if layout.sharing(engines.name):
-        sleepers["rollout"] = engines
-    if rewards.shares_devices:
-        sleepers["rewards"] = rewards
-    return sleepers
-
-
-def _sync(
-    config: PPOConfig,
-    cluster: Cluster,
-    policy: TrainerGroup,
-    engines: ActorGroup,
-    workers: list[int],
-    tokenizer_size: int,
-) -> PolicySync:
-    """All weights, with the adapter merged if there is one; or the adapter alone."""
-    # A tokenizer may have more ids than the embedding has rows.
-    vocabulary = min(tokenizer_size, policy_config(config.model).get_text_config().vocab_size)
-    verified: dict[str, Any] = {
-        "dtype": config.model.dtype,
-        "tolerance": config.rollout.sync_tolerance,
-        "probes": probe_sequences(vocabulary, max_tokens=longest_sequence(config) - 1),
-    }
-    if config.rollout.adapter == "reload":
-        return AdapterSync(policy, engines, **verified)
-    return WeightSync(
-        policy,
-        engines,
-        engine_workers=workers,
-        transport=_transport(config, cluster),
-        bucket_bytes=int(config.rollout.bucket_megabytes * MEGABYTE),
-        **verified,
-    )
+def compares(config: PPOConfig) -> bool:
+    """Whether the policy is compared with the model that it began from."""
+    return config.algorithm.kl.coefficient > 0 or config.algorithm.kl.target is not None
 
 
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:
@@ -256,40 +130,3 @@ def longest_sequence(config: PPOConfig) -> int:
     if config.evaluation.data is not None:
         prompts.append(config.evaluation.data.max_prompt_tokens)
     return max(prompts) + config.rollout.max_new_tokens
-
-
-def _trainer(
-    cluster: Cluster,
-    config: PPOConfig,
-    name: str,
-    model: ModelConfig,
-    trainer: TrainerConfig,
-    *,
-    total_steps: int,
-    trainable: bool = True,
-) -> TrainerGroup:
-    return TrainerGroup(
-        cluster,
-        name,
-        "critic" if name in ("critic", COST_CRITIC_ROLE) else "policy",
-        model,
-        trainer,
-        tokens_per_microbatch=config.tokens_per_microbatch,
-        total_steps=total_steps,
-        seed=config.seed,
-        temperature=config.rollout.temperature,
-        trainable=trainable,
-        max_restarts=RESTARTS,
-    )
-
-
-def _transport(config: PPOConfig, cluster: Cluster) -> Transport:
-    return choose_transport(config.rollout, cluster.layout.overlap("rollout", "policy"))
-
-
-def _source(config: PPOConfig, pool: RolloutPool) -> GroupSource:
-    if config.rollout.replay is not None:
-        return Replay(Path(config.rollout.replay))
-    if config.rollout.record is not None:
-        return Recorder(pool, Path(config.rollout.record))
-    return pool

@@ -15,7 +15,8 @@ from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.config.checks import check
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.jobs import ppo
-from rlhf_ray.jobs.ppo_roles import PPORoles, start_roles
+from rlhf_ray.jobs.ppo_roles import PPORoles
+from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.tracking.names import describe
 from tests.jobs.conftest import PROMPTS, TEXTS
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed, write_rows

@@ -18,7 +18,7 @@ from rlhf_ray.cluster.errors import RoleDied, RoleRaised
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs import ppo, ppo_roles
+from rlhf_ray.jobs import ppo, ppo_start
 from rlhf_ray.jobs.experience import Experience
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import PPORoles
@@ -205,7 +205,7 @@ def test_an_engine_that_refuses_weights_ends_the_run_and_the_policy_is_not_kille
     kill = ActorGroup.kill_one
     settings = ppo_settings(tmp_path / "run", evaluation={"data": None})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_roles, "WeightSync", Refused)
+        patch.setattr(ppo_start, "WeightSync", Refused)
         patch.setattr(ActorGroup, "kill_one", killed)
         with pytest.raises(RoleRaised, match="the announced tensors are not those of transfer group"):
             ppo.run(PPOConfig.model_validate(settings))

@@ -13,8 +13,9 @@ import torch
 from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.config.checks import check
 from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs import ppo, ppo_roles
-from rlhf_ray.jobs.ppo_roles import PPORoles, start_roles
+from rlhf_ray.jobs import ppo, ppo_start
+from rlhf_ray.jobs.ppo_roles import PPORoles
+from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.tracking.names import describe
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
 from tests.jobs.test_ppo_replay import NoEngines, NoSync
@@ -66,8 +67,8 @@ def replay(learned: Path, safe_settings: Settings, tmp_path_factory: pytest.Temp
         return found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo_roles, "place_engines", NoEngines)
-        patch.setattr(ppo_roles, "WeightSync", NoSync)
+        patch.setattr(ppo_start, "place_engines", NoEngines)
+        patch.setattr(ppo_start, "WeightSync", NoSync)
         first = config("none", {}, STEPS)
         with connect(first.cluster, first.groups) as cluster, start_roles(first, cluster) as roles:
             initial = {name: str(folder / f"initial_{name}") for name in roles.trained}

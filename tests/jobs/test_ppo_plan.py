@@ -10,9 +10,9 @@ import pytest
 from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.parts import placements_of
 from rlhf_ray.config.verbs import load_job
-from rlhf_ray.jobs import ppo_roles
+from rlhf_ray.jobs import ppo_start
 from rlhf_ray.jobs.phases import PPO_PHASES
-from rlhf_ray.jobs.plan import layout_of
+from rlhf_ray.jobs.plan import checked_parts
 from rlhf_ray.jobs.ppo_plan import role_placements, uses
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -60,11 +60,12 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         "ready_together": lambda _: None,
     }
     for name, fake in fakes.items():
-        monkeypatch.setattr(ppo_roles, name, fake)
+        monkeypatch.setattr(ppo_start, name, fake)
     cluster: Any = SimpleNamespace(layout=Layout(config.groups), deadlines=config.cluster.deadlines)
-    with ppo_roles.start_roles(config, cluster):
+    with ppo_start.start_roles(config, cluster):
         run = cluster.layout.slots
-    planned = layout_of(config).slots
+    [part] = checked_parts(config)
+    planned = part.layout.slots
     names = dict(zip(role_placements(config), placements_of(config), strict=True))
     assert {".".join(map(str, names[role])): slots for role, slots in run.items()} == planned
 

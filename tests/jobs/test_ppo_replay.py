@@ -13,7 +13,7 @@ import pytest
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.jobs import ppo, ppo_roles
+from rlhf_ray.jobs import ppo, ppo_start
 from tests.jobs.ppo_runs import saved_weights, training_rows, untimed
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
@@ -60,8 +60,8 @@ def replay(
     learned: Path, ppo_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., Path]:
     """Learn the first steps of the recorded run again, with other settings."""
-    monkeypatch.setattr(ppo_roles, "place_engines", NoEngines)
-    monkeypatch.setattr(ppo_roles, "WeightSync", NoSync)
+    monkeypatch.setattr(ppo_start, "place_engines", NoEngines)
+    monkeypatch.setattr(ppo_start, "WeightSync", NoSync)
 
     def run(name: str, **changes: Any) -> Path:
         rollout = {"deterministic": False, "replay": str(learned.parent / "samples.recorded")}
