@@ -115,17 +115,17 @@ def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
     return shapes or None
 
 
-def renamed_weights(model: ModelConfig) -> list[str]:
-    """Weights of a language model that have other names while it trains than in its checkpoint, in alphabetical order.
+def renamed_weights(model: ModelConfig, network: Any) -> list[str]:
+    """Weights that have other names while a model trains than in its checkpoint, in alphabetical order.
 
     Transformers makes one tensor of the experts of a layer, for instance, and many again when it saves.
 
-    Raises:
-        BadInput: as `policy_config`.
+    Args:
+        model: which one.
+        network: its `outline`.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    network = outline(model)
     trained = dict(network.named_parameters())
     saved = checkpoint_shapes(model.path) or revert_weight_conversion(network, trained)
     return sorted(trained.keys() - saved.keys())

@@ -10,7 +10,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ import pytest
 import torch
 
 from rlhf_ray import cli
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.jobs.model_checks import CPU_HEAD_SIZES, check_transfer
 from tests.jobs.ppo_runs import write_config, write_rows
 
 LIMIT_SECONDS = 60.0
@@ -165,7 +169,7 @@ BEFORE_START: dict[str, tuple[str, dict[str, str], list[str]]] = {
     "mixture of experts": (
         "ppo",
         {"model.path": "experts"},
-        ["model.path", "experts (qwen3_moe) is a mixture of experts", "model.layers.0.mlp.experts.", "a dense model"],
+        ["model.path", "experts (qwen3_moe, a mixture of experts) cannot", "mlp.experts.down_proj", "a dense model"],
     ),
     "context too short": ("ppo", {"model.path": "short"}, ["48 tokens together", "at most 32", "max_new_tokens"]),
     "critic of another vocabulary": (
@@ -214,9 +218,23 @@ def test_a_reward_function_that_cannot_work(
     assert "judge.py:1: imports no_such_library" in message
 
 
-def test_supported_head_sizes_are_those_of_vllm() -> None:
-    from rlhf_ray.jobs.model_checks import CPU_HEAD_SIZES
+@pytest.mark.parametrize(("gpus", "refused"), [(0, True), (1, False)])
+def test_experts_of_the_same_names_are_refused_on_cpu_alone(gpus: int, refused: bool, tmp_path: Path) -> None:
+    from transformers import GptOssConfig, GptOssForCausalLM
 
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "pad_token_id": 0}
+    described = GptOssConfig(vocab_size=300, num_hidden_layers=1, intermediate_size=32, num_local_experts=2, **sizes)
+    GptOssForCausalLM(described).save_pretrained(tmp_path)
+    model, rollout = ModelConfig(path=str(tmp_path)), RolloutConfig(gpus_per_worker=gpus)
+    with pytest.raises(BadInput, match=r"vLLM packs .*experts.* on CPU") if refused else nullcontext():
+        check_transfer(model, rollout)
+
+
+def test_an_adapter_that_travels_alone_needs_no_names(models: Path) -> None:
+    check_transfer(ModelConfig(path=str(models / "experts")), RolloutConfig(adapter="reload"))
+
+
+def test_supported_head_sizes_are_those_of_vllm() -> None:
     # From its source, because importing it takes long.
     [package] = importlib.util.find_spec("vllm").submodule_search_locations
     source = (Path(package) / "v1/attention/backends/cpu_attn.py").read_text()

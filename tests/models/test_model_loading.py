@@ -138,5 +138,5 @@ def test_weights_that_train_under_other_names_than_their_checkpoints(
     getattr(transformers, f"{architecture}ForCausalLM")(described).save_pretrained(tmp_path)
     if not at_hand:
         monkeypatch.setattr(loading, "checkpoint_shapes", lambda path: None)
-    renamed = loading.renamed_weights(config(tmp_path))
+    renamed = loading.renamed_weights(config(tmp_path), loading.outline(config(tmp_path)))
     assert [name.removeprefix("model.layers.0.") for name in renamed if "gate_up" not in name] == expected
