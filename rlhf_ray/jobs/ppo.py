@@ -11,8 +11,6 @@ from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.data.cursor import Cursor
-from rlhf_ray.data.loading import read_prompts, read_supervised
 from rlhf_ray.jobs.constraint import constraint_of
 from rlhf_ray.jobs.model_checks import (
     check_adapter,
@@ -24,9 +22,9 @@ from rlhf_ray.jobs.model_checks import (
     job_tokenizer,
 )
 from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import critic_model, longest_sequence
+from rlhf_ray.jobs.ppo_data import PPOData
+from rlhf_ray.jobs.ppo_roles import PPORoles, critic_model, longest_sequence
 from rlhf_ray.jobs.ppo_start import start_roles
-from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import stop_on_signals
@@ -41,19 +39,10 @@ def run(config: PPOConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do.
     """
-    schedule = Schedule(
-        config.steps,
-        config.prompts_per_step,
-        config.algorithm.max_staleness,
-        evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else None,
-        checkpoint_every=config.checkpoint.every_steps,
-    )
+    schedule = schedule_of(config)
     tokenizer = job_tokenizer(config.model)
     check_models(config, tokenizer)
-    prompts = read_prompts(config.data, tokenizer)
-    records = {record.prompt_id: record for record in prompts.rows}
-    held_out = read_prompts(config.evaluation.data, tokenizer) if config.evaluation.data is not None else None
-    texts = read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None
+    data = PPOData.read(config, tokenizer)
     checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
     refuse_fewer_steps(config, saved)  # before the folder's config is written anew
@@ -72,43 +61,59 @@ def run(config: PPOConfig) -> None:
         # After Ray, which sets handlers of its own; and until now there was nothing to save.
         stop_on_signals() as stop,
     ):
-        for read in (prompts, held_out, texts):
-            if read is not None:
-                for line in read.report.lines():
-                    tracker.message(line)
-        turns = roles.turns
-
-        def begin() -> PPOActs:
-            """At the newest checkpoint, or at the start."""
-            acts = PPOActs(
-                config,
-                roles,
-                records,
-                Cursor(list(records), config.seed, config.data.shuffle, prompts.fingerprint),
-                held_out.rows if held_out is not None else [],
-                tracker,
-                checkpoints,
-                kl_controller(config.algorithm.kl),
-                turns,
-                Pretraining(config.ptx, texts, config.seed) if config.ptx is not None and texts is not None else None,
-                constraint=constraint_of(config.algorithm),
-            )
-            turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
-            acts.restore(checkpoints.latest())
-            return acts
+        for line in data.report():
+            tracker.message(line)
+        begin = partial(begin_acts, config, data, roles, tracker, checkpoints)
 
         def make_steps(acts: PPOActs) -> int:
             return Loop(
-                acts, schedule, done=acts.done, saved=acts.saved, evaluated=acts.evaluated, stop=stop, turns=turns
+                acts, schedule, done=acts.done, saved=acts.saved, evaluated=acts.evaluated, stop=stop, turns=acts.turns
             ).run()
 
         done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
         if done == config.steps:
-            turns.begin(TRAIN)
+            roles.turns.begin(TRAIN)
             export(config, roles.policy, folder)
             tracker.message(f"finished: the policy is in {folder.final}")
         else:
             tracker.message(f"stopped after step {done}; the same command goes on from there")
+
+
+def schedule_of(config: PPOConfig) -> Schedule:
+    """How long the run is, and what is due when.
+
+    Raises:
+        BadInput: it would learn from samples of older weights.
+    """
+    return Schedule(
+        config.steps,
+        config.prompts_per_step,
+        config.algorithm.max_staleness,
+        evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else None,
+        checkpoint_every=config.checkpoint.every_steps,
+    )
+
+
+def begin_acts(
+    config: PPOConfig, data: PPOData, roles: PPORoles, tracker: Tracker, checkpoints: Checkpoints
+) -> PPOActs:
+    """The state of a run at its newest checkpoint, or at the start."""
+    acts = PPOActs(
+        config,
+        roles,
+        data.by_id,
+        data.cursor(),
+        data.held_out.rows if data.held_out is not None else [],
+        tracker,
+        checkpoints,
+        kl_controller(config.algorithm.kl),
+        roles.turns,
+        data.pretraining(),
+        constraint=constraint_of(config.algorithm),
+    )
+    roles.turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
+    acts.restore(checkpoints.latest())
+    return acts
 
 
 def refuse_fewer_steps(config: PPOConfig, saved: Checkpoint | None) -> None:
