@@ -166,7 +166,7 @@ def run_job(verb: str, arguments: Sequence[str]) -> int:
         return 0 if arguments else BadInput.exit_code
     config = load_job(verb, arguments)
     # Roles that do not fit their groups are found here, before Ray starts.
-    importlib.import_module("rlhf_ray.jobs.plan").layout_of(config)
+    importlib.import_module("rlhf_ray.jobs.plan").checked_parts(config)
     importlib.import_module(JOBS[verb].module).run(config)
     return 0
 

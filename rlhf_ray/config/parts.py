@@ -40,7 +40,8 @@ def answers_of(config: Section) -> dict[KeyPath, AnswerConfig]:
 def placements_of(config: Section) -> dict[KeyPath, PlacementConfig]:
     """Roles of a job in the order in which they are placed, on which it depends who shares a device with whom.
 
-    PPO has a reference only where KL has a weight, and the policy no adapter to switch off.
+    PPO has a reference only where KL has a weight, and the policy no adapter to switch off. An evaluation measures only
+    where there is a reference, or texts.
     """
     roles: dict[KeyPath, PlacementConfig] = {}
     if isinstance(config, SupervisedConfig):
@@ -55,7 +56,7 @@ def placements_of(config: Section) -> dict[KeyPath, PlacementConfig]:
             roles["reference",] = config.reference
     if not isinstance(config, IterateConfig):
         roles |= rewards_of(config)
-    if isinstance(config, EvaluateConfig):
+    if isinstance(config, EvaluateConfig) and (config.reference is not None or config.texts is not None):
         roles["measure",] = config.measure
     answers = answers_of(config).items()
     roles |= {(*key, "rollout"): source.rollout for key, source in answers if isinstance(source, RolloutAnswers)}

@@ -11,6 +11,7 @@ from rlhf_ray.config.parts import groups_of, placements_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.jobs.phases import parts_of
 
 
 def longest_sample(config: PPOConfig | GenerateConfig) -> int:
@@ -106,10 +107,12 @@ def _uneven(config: Section) -> Iterator[str]:
 
 
 def _idle(config: Section) -> Iterator[str]:
-    placements = placements_of(config).values()
+    placements = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
+    parts = [[placements[role] for role in part.layout.slots] for part in parts_of(config)]
     for name, group in groups_of(config).items():
-        asked = [role.gpus_per_worker * role.workers for role in placements if role.on == name]
-        if not asked:
+        # Roles of one part after another use the same GPUs.
+        asked = [sum(role.gpus_per_worker * role.workers for role in part if role.on == name) for part in parts]
+        if not any(role.on == name for part in parts for role in part):
             yield f"groups.{name}: no role is on it"
-        elif sum(asked) < group.gpus_per_node * group.nodes:
-            yield f"groups.{name}: {group.gpus_per_node * group.nodes - sum(asked):g} of its GPUs are not used"
+        elif max(asked) < group.gpus_per_node * group.nodes:
+            yield f"groups.{name}: {group.gpus_per_node * group.nodes - max(asked):g} of its GPUs are not used"

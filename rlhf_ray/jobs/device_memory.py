@@ -3,13 +3,13 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.jobs.estimates import Memory
-from rlhf_ray.jobs.phases import Phases
+from rlhf_ray.jobs.phases import Part
 
 Device = tuple[str, int, int]
 """Group, node, and GPU; on CPU the last is -1."""
 
+CPU = -1
 ALWAYS = "always"
 """In the place of a phase where no role of a device gives it to others."""
 
@@ -25,31 +25,41 @@ class Peak:
     """Bytes of them all."""
 
 
-def device_loads(layout: Layout, footprints: Mapping[str, Memory]) -> dict[Device, dict[str, float]]:
-    """Bytes of each role on each device."""
+def device_loads(part: Part, footprints: Mapping[str, Memory]) -> dict[Device, dict[str, float]]:
+    """Bytes of each role of a part on each device."""
+    layout = part.layout
     loads: dict[Device, dict[str, float]] = {}
     for role, memory in footprints.items():
-        for slot in layout.slots[role]:
-            for device in slot.devices or (-1,):
+        for slot in layout.slots.get(role, ()):
+            for device in slot.devices or (CPU,):
                 load = loads.setdefault((slot.group, slot.bundle, device), {})
                 load[role] = load.get(role, 0) + memory.total
     return loads
 
 
-def peak(layout: Layout, phases: Phases, load: Mapping[str, float]) -> Peak:
+def add_processes(loads: dict[Device, dict[str, float]], processes: Mapping[str, float]) -> None:
+    """Add what runs beside the roles, by name, to the first machine whose CPU they compute on."""
+    home = min((device for device in loads if device[-1] == CPU), default=None, key=lambda device: device[1])
+    if home is not None:
+        loads[home] |= processes
+
+
+def peak(part: Part, load: Mapping[str, float]) -> Peak:
     """The peak of one device.
 
     Args:
-        layout: of all roles.
-        phases: which sections' roles are awake when.
+        part: of the job.
         load: bytes of each role on the device.
     """
 
+    def shares(role: str) -> bool:
+        return role in part.layout.slots and bool(part.layout.sharing(role))
+
     def awake() -> Iterator[Peak]:
-        for phase, sections in phases.items():
-            roles = tuple(r for r in load if r.partition(".")[0] in sections or not layout.sharing(r))
+        for phase, sections in part.phases.items():
+            roles = tuple(r for r in load if r.partition(".")[0] in sections or not shares(r))
             yield Peak(phase, roles, sum(load[role] for role in roles))
 
-    if not phases or not any(layout.sharing(role) for role in load):
+    if not part.phases or not any(shares(role) for role in load):
         return Peak(ALWAYS, tuple(load), sum(load.values()))
     return max(awake(), key=lambda found: found.size)

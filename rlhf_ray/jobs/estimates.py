@@ -2,7 +2,8 @@
 
 Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al. 2020); activations are 34 bytes a token, hidden
 unit and layer in 16 bits, or the layers' inputs and one layer's activations where they are recomputed (Korthikanti et
-al. 2022). Buffers, fragmentation and the CUDA context come on top.
+al. 2022). What processes hold before they hold a model is measured, see `processes`. Buffers, fragmentation and the
+CUDA context come on top.
 """
 
 from collections.abc import Mapping
@@ -57,11 +58,13 @@ class Memory:
     cache: float = 0
     cached_tokens: float = 0
     """Tokens of which the cache holds keys and values."""
+    process: float = 0
+    """Python and what it imports; on CPU, where it takes of the same memory."""
 
     @property
     def total(self) -> float:
         """All parts together."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.cache
+        return self.weights + self.gradients + self.optimizer + self.activations + self.cache + self.process
 
 
 def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, tokens: int, scalar: bool) -> Memory:
@@ -108,7 +111,10 @@ def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, s
 
 
 def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_bytes: float) -> Memory:
-    """One vLLM engine, per device: weights of its slice, and the cache that fills the rest of its share."""
+    """One vLLM engine, per device: weights of its slice, and the cache that fills the rest of its share.
+
+    On CPU all its tensor-parallel workers are on one device, each with a cache of the size that is asked for.
+    """
     parallel = tensor_parallel_size(rollout)
     weights = shape.parameters * DTYPE_BYTES[dtype] / parallel
     own = rollout.engine
@@ -118,4 +124,5 @@ def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_b
         share = float(own.get("gpu_memory_utilization", GPU_SHARE * min(1.0, rollout.gpus_per_worker)))
         cache = max(0.0, share * gpu_bytes - weights)
     token = 2 * shape.layers * shape.kv_width * DTYPE_BYTES[dtype] / parallel
-    return Memory(weights=weights, cache=cache, cached_tokens=cache / token)
+    here = 1 if rollout.gpus_per_worker else parallel
+    return Memory(weights=weights * here, cache=cache * here, cached_tokens=cache / token)

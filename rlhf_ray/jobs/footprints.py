@@ -1,6 +1,8 @@
 """Memory of each role of a job, from its models' config files."""
 
+import threading
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,10 @@ from rlhf_ray.config.rewards import ModelReward, RewardConfig
 from rlhf_ray.config.supervised import RewardTrainingConfig, SupervisedConfig
 from rlhf_ray.jobs.arithmetic import longest_sample
 from rlhf_ray.jobs.estimates import Memory, ModelShape, engine_memory, forward_memory, trainer_memory
+from rlhf_ray.jobs.processes import worker_process
+
+HUB_SECONDS = 8.0
+"""For the hub to give a model's config file, which is small: a plan shall come at once."""
 
 
 def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, Memory], list[str]]:
@@ -39,7 +45,13 @@ def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, Memory
         shape = shapes.of(config.model.path, config.model.trust_remote_code)
         if shape:
             footprints["rollout"] = engine_memory(shape, config.model.dtype, config.rollout, gpu_bytes)
-    return footprints, shapes.unknown
+    placed = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
+    footprints = {
+        role: replace(memory, process=worker_process(placed[role]))
+        for role, memory in footprints.items()
+        if role in placed
+    }
+    return {role: memory for role, memory in footprints.items() if memory.total}, shapes.unknown
 
 
 def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> dict[str, Memory]:
@@ -72,10 +84,13 @@ def _trained_roles(config: PPOConfig, shapes: "_Shapes") -> dict[str, Memory]:
 def _reward_models(rewards: Mapping[KeyPath, RewardConfig], shapes: "_Shapes") -> dict[str, Memory]:
     footprints: dict[str, Memory] = {}
     for key, reward in rewards.items():
+        role = ".".join(map(str, key))
         shape = shapes.of(reward.path, False) if isinstance(reward, ModelReward) else None
-        if shape and isinstance(reward, ModelReward):
+        if not isinstance(reward, ModelReward):
+            footprints[role] = Memory()
+        elif shape:
             one = forward_memory(shape, reward.dtype, reward.max_tokens, scalar=True)
-            footprints[".".join(map(str, key))] = replace(one, weights=one.weights * (1 + len(reward.ensemble)))
+            footprints[role] = replace(one, weights=one.weights * (1 + len(reward.ensemble)))
     return footprints
 
 
@@ -84,6 +99,7 @@ class _Shapes:
 
     def __init__(self) -> None:
         self.unknown: list[str] = []
+        self._hub = _Hub()
         self._known: dict[str, ModelShape | None] = {}
 
     def of(self, path: str, trust_remote_code: bool) -> ModelShape | None:
@@ -91,12 +107,19 @@ class _Shapes:
             self._known[path] = None
         if path not in self._known:
             try:
-                self._known[path] = read_shape(ModelConfig(path=path, trust_remote_code=trust_remote_code))
+                self._known[path] = self._read(ModelConfig(path=path, trust_remote_code=trust_remote_code))
             except (RlhfError, OSError, ValueError) as error:
                 self._known[path] = None
                 reason = str(error).strip().splitlines()[0]
-                self.unknown.append(f"memory of {path} is not known: {reason}")
+                self.unknown.append(f"memory of {path} is not known, because its config could not be read: {reason}")
         return self._known[path]
+
+    def _read(self, model: ModelConfig) -> ModelShape:
+        if names_local_path(model.path) or Path(model.path).is_dir():
+            return read_shape(model)
+        folder = self._hub.folder_of(model.path)
+        # Code that a model brings along lies beside its config on the hub, where only its name leads.
+        return read_shape(model if model.trust_remote_code else model.model_copy(update={"path": folder}))
 
 
 def read_shape(model: ModelConfig) -> ModelShape:
@@ -130,3 +153,40 @@ def read_shape(model: ModelConfig) -> ModelShape:
             if isinstance(module, torch.nn.Linear)
         },
     )
+
+
+class _Hub:
+    """The hub of models; once it was silent, only what was fetched from it before is looked at."""
+
+    def __init__(self) -> None:
+        self._silent = False
+
+    def folder_of(self, name: str) -> str:
+        """Folder on this machine with a model's config file, fetched unless it was before.
+
+        Raises:
+            OSError: the hub does not give it, or not in time.
+        """
+        from huggingface_hub import hf_hub_download
+
+        found: Future[str] = Future()
+
+        def fetch() -> None:
+            try:
+                # When the hub is slow to answer, the file of an earlier fetch comes in time.
+                etag_timeout = HUB_SECONDS / 2
+                file = hf_hub_download(name, "config.json", etag_timeout=etag_timeout, local_files_only=self._silent)
+                found.set_result(file)
+            except Exception as error:
+                found.set_exception(error)
+
+        # A thread of its own, for looking up the hub's address cannot be given a deadline.
+        threading.Thread(target=fetch, daemon=True).start()
+        try:
+            return str(Path(found.result(HUB_SECONDS)).parent)
+        except TimeoutError:
+            self._silent = True
+        except OSError:
+            if not self._silent:
+                raise
+        raise OSError(f"the hub did not give it within {HUB_SECONDS:g} s, and no earlier run fetched it")

@@ -1,10 +1,14 @@
 """Which roles hold their devices together: in each phase of a PPO step, and in each part of the other jobs."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+from rlhf_ray.cluster.placement import Layout, lay_out
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.evaluate import EvaluateConfig
 from rlhf_ray.config.inference import GenerateConfig, ScoreConfig
+from rlhf_ray.config.parts import groups_of, placements_of
+from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.schedule import GENERATE, SCORE, SYNC, TRAIN
@@ -20,20 +24,44 @@ PPO_PHASES: Phases = {
 }
 """Of roles that share devices; those that share none are always awake."""
 
-EVALUATE_PHASES: Phases = {
-    GENERATE: ("rollout",),
-    SCORE: ("rewards", "oracle"),
-    "log-probabilities": ("measure",),
-}
-"""Each part starts its roles, and ends them."""
+LOGPROBS = "log-probabilities"
+
+EVALUATE_PARTS: Phases = {GENERATE: ("rollout",), SCORE: ("rewards", "oracle"), LOGPROBS: ("measure",)}
+"""Each starts its roles where there is nobody else, and ends them."""
 
 
-def phases_of(config: Section) -> Phases:
+class Part(NamedTuple):
+    """Roles that are there at the same time."""
+
+    phases: Phases
+    """When each is awake."""
+    layout: Layout
+    """Where each is."""
+
+
+def parts_of(config: Section) -> list[Part]:
+    """What a job places together; nearly all jobs are of one part.
+
+    Raises:
+        DoesNotFit: the roles of one of them do not fit their groups.
+    """
+    roles = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
+    if not isinstance(config, EvaluateConfig):
+        return [Part(_phases(config), lay_out(groups_of(config), roles))]
+    parts = []
+    for phase, sections in EVALUATE_PARTS.items():
+        own: dict[str, PlacementConfig] = {
+            role: placement for role, placement in roles.items() if role.partition(".")[0] in sections
+        }
+        if own:
+            parts.append(Part({phase: sections}, lay_out(config.groups, own)))
+    return parts
+
+
+def _phases(config: Section) -> Phases:
     """Phases of a job; none where it has no roles."""
     if isinstance(config, PPOConfig):
         return PPO_PHASES
-    if isinstance(config, EvaluateConfig):
-        return EVALUATE_PHASES
     if isinstance(config, GenerateConfig):
         return {GENERATE: ("rollout", "safety")}
     if isinstance(config, ScoreConfig):

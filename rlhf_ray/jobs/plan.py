@@ -1,26 +1,28 @@
 """`rlhf plan`: placement, memory of each device and batch arithmetic of a config, before anything starts."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_ray.cluster.errors import DoesNotFit
-from rlhf_ray.cluster.placement import Layout, lay_out
+from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.files import missing_files
 from rlhf_ray.config.inference import GenerateConfig
-from rlhf_ray.config.parts import groups_of, placements_of
+from rlhf_ray.config.parts import placements_of
 from rlhf_ray.config.plan import PlanConfig
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import SCHEMAS, deduce_verb, load_job
 from rlhf_ray.jobs.arithmetic import adapter_lines, batch_lines, longest_sample, warnings_of
-from rlhf_ray.jobs.device_memory import ALWAYS, device_loads, peak
+from rlhf_ray.jobs.device_memory import ALWAYS, CPU, Device, Peak, add_processes, device_loads, peak
 from rlhf_ray.jobs.estimates import Memory
 from rlhf_ray.jobs.footprints import role_footprints
-from rlhf_ray.jobs.phases import Phases, phases_of
+from rlhf_ray.jobs.phases import Part, parts_of
+from rlhf_ray.jobs.processes import other_processes
 from rlhf_ray.rollout.engine_arguments import choose_transport
 
 GIB = 2**30
@@ -33,8 +35,15 @@ NARROWEST = 100
 """Columns that the tables need; narrower terminals and pipes wrap lines instead of cutting words."""
 
 
-def run(config: PlanConfig) -> None:
+INCOMPLETE = 1
+"""Exit code where the memory of a model is not known: what was planned may not fit."""
+
+
+def run(config: PlanConfig) -> int:
     """Print the plan of a job's command line, `[VERB] CONFIG.yaml [--key value ...]`.
+
+    Returns:
+        The exit code, see `show`.
 
     Raises:
         BadInput: the config is wrong, or its roles do not fit their groups.
@@ -43,10 +52,10 @@ def run(config: PlanConfig) -> None:
     if verb not in SCHEMAS:
         verb, arguments = deduce_verb(verb), list(config.job)
     job = load_job(verb, arguments, check_files=False)
-    show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)))
+    return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)))
 
 
-def show(config: Section, gpu_gib: float, console: Console) -> None:
+def show(config: Section, gpu_gib: float, console: Console) -> int:
     """Print the plan of a checked config.
 
     Args:
@@ -54,56 +63,65 @@ def show(config: Section, gpu_gib: float, console: Console) -> None:
         gpu_gib: memory of each GPU.
         console: where to print.
 
+    Returns:
+        0, or 1 where the config of a model could not be read, so that its memory is missing from the plan. A directory
+        that an earlier job has yet to write is only warned of.
+
     Raises:
         BadInput: the roles do not fit their groups, or weights cannot reach the engines.
     """
-    roles = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
-    layout = layout_of(config)
-    phases = phases_of(config)
-    if roles:
-        # In a job of one phase all its roles are awake all the time.
-        console.print(_placement_table(layout, roles, "takes turns with" if len(phases) > 1 else "shares GPUs with"))
+    parts = checked_parts(config)
+    if any(part.layout.slots for part in parts):
+        console.print(_placement_table(parts, config))
     footprints, unknown = role_footprints(config, gpu_gib * GIB)
+    loads = _loads(config, parts, footprints)
     if footprints:
-        console.print(_memory_table(footprints))
-        console.print(_device_table(layout, phases, footprints, gpu_gib))
+        console.print(_memory_table(footprints, other_processes(config)))
+        console.print(_device_table(loads, gpu_gib))
     for line in [*batch_lines(config), *_cache_lines(config, footprints), *adapter_lines(config)]:
         console.print(line, highlight=False)
     missing = missing_files(config)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
-    for warning in [*unknown, *files, *warnings_of(config), *_overfull(layout, phases, footprints, gpu_gib)]:
+    for warning in [*unknown, *files, *warnings_of(config), *_overfull(loads, footprints, gpu_gib)]:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
+    return INCOMPLETE if unknown else 0
 
 
-def layout_of(config: Section) -> Layout:
-    """Place all roles of a job.
+def checked_parts(config: Section) -> list[Part]:
+    """Place all roles of a job, those that are there at the same time together.
 
     Raises:
         BadInput: they do not fit their groups, or weights cannot reach the engines where they are.
     """
-    roles = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
     try:
-        layout = lay_out(groups_of(config), roles)
+        parts = parts_of(config)
     except DoesNotFit as error:
         raise BadInput(str(error)) from None
     if isinstance(config, PPOConfig):
-        overlap = layout.overlap("rollout", "policy")
+        overlap = parts[0].layout.overlap("rollout", "policy")
         if choose_transport(config.rollout, overlap) == "ipc" and overlap == "none":
             raise BadInput(
                 "rollout.transport: ipc is for engines on the policy's GPUs, and these are on others; use auto, which "
                 "is nccl here"
             )
-    return layout
+    return parts
 
 
-def _placement_table(layout: Layout, roles: dict[str, Any], sharing: str) -> Table:
+def _placement_table(parts: list[Part], config: Section) -> Table:
+    # In a part of one phase all its roles are awake all the time.
+    sharing = "takes turns with" if len(parts[0].phases) > 1 else "shares GPUs with"
     table = Table(title="Placement", title_justify="left")
-    for name in ("role", "group", "workers", "CPUs each", "GPUs each", "devices", sharing):
+    in_phase = ["in phase"] if len(parts) > 1 else []
+    for name in ("role", *in_phase, "group", "workers", "CPUs each", "GPUs each", "devices", sharing):
         table.add_column(name)
-    for role, placement in roles.items():
-        numbers = (placement.workers, placement.cpus_per_worker, placement.gpus_per_worker)
-        where = _device_names(layout, role), _turns(layout, role)
-        table.add_row(role, placement.on, *(f"{number:g}" for number in numbers), *where)
+    placements = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
+    for part in parts:
+        for role in part.layout.slots:
+            placement = placements[role]
+            numbers = (placement.workers, placement.cpus_per_worker, placement.gpus_per_worker)
+            where = _device_names(part.layout, role), _turns(part.layout, role)
+            phase = [*part.phases] if in_phase else []
+            table.add_row(role, *phase, placement.on, *(f"{number:g}" for number in numbers), *where)
     return table
 
 
@@ -136,13 +154,14 @@ def _turns(layout: Layout, role: str) -> str:
     return f"all on {group}" if others and sharing == others else ", ".join(sorted(sharing))
 
 
-def _memory_table(footprints: dict[str, Memory]) -> Table:
+def _memory_table(footprints: dict[str, Memory], processes: Mapping[str, float]) -> Table:
     table = Table(title="Memory of one worker, GiB (estimate)", title_justify="left")
-    for name in ("role", "weights", "gradients", "optimizer", "activations", "KV cache", "sum"):
+    for name in ("role", "weights", "gradients", "optimizer", "activations", "KV cache", "process", "sum"):
         table.add_column(name, justify="left" if name == "role" else "right")
-    for role, memory in footprints.items():
-        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.cache, memory.total)
-        table.add_row(role, *(_gib(part) for part in parts))
+    beside = {name: Memory(process=size) for name, size in processes.items()}
+    for role, memory in (footprints | beside).items():
+        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.cache, memory.process)
+        table.add_row(role, *(_gib(part) for part in (*parts, memory.total)))
     return table
 
 
@@ -161,32 +180,63 @@ def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size else "-"
 
 
-def _device_table(layout: Layout, phases: Phases, footprints: dict[str, Memory], gpu_gib: float) -> Table:
+@dataclass(frozen=True)
+class _Load:
+    """What a device holds in one part of a job."""
+
+    device: Device
+    roles: Mapping[str, float]
+    """Bytes of each."""
+    most: Peak
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device[-1] != CPU
+
+    @property
+    def name(self) -> str:
+        group, node, device = self.device
+        return f"{group} node {node} " + (f"GPU {device}" if self.on_gpu else "CPU")
+
+
+def _loads(config: Section, parts: list[Part], footprints: dict[str, Memory]) -> list[_Load]:
+    """Loads of all devices in all parts; where there are several, each has the name of its phase."""
+    found = []
+    for part in parts:
+        loads = device_loads(part, footprints)
+        add_processes(loads, other_processes(config))
+        for device, roles in loads.items():
+            most = peak(part, roles)
+            [phase, *_] = part.phases or [ALWAYS]
+            found.append(_Load(device, roles, most if len(parts) == 1 else replace(most, phase=phase)))
+    return found
+
+
+def _device_table(loads: list[_Load], gpu_gib: float) -> Table:
     table = Table(title="Memory of each device, GiB (estimate)", title_justify="left")
     for name in ("devices", "at once", "of", "in phase", "roles"):
         table.add_column(name, justify="right" if name in {"at once", "of"} else "left")
-    alike: dict[tuple[Any, ...], list[str]] = {}
-    for (group, node, device), load in device_loads(layout, footprints).items():
-        where = f"{group} node {node} " + (f"GPU {device}" if device >= 0 else "CPU")
-        alike.setdefault((tuple(sorted(load.items())), device >= 0), []).append(where)
-    for (load, on_gpu), places in alike.items():
-        shown = ", ".join(places) if len(places) <= 2 else f"{places[0]} ... {places[-1]} ({len(places)})"
-        most = peak(layout, phases, dict(load))
-        sizes = ", ".join(f"{role} {size / GIB:.2f}" for role, size in load)
+    alike: dict[tuple[Any, ...], list[_Load]] = {}
+    for load in loads:
+        alike.setdefault((tuple(sorted(load.roles.items())), load.on_gpu, load.most), []).append(load)
+    for (roles, on_gpu, most), places in alike.items():
+        names = [load.name for load in places]
+        shown = ", ".join(names) if len(names) <= 2 else f"{names[0]} ... {names[-1]} ({len(names)})"
+        sizes = ", ".join(f"{role} {size / GIB:.2f}" for role, size in roles)
         table.add_row(shown, f"{most.size / GIB:.2f}", f"{gpu_gib:g}" if on_gpu else "", most.phase, sizes)
     return table
 
 
-def _overfull(layout: Layout, phases: Phases, footprints: dict[str, Memory], gpu_gib: float) -> list[str]:
+def _overfull(loads: list[_Load], footprints: dict[str, Memory], gpu_gib: float) -> list[str]:
     found: dict[str, None] = {}
-    for (group, _, device), load in device_loads(layout, footprints).items():
-        most = peak(layout, phases, load)
-        if device < 0 or most.size <= gpu_gib * GIB:
+    for load in loads:
+        most = load.most
+        if not load.on_gpu or most.size <= gpu_gib * GIB:
             continue
         ways = f"{LESS_ENGINE}, {TO_SAVE_MEMORY}" if "rollout" in most.roles else TO_SAVE_MEMORY
         when = "" if most.phase == ALWAYS else f" in phase {most.phase}"
         needed = f"{', '.join(most.roles)} need {most.size / GIB:.0f} GiB of a GPU's {gpu_gib:g}{when}"
-        found[f"group {group}: {needed}; {ways}"] = None
+        found[f"group {load.device[0]}: {needed}; {ways}"] = None
     engine = footprints.get("rollout")
     if engine is not None and engine.cache == 0:
         found["rollout: the weights leave no room for the KV cache; raise rollout.gpus_per_worker"] = None

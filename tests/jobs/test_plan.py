@@ -1,4 +1,5 @@
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.config.verbs import deduce_verb, load_job
+from rlhf_ray.jobs import footprints
 from rlhf_ray.jobs.device_memory import ALWAYS, device_loads, peak
 from rlhf_ray.jobs.estimates import (
     Memory,
@@ -20,8 +22,19 @@ from rlhf_ray.jobs.estimates import (
     trainer_memory,
 )
 from rlhf_ray.jobs.footprints import read_shape, role_footprints
-from rlhf_ray.jobs.phases import phases_of
-from rlhf_ray.jobs.plan import GIB, layout_of
+from rlhf_ray.jobs.phases import LOGPROBS
+from rlhf_ray.jobs.plan import GIB, INCOMPLETE, checked_parts
+from rlhf_ray.jobs.processes import (
+    DRIVER,
+    ENGINE,
+    ENGINE_WORKER,
+    FUNCTION,
+    RAY,
+    SCORER,
+    TRAINER,
+    other_processes,
+    worker_process,
+)
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -192,12 +205,12 @@ def test_presets_of_ppo_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pyt
     assert cli.main(command) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert not [part for part in shown.split("warning ")[1:] if "no such file" not in part]
-    footprints, unknown = role_footprints(config, gpu_gib * GIB)
-    layout = layout_of(config)
+    found, unknown = role_footprints(config, gpu_gib * GIB)
+    [part] = checked_parts(config)
     assert not unknown
-    assert footprints["rollout"].cache > 0
-    for (_, _, device), load in device_loads(layout, footprints).items():
-        assert device < 0 or peak(layout, phases_of(config), load).size <= gpu_gib * GIB - CONTEXTS
+    assert found["rollout"].cache > 0
+    for (_, _, device), load in device_loads(part, found).items():
+        assert device < 0 or peak(part, load).size <= gpu_gib * GIB - CONTEXTS
 
 
 LARGER = [path for path in PLACED if path.name.endswith(("7b_8gpu.yaml", "70b_64gpu.yaml")) and path not in ON_GPUS]
@@ -221,6 +234,133 @@ def test_engines_that_leave_the_policy_no_room_are_named(tmp_path: Path, capsys:
     assert "policy, rollout need 93 GiB of a GPU's 80 in phase sync; lower rollout.engine.gpu_memory" in shown
 
 
+def evaluation(folder: Path, **changes: Any) -> Path:
+    """A comparison whose roles fit their group one after another, and not side by side."""
+    place = {"gpus_per_worker": 1, "cpus_per_worker": 0.6}
+    judge = {"name": "judge", "kind": "model", "path": str(folder)} | place
+    job = {
+        "output": "o",
+        "models": {"one": {"path": str(folder)}, "other": {"path": str(folder)}},
+        "reference": "one",
+        "data": {"path": "prompts.jsonl"},
+        "groups": {"main": {"gpus_per_node": 2, "cpus_per_node": 1}},
+        "rollout": place,
+        "rewards": [judge],
+        "measure": place,
+    }
+    (folder / "evaluate.yaml").write_text(json.dumps(job | changes))
+    return folder / "evaluate.yaml"
+
+
+def test_an_evaluation_places_the_roles_of_each_part_alone(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = evaluation(seven_b)
+    config = load_job("evaluate", [str(path)], check_files=False)
+    parts = checked_parts(config)
+    assert [([*part.phases], [*part.layout.slots]) for part in parts] == [
+        (["generate"], ["rollout"]),
+        (["score"], ["rewards.0"]),
+        ([LOGPROBS], ["measure"]),
+    ]
+    assert {slots[0].devices for part in parts for slots in part.layout.slots.values()} == {(0,)}
+
+    assert cli.main(["plan", "evaluate", str(path)]) == 0
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")] for line in shown.splitlines() if "main node 0 GPU 0" in line]
+    memory, _ = role_footprints(config, 80 * GIB)
+    sizes = {role: f"{memory[role].total / GIB:.2f}" for role in ("rollout", "rewards.0", "measure")}
+    phases = ["generate", "score", LOGPROBS]
+    assert [(row[2], *row[4:6]) for row in rows] == [
+        (size, phase, f"{role} {size}") for phase, (role, size) in zip(phases, sizes.items(), strict=True)
+    ]
+    assert "groups.main: 1 of its GPUs are not used" in " ".join(shown.split())
+
+
+def test_an_evaluation_without_reference_and_texts_measures_nothing(seven_b: Path) -> None:
+    path = evaluation(seven_b, reference=None, rewards=[])
+    [part] = checked_parts(load_job("evaluate", [str(path)], check_files=False))
+    assert [*part.layout.slots] == ["rollout"]
+
+
+def test_what_does_not_fit_in_an_evaluation_names_its_part(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = {"gpus_per_worker": 1, "cpus_per_worker": 0.6}
+    two = [{"name": name, "kind": "model", "path": str(seven_b)} | place for name in "ab"]
+    assert cli.main(["plan", "evaluate", str(evaluation(seven_b, rewards=two))]) == 2
+    assert "rewards.1: worker 1 of 1 does not fit group 'main'" in capsys.readouterr().err
+
+
+def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
+    seven_b: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    preset, model = str(CONFIGS / "ppo_cpu_tiny.yaml"), str(seven_b)
+    function = json.dumps([{"name": "f", "kind": "function", "function": "f.py:f"}])
+    arguments = [preset, "--model.path", model, "--rewards", function]
+    config = load_job("ppo", arguments, check_files=False)
+    found, _ = role_footprints(config, 80 * GIB)
+    assert {role: memory.process for role, memory in found.items()} == {
+        "policy": TRAINER,
+        "critics.value": TRAINER,
+        "reference": TRAINER,
+        "rollout": ENGINE,
+        "rewards.0": SCORER + FUNCTION,
+    }
+    assert min(TRAINER, ENGINE, SCORER, FUNCTION, DRIVER, RAY) > 0
+    whole = sum(memory.total for memory in found.values()) + DRIVER + RAY
+    assert cli.main(["plan", "ppo", *arguments]) == 0
+    shown = capsys.readouterr().out
+    [row] = [line for line in shown.splitlines() if "main node 0 CPU" in line]
+    assert row.split("│")[2].strip() == f"{whole / GIB:.2f}"
+    assert "│ driver" in shown
+    assert "│ Ray" in shown
+
+
+def test_on_gpus_processes_do_not_count(tmp_path: Path) -> None:
+    _, config = with_models(CONFIGS / "ppo_7b_8gpu.yaml", tmp_path)
+    found, _ = role_footprints(config, 80 * GIB)
+    assert not any(memory.process for memory in found.values())
+    assert not other_processes(config)
+
+
+def test_tensor_parallel_engines_hold_all_their_workers_on_cpu() -> None:
+    one = engine_memory(SHAPE, "float32", RolloutConfig(), gpu_bytes=0)
+    two = engine_memory(SHAPE, "float32", RolloutConfig(tensor_parallel=2), gpu_bytes=0)
+    assert two.weights == one.weights
+    assert two.cache == 2 * one.cache, "each worker takes what is asked for"
+    assert two.cached_tokens == 2 * one.cached_tokens
+    assert worker_process(RolloutConfig(tensor_parallel=2)) == ENGINE + 2 * ENGINE_WORKER
+
+
+class Hub:
+    """A model hub that cannot be reached, by an error or by silence."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+        self.silence = threading.Event()
+
+    def __call__(self, name: str, file: str, *, etag_timeout: float, local_files_only: bool) -> str:
+        if self._error is None and not local_files_only:
+            self.silence.wait(60)
+        raise self._error or OSError("not in the cache")
+
+
+@pytest.mark.parametrize("error", [OSError("cannot reach the hub\nmore"), None])
+def test_a_model_of_a_hub_that_is_not_reached_is_unknown_at_once(
+    error: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub = Hub(error)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", hub)
+    monkeypatch.setattr(footprints, "HUB_SECONDS", 0.1)
+    models = ["--model.path", "owner/model", "--rewards.0.path", "owner/judge"]
+    try:
+        assert cli.main(["plan", "ppo", str(CONFIGS / "ppo_7b_8gpu.yaml"), *models]) == INCOMPLETE
+    finally:
+        hub.silence.set()
+    shown = " ".join(capsys.readouterr().out.split())
+    reason = "cannot reach the hub" if error else "the hub did not give it within 0.1 s, and no earlier run"
+    for name in ("owner/model", "owner/judge"):
+        assert f"warning memory of {name} is not known, because its config could not be read: {reason}" in shown
+    assert "256 prompts x 1 = 256 samples" in shown
+
+
 def test_a_model_that_is_not_at_hand_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(CONFIGS / "ppo_7b_8gpu.yaml"), "--model.path", "/nowhere/model"]) == 0
     shown = capsys.readouterr().out
@@ -240,12 +380,12 @@ def test_stages_without_their_files_are_warnings(capsys: pytest.CaptureFixture[s
 def test_roles_that_are_awake_together_add_up() -> None:
     """All of a preset's GPUs hold a policy, a critic, a reference, a reward model and an engine."""
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_8gpu.yaml")], check_files=False)
-    layout, phases = layout_of(config), phases_of(config)
+    [part] = checked_parts(config)
 
     def found(policy: float, rollout: float, critic: float, reward: float) -> tuple[str, float]:
         sizes = {"policy": policy, "rollout": rollout, "critics.value": critic, "reference": 1, "rewards.0": reward}
-        loads = device_loads(layout, {role: Memory(weights=size) for role, size in sizes.items()})
-        peaks = {(most.phase, most.size) for most in (peak(layout, phases, load) for load in loads.values())}
+        loads = device_loads(part, {role: Memory(weights=size) for role, size in sizes.items()})
+        peaks = {(most.phase, most.size) for most in (peak(part, load) for load in loads.values())}
         assert len(loads) == 8
         assert len(peaks) == 1
         return peaks.pop()
@@ -258,10 +398,10 @@ def test_roles_that_are_awake_together_add_up() -> None:
 
 def test_roles_that_do_not_share_are_always_awake() -> None:
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml")], check_files=False)
-    layout = layout_of(config)
-    loads = device_loads(layout, {"reference": Memory(weights=3), "rewards.0": Memory(weights=5)})
+    [part] = checked_parts(config)
+    loads = device_loads(part, {"reference": Memory(weights=3), "rewards.0": Memory(weights=5)})
     # Two workers of half a GPU each.
-    found = {(most.phase, most.size) for most in (peak(layout, phases_of(config), load) for load in loads.values())}
+    found = {(most.phase, most.size) for most in (peak(part, load) for load in loads.values())}
     assert found == {(ALWAYS, 6), (ALWAYS, 10)}
 
 
@@ -275,9 +415,9 @@ def test_jobs_without_turns_hold_all_their_roles_at_once(verb: str, tmp_path: Pa
     job = {"output": "o.jsonl", "data": {"path": "d"}, "groups": {"main": {"gpus_per_node": 1}}} | roles[verb]
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     config = load_job(verb, [str(tmp_path / "job.yaml")], check_files=False)
-    layout = layout_of(config)
-    loads = device_loads(layout, {role: Memory(weights=3) for role in layout.slots})
-    assert [peak(layout, phases_of(config), load).size for load in loads.values()] == [6]
+    [part] = checked_parts(config)
+    loads = device_loads(part, {role: Memory(weights=3) for role in part.layout.slots})
+    assert [peak(part, load).size for load in loads.values()] == [6]
 
 
 @pytest.mark.parametrize(
@@ -324,10 +464,10 @@ def test_weights_that_cannot_reach_the_engines_are_refused_before_ray_starts(
 
 def test_roles_on_cpu_add_up() -> None:
     config = load_job("ppo", [str(CONFIGS / "ppo_cpu_tiny.yaml")], check_files=False)
-    layout = layout_of(config)
+    [part] = checked_parts(config)
     memory = forward_memory(SHAPE, "float32", 1, scalar=False)
-    loads = device_loads(layout, {"policy": memory, "rollout": memory})
-    assert [peak(layout, phases_of(config), load).size for load in loads.values()] == [2 * memory.total]
+    loads = device_loads(part, {"policy": memory, "rollout": memory})
+    assert [peak(part, load).size for load in loads.values()] == [2 * memory.total]
 
 
 def test_a_file_that_fits_two_jobs_asks_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -256,21 +256,23 @@ def test_a_rollout_that_blocks_the_pool_does_not_hold_its_owner_up(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(pool_module, "LOOP_SECONDS", 0.1)
-    blocked = threading.Event()
+    began, goes_on = threading.Event(), threading.Event()
 
     async def blocks(generate: Generate, task: RolloutTask) -> list[Sample]:
-        blocked.wait(60)
+        began.set()
+        goes_on.wait(60)
         return []
 
     pool = RolloutPool([FakeEngine()], blocks, deadline_seconds=30)
     try:
         pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+        assert began.wait(60)
         with pytest.raises(DeadlineExceeded, match=r"blocks the pool's thread, which did not restart within 0.1 s"):
             pool.replace(0, FakeEngine())
         pool.close()
         assert "did not close within 0.1 s; its thread is left behind" in caplog.text
     finally:
-        blocked.set()
+        goes_on.set()
 
 
 def test_answers_by_old_weights_are_refused() -> None:
