@@ -113,7 +113,7 @@ def _placement_table(parts: list[Part], config: Section) -> Table:
     table = Table(title="Placement", title_justify="left")
     in_phase = ["in phase"] if len(parts) > 1 else []
     for name in ("role", *in_phase, "group", "workers", "CPUs each", "GPUs each", "devices", sharing):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name == "in phase")
     placements = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
     for part in parts:
         for role in part.layout.slots:

@@ -276,9 +276,9 @@ def test_an_evaluation_places_the_roles_of_each_part_alone(seven_b: Path, capsys
 
 
 def test_an_evaluation_without_reference_and_texts_measures_nothing(seven_b: Path) -> None:
-    path = evaluation(seven_b, reference=None, rewards=[])
-    [part] = checked_parts(load_job("evaluate", [str(path)], check_files=False))
-    assert [*part.layout.slots] == ["rollout"]
+    path = evaluation(seven_b, reference=None)
+    parts = checked_parts(load_job("evaluate", [str(path)], check_files=False))
+    assert [[*part.layout.slots] for part in parts] == [["rollout"], ["rewards.0"]]
 
 
 def test_what_does_not_fit_in_an_evaluation_names_its_part(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
