@@ -22,6 +22,8 @@ from rlhf_ray.jobs.arithmetic import longest_sample
 from rlhf_ray.jobs.estimates import Memory, ModelShape, engine_memory, forward_memory, trainer_memory
 from rlhf_ray.jobs.processes import worker_process
 
+CONFIG_FILE = "config.json"
+
 HUB_SECONDS = 8.0
 """For the hub to give a model's config file, which is small: a plan shall come at once."""
 
@@ -156,7 +158,7 @@ def read_shape(model: ModelConfig) -> ModelShape:
 
 
 class _Hub:
-    """The hub of models; once it was silent, only what was fetched from it before is looked at."""
+    """The hub of models, which is asked no more once it was silent."""
 
     def __init__(self) -> None:
         self._silent = False
@@ -167,26 +169,34 @@ class _Hub:
         Raises:
             OSError: the hub does not give it, or not in time.
         """
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import try_to_load_from_cache
 
+        kept = try_to_load_from_cache(name, CONFIG_FILE)
+        return str(Path(kept if isinstance(kept, str) else self._fetched(name)).parent)
+
+    def _fetched(self, name: str) -> str:
         found: Future[str] = Future()
 
         def fetch() -> None:
             try:
-                # When the hub is slow to answer, the file of an earlier fetch comes in time.
-                etag_timeout = HUB_SECONDS / 2
-                file = hf_hub_download(name, "config.json", etag_timeout=etag_timeout, local_files_only=self._silent)
-                found.set_result(file)
+                found.set_result(fetch_config(name))
             except Exception as error:
-                found.set_exception(error)
+                found.set_exception(OSError(f"the hub did not give it: {str(error).strip() or type(error).__name__}"))
 
-        # A thread of its own, for looking up the hub's address cannot be given a deadline.
-        threading.Thread(target=fetch, daemon=True).start()
-        try:
-            return str(Path(found.result(HUB_SECONDS)).parent)
-        except TimeoutError:
-            self._silent = True
-        except OSError:
-            if not self._silent:
-                raise
-        raise OSError(f"the hub did not give it within {HUB_SECONDS:g} s, and no earlier run fetched it")
+        if not self._silent:
+            # A thread of its own, for looking up the hub's address cannot be given a deadline.
+            threading.Thread(target=fetch, daemon=True).start()
+            try:
+                return found.result(HUB_SECONDS)
+            except TimeoutError:
+                self._silent = True
+        raise OSError(f"the hub did not give it within {HUB_SECONDS:g} s")
+
+
+def fetch_config(name: str) -> str:
+    """The config file of a model of the hub; where the hub is out of reach, its error at once."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    # The download would try again and again, for half a minute.
+    get_hf_file_metadata(hf_hub_url(name, CONFIG_FILE), timeout=HUB_SECONDS)
+    return str(hf_hub_download(name, CONFIG_FILE, etag_timeout=HUB_SECONDS))
