@@ -17,7 +17,7 @@ from rlhf_ray.transfer.meeting import join_store, meet
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
-LONG = 3600.0
+LONG = 120.0
 """Deadline of the rendezvous, which no test waits for."""
 
 THREADS = ThreadPoolExecutor(8)

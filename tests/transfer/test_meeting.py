@@ -9,7 +9,7 @@ from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.meeting import call_off, join_store, meet, open_store
 
-LONG = 3600.0
+LONG = 120.0
 
 
 def opened(engines: int) -> tuple[TCPStore, TransferGroup]:
