@@ -1,5 +1,7 @@
 """Bad configs: one clear line that names file, line and key, exit code 2, and nothing written or started."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 
 from rlhf_ray import cli
 from rlhf_ray.config.verbs import load_job
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "reviews"
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     # name: (change of a valid config, key that the line names, words in the line)
@@ -208,6 +212,7 @@ def test_valid_config_loads(write_config: Any) -> None:
     ("arguments", "words"),
     [
         (["ppo", "confg.yaml"], "confg.yaml: no such file. Perhaps you meant config.yaml?"),
+        (["ppo", "model"], "model: cannot be read: Is a directory"),
         (["ppo", "nowhere/config.yaml"], "there is no directory nowhere"),
         (["pop", "config.yaml"], "Perhaps you meant ppo?"),
         (["ppo", "--steps", "3"], "the config file comes first"),
@@ -254,6 +259,67 @@ def test_files_that_are_no_config(
     (workplace / "config.yaml").write_text(text)
     assert cli.main(["ppo", "config.yaml"]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "file", "meant"),
+    [
+        ("ppo", "dpo", "rlhf dpo"),
+        ("sft", "ppo", "rlhf ppo"),
+        ("ppo", "sft", "rlhf sft and "),
+    ],
+)
+def test_a_config_of_another_verb_is_one_line(
+    verb: str, file: str, meant: str, capsys: pytest.CaptureFixture[str], no_job: None
+) -> None:
+    path = EXAMPLES / f"{file}.yaml"
+    assert cli.main([verb, str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rlhf: {path}: a config for {meant}")
+    assert f"not for rlhf {verb};" in line
+
+
+def test_a_mistake_in_a_config_of_this_verb_keeps_its_line(
+    write_config: Any, capsys: pytest.CaptureFixture[str], no_job: None
+) -> None:
+    # Without rewards these keys are those of rlhf feedback, and the mistake is PPO's all the same.
+    write_config({"rewards": ..., "prompts_per_step": 1, "minibatches": 1})
+    assert cli.main(["ppo", "config.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "rewards: missing" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "closed"),
+    [
+        ("model.path", "closed/model", "closed/model"),
+        ("data.path", "closed/prompts.jsonl", "closed/prompts.jsonl"),
+        ("rewards.1.function", "closed/rules.py:length", "closed/rules.py"),
+        ("output", "closed/run", "closed/run/config.yaml"),
+    ],
+)
+def test_a_path_behind_a_folder_that_is_closed_to_the_user(
+    key: str,
+    value: str,
+    closed: str,
+    write_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_job: None,
+) -> None:
+    write_config({key: value})
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> Any:
+        # As the system answers anybody but root, who may run the tests.
+        if path.parts[0] == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert cli.main(["ppo", "config.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f" {key}: no permission for {closed};" in line
 
 
 def test_roles_that_do_not_fit_together(write_config: Any, capsys: pytest.CaptureFixture[str]) -> None:
