@@ -272,7 +272,7 @@ class PPOActs:
             self.pretraining.load(state["ptx"])
         self.done = self.saved = state["step"]
         self.evaluated = state["evaluated"]
-        self.tracker.truncate_after(self.done)
+        self.tracker.resume_after(self.done, checkpoint.directory)
 
 
 def _row(sample: Sample, reward: float | None) -> dict[str, Any]:

@@ -237,4 +237,4 @@ class _Job(Generic[Row]):
         if self._task.memory is not None:
             self._task.memory.load(checkpoint.state["memory"])
         self.done = checkpoint.state["step"]
-        self._tracker.truncate_after(self.done)
+        self._tracker.resume_after(self.done, checkpoint.directory)

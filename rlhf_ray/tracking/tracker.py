@@ -130,6 +130,17 @@ class Tracker:
         self._samples.truncate_after(step)
         self._each(lambda writer: writer.truncate_after(step))
 
+    def resume_after(self, step: int, source: str) -> None:
+        """Drop what was recorded after a checkpoint's step, and say where the job goes on.
+
+        Args:
+            step: of the checkpoint.
+            source: the checkpoint's folder.
+        """
+        self.truncate_after(step)
+        of = f" of {self._total_steps}" if self._total_steps is not None else ""
+        self.message(f"going on after step {step}{of}, from {source}")
+
     def close(self, status: Status = "finished") -> None:
         """Finish: last picture and report, wandb within a bounded time. Calling it again does nothing."""
         if self._closed:

@@ -49,14 +49,15 @@ def test_a_run_leaves_all_its_files(open_tracker, tmp_path, shown):
     assert shown.getvalue().count("很好") == 3
 
 
-def test_resume_cuts_steps_after_the_checkpoint_everywhere(open_tracker, tmp_path):
+def test_resume_cuts_steps_after_the_checkpoint_everywhere_and_says_so(open_tracker, shown, tmp_path):
     first = open_tracker(tensorboard=True)
     for step in range(1, 6):
         first.log(step, {"reward": 1.0})
         first.samples(step, [SAMPLE])
     first.close("stopped")
     second = open_tracker(first.run_id, tensorboard=True)
-    second.truncate_after(3)
+    second.resume_after(3, "run/checkpoints/step_3")
+    assert "going on after step 3 of 10, from run/checkpoints/step_3\n" in shown.getvalue()
     for step in range(4, 7):
         second.log(step, {"reward": 2.0})
         second.samples(step, [SAMPLE])
