@@ -17,6 +17,7 @@ from rlhf_ray.config.judges import PeopleJudge
 from rlhf_ray.config.parts import data_sets_of, functions_of, models_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.problem import Problem
+from rlhf_ray.config.run import JobConfig
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".gz", ".bz2", ".xz"}
 
@@ -24,7 +25,10 @@ MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {ada
 
 
 def missing_files(config: Section) -> list[Problem]:
-    """Return the local models, data sets, reward functions and config files that are named but not there."""
+    """Return the local models, data sets, reward functions and config files that are named but not there.
+
+    And output folders that cannot be made, because a file is there.
+    """
     return [
         *_models(config),
         *_data(config),
@@ -34,6 +38,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_classifiers(config),
         *_compared(config),
         *_stages(config),
+        *_output_folder(config),
     ]
 
 
@@ -132,6 +137,16 @@ def _compared(config: Section) -> Iterator[Problem]:
     for name, model in config.models.items():
         if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
             yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
+
+
+def _output_folder(config: Section) -> Iterator[Problem]:
+    if not isinstance(config, JobConfig | EvaluateConfig | IterateConfig | DataJobConfig) or "://" in config.output:
+        return
+    output = Path(config.output).expanduser()
+    standing = next((path for path in (output, *output.parents) if path.exists()), None)
+    if standing is not None and not standing.is_dir():
+        below = "" if standing == output else f"cannot write to {output}: "
+        yield Problem(("output",), f"{below}{standing} is a file, and output names a folder; choose another")
 
 
 def _stages(config: Section) -> Iterator[Problem]:
