@@ -3,14 +3,22 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from rlhf_ray import cli
+from rlhf_ray.algorithms.kl import FixedKL
+from rlhf_ray.algorithms.rewards import RunningMoments
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
+from rlhf_ray.checkpoint.manifest import Manifest
 from rlhf_ray.config.verbs import load_job
+from rlhf_ray.data.cursor import Cursor
+from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import write_config, write_rows
@@ -159,3 +167,37 @@ def test_an_ensemble_is_finished_when_all_its_members_are(
         str(folder / "final"),
         str(members / "final"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("saved", "recorded", "evaluated"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_an_evaluation_after_the_last_checkpoint_is_not_repeated(
+    saved: bool, recorded: bool, evaluated: bool, finished: Callable[[str], tuple[Path, Path]]
+) -> None:
+    """A run that was asked to leave before it, and made it at the next start, has it in its metrics alone."""
+    config, folder = finished("ppo")
+    if not recorded:
+        without_last_evaluation(folder)
+    cursor = Cursor(["a", "b"], seed=0)
+    state = {
+        "step": STEPS,
+        "evaluated": saved,
+        "prompts": cursor.state(),
+        "kl_coefficient": 0.1,
+        "reward_moments": asdict(RunningMoments()),
+        "constraint": None,
+        "ptx": None,
+    }
+    acts = PPOActs(
+        load_job("ppo", [str(config)]),  # type: ignore[arg-type]
+        SimpleNamespace(trained={}),  # type: ignore[arg-type]
+        {},
+        cursor,
+        [],
+        SimpleNamespace(truncate_after=lambda step: None),  # type: ignore[arg-type]
+        Checkpoints(str(folder / "checkpoints"), 1),
+        FixedKL(0.1),
+    )
+    acts.restore(Checkpoint("", Manifest(STEPS, {}, state)))
+    assert acts.evaluated == evaluated
