@@ -27,7 +27,7 @@ MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {ada
 def missing_files(config: Section) -> list[Problem]:
     """Return the local models, data sets, reward functions and config files that are named but not there.
 
-    And what the user may not look at, a run folder among it.
+    And what the user may not look at, and output folders that cannot be made, because a file is there.
     """
     return [
         *_models(config),
@@ -38,7 +38,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_classifiers(config),
         *_compared(config),
         *_stages(config),
-        *_output(config),
+        *_output_folder(config),
     ]
 
 
@@ -154,14 +154,17 @@ def _compared(config: Section) -> Iterator[Problem]:
             yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
 
 
-def _output(config: Section) -> Iterator[Problem]:
-    if isinstance(config, JobConfig) and "://" not in config.output:
-        yield from _allowed(("output",), _unreachable(Path(config.output).expanduser()))
+def _output_folder(config: Section) -> Iterator[Problem]:
+    if isinstance(config, JobConfig | EvaluateConfig | IterateConfig | DataJobConfig) and "://" not in config.output:
+        yield from _allowed(("output",), _output_problem(Path(config.output).expanduser()))
 
 
-def _unreachable(folder: Path) -> Iterator[str]:
-    (folder / "config.yaml").exists()  # raises where a folder above is closed
-    yield from ()
+def _output_problem(output: Path) -> Iterator[str]:
+    (output / "config.yaml").exists()  # raises where a folder on the way is closed
+    standing = next((path for path in (output, *output.parents) if path.exists()), None)
+    if standing is not None and not standing.is_dir():
+        below = "" if standing == output else f"cannot write to {output}: "
+        yield f"{below}{standing} is a file, and output names a folder; choose another"
 
 
 def _stages(config: Section) -> Iterator[Problem]:

@@ -25,11 +25,35 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "wrong type": ({"steps": "many"}, "steps", "valid integer"),
     "fraction of an integer": ({"steps": 1.5}, "steps", "not 1.5"),
     "section is a number": ({"policy": 3}, "policy", "not 3"),
+    "number for a section": (
+        {"algorithm.kl": 0.1},
+        "algorithm.kl",
+        "must be a section (its keys: coefficient, place, estimator, target, horizon), not 0.1",
+    ),
+    "text for a section of many keys": (
+        {"algorithm": "grpo"},
+        "algorithm",
+        "its keys: advantages, policy_loss, loss_aggregation, clip_range, clip_range_high, dual_clip, gamma, "
+        "gae_lambda, ...), not 'grpo'",
+    ),
+    "number for named sections": ({"critics": 3}, "critics", "must be a section of names with values, not 3"),
+    "number for a kind": ({"rewards.0": 3}, "rewards.0", "section with a kind, one of model, function, http, not 3"),
     "negative": ({"algorithm.kl.coefficient": -1}, "algorithm.kl.coefficient", "greater than or equal to 0"),
     "out of range": ({"algorithm.gamma": 1.1}, "algorithm.gamma", "less than or equal to 1"),
     "unknown choice": ({"policy.schedule": "linaer"}, "policy.schedule", "Perhaps you meant linear?"),
     "unknown kind": ({"rewards.0.kind": "modell"}, "rewards.0", "Perhaps you meant model?"),
     "kind missing": ({"rewards.0.kind": ...}, "rewards.0", "one of model, function, http"),
+    "key of another kind": (
+        {"rewards.0.kind": "function", "rewards.0.function": "rules.py:length"},
+        "rewards.0.path",
+        "is a key of kind model, but the kind here is function, whose own keys are function, timeout_seconds; leave it "
+        "out, or replace the whole by --rewards.0 '{kind: function, ...}'",
+    ),
+    "key that a kind must have": (
+        {"rewards.1.function": ...},
+        "rewards.1.function",
+        "missing: `file.py:name`, called as name(prompts",
+    ),
     "no rewards": ({"rewards": []}, "rewards", "at least 1"),
     "staleness": ({"algorithm.max_staleness": 1}, "algorithm.max_staleness", "0"),
     "minibatches do not divide": ({"minibatches": 3}, "minibatches", "does not divide the batch of 8 samples"),
@@ -156,6 +180,13 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "no effect under replay",
     ),
     "replay file is missing": ({"rollout.replay": "none.jsonl"}, "rollout.replay", "no such file"),
+    "output is a file": ({"output": "rules.py"}, "output", "rules.py is a file, and output names a folder"),
+    "output is below a file": (
+        {"output": "rules.py/a/run"},
+        "output",
+        "cannot write to rules.py/a/run: rules.py is a file, and output names a folder",
+    ),
+    "no address": ({"cluster.address": "nonsense"}, "cluster.address", "must be host:port as `ray start --head`"),
     "data file is missing": ({"data.path": "prompt.jsonl"}, "data.path", "no such file or directory: prompt.jsonl"),
     "no file matches": ({"data.path": "shards/*.jsonl"}, "data.path", "no file matches"),
     "model directory is missing": ({"model.path": "./modle"}, "model.path", "no such directory: ./modle"),
@@ -230,6 +261,13 @@ def test_valid_config_loads(write_config: Any) -> None:
         (["ppo", "config.yaml", "--steps", "[1"], "--steps: not a YAML value"),
         (["ppo", "config.yaml", "steps=3"], "overrides are written --key value"),
         (["ppo", "config.yaml", "--rewards.5.weight", "3"], "the list has 2 items"),
+        (["ppo", "config.yaml", "--output", "rules.py"], "--output: rules.py is a file, and output names a folder"),
+        (["ppo", "config.yaml", "--algorithm.kl", "0.1"], "--algorithm.kl: must be a section (its keys: coefficient"),
+        (["ppo", "config.yaml", "--cluster.address", "head:x"], "--cluster.address: must be host:port"),
+        (
+            ["ppo", "config.yaml", "--rewards.0.function", "rules.py:length"],
+            "--rewards.0.function: is a key of kind function, but the kind here is model",
+        ),
         (["ppo", "config.yaml", "--policy.on", "gpu"], "--policy.on: no group is named 'gpu'"),
     ],
 )

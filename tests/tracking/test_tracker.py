@@ -148,3 +148,8 @@ def test_closing_twice_is_closing_once(open_tracker, tmp_path):
     record = RunRecord.read(tmp_path / "run")
     assert record is not None
     assert record.status == "stopped"
+
+
+def test_what_the_person_should_know_of_a_start_is_said_first(open_tracker, shown):
+    open_tracker(notes=["seed: 1 -> 2", "steps: 3 -> 4"]).close()
+    assert shown.getvalue().splitlines()[:2] == ["seed: 1 -> 2", "steps: 3 -> 4"]
