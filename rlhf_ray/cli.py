@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlhf_ray import __version__
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
 from rlhf_ray.config.nearest import perhaps
 
 
@@ -105,9 +105,6 @@ N stands for a position in a list, NAME for a name of yours."""
 WIDEST_HELP = 120
 """Longer lines are hard to read."""
 
-EXIT_INTERRUPTED = 130
-"""What shells report for a command that Ctrl-C ended."""
-
 EXIT_BROKEN_PIPE = 141
 """What shells report for a command whose output nobody reads any more."""
 
@@ -119,7 +116,7 @@ ALGORITHMS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 1 failed, 2 bad input."""
+    """Run the command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_overview())
@@ -139,7 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"rlhf: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        print("rlhf: interrupted", file=sys.stderr)
+        return Interrupted.exit_code
     except BrokenPipeError:
         # Whoever read the output, such as `head`, has enough; nor may the interpreter write what is left as it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

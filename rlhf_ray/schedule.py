@@ -285,7 +285,7 @@ class Loop(Generic[Group, Experience]):
             return self.done
         try:
             self._sync()
-            if evaluation_missing:
+            if evaluation_missing and not self._stop:
                 self._evaluate_if_due()
             while self.done < self._schedule.steps and not self._stop:
                 self._step()

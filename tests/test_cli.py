@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.config.errors import Interrupted, RlhfError
 from rlhf_ray.config.schema import describe
 from rlhf_ray.config.verbs import SCHEMAS, import_schema
 
@@ -71,7 +71,8 @@ class _Module:
     [
         (None, 0, ""),
         (RlhfError("the disk is full"), 1, "rlhf: the disk is full\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "rlhf: interrupted\n"),
+        (Interrupted("interrupted before the first step"), 130, "rlhf: interrupted before the first step\n"),
     ],
 )
 def test_exit_codes(

@@ -164,6 +164,14 @@ def test_a_stop_while_groups_come_ends_the_rollout_and_does_not_train() -> None:
     assert acts.rollouts[0].closed
 
 
+@pytest.mark.parametrize("done", [0, 2])
+def test_a_stop_before_the_first_step_does_not_wait_for_an_evaluation(done: int) -> None:
+    acts = RecordingActs()
+    schedule = Schedule(steps=2, prompts_per_step=3, evaluate_every=1)
+    assert loop_of(acts, schedule, done=done, stop_after=1).run() == done
+    assert acts.events == [f"sync {done}"]
+
+
 @pytest.mark.parametrize("done", [47, 100])
 def test_steps_that_no_checkpoint_holds_are_saved_at_a_stop(done: int) -> None:
     """As after a death that lost no step: the loop begins again with steps that are done but not saved."""

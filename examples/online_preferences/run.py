@@ -84,7 +84,9 @@ def make_run(settings: Settings, stop: StopRequest) -> bool:
     with (
         page_beside(settings, folder.config_file) if judged_by_people(settings) else nullcontext() as page,
         connect(settings.cluster, settings.groups) as cluster,
-        Tracker.open(folder.path, settings.tracking, config, run_id, total_steps=settings.rounds) as tracker,
+        Tracker.open(
+            folder.path, settings.tracking, config, run_id, total_steps=settings.rounds, notes=folder.notes
+        ) as tracker,
     ):
         run = Run(settings, Roles(cluster, settings), checkpoints, tracker, stop, page)
         done = run_through_deaths(run.begin, run.go_on, run.recover, run.roles.names)

@@ -53,12 +53,12 @@ def size(path: str) -> int:
 
 
 def entries(folder: str) -> list[str]:
-    """Names directly below a folder; none if it does not exist."""
+    """Names directly below a folder; none if it does not exist, or cannot because a file is in its place."""
     fs, inner = filesystem(folder)
     fs.invalidate_cache()
     try:
         listed = fs.ls(inner, detail=False)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in listed)
 

@@ -8,13 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from rlhf_ray.cluster.errors import ClusterUnreachable, DoesNotFit
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.placement import ADDRESS_FORMS, ClusterConfig, GroupConfig, host_and_port
 
 # A node that is there accepts a connection within this time, also across continents.
 CONNECT_SECONDS = 5.0
@@ -28,6 +28,7 @@ def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> It
     """Join or start Ray; a session that was open before stays open.
 
     Raises:
+        BadInput: RAY_ADDRESS is no address.
         ClusterUnreachable: no Ray answers at the address.
         DoesNotFit: a local Ray cannot hold the groups.
     """
@@ -50,11 +51,15 @@ def join_ray(address: str) -> None:
     """Connect to a running cluster.
 
     Raises:
+        BadInput: it is no address; `cluster.address` was checked before, RAY_ADDRESS was not.
         ClusterUnreachable: no Ray answers there.
     """
+    place = host_and_port(address)
+    if address != "auto" and place is None:
+        raise BadInput(f"cluster.address (or the variable RAY_ADDRESS): {ADDRESS_FORMS}, not {address!r}")
     send_token()
-    if address != "auto":
-        _check_port(address)
+    if place is not None:
+        _check_port(address, place)
         if not address.startswith("ray://"):
             _check_health(address)
     try:
@@ -66,13 +71,10 @@ def join_ray(address: str) -> None:
         ) from error
 
 
-def _check_port(address: str) -> None:
+def _check_port(address: str, place: tuple[str, int]) -> None:
     """Fail fast where nothing listens: Ray itself tries for minutes."""
-    parts = urlsplit(address if "://" in address else f"ray-gcs://{address}")
-    if not parts.hostname or parts.port is None:
-        raise ClusterUnreachable(f"cluster.address {address}: must be host:port, such as 10.0.0.1:6379")
     try:
-        socket.create_connection((parts.hostname, parts.port), CONNECT_SECONDS).close()
+        socket.create_connection(place, CONNECT_SECONDS).close()
     except OSError as error:
         raise ClusterUnreachable(
             f"cluster.address {address}: no Ray answers there ({error}); start one with `ray start --head`, "

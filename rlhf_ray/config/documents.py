@@ -69,7 +69,9 @@ def read_document(path: str | Path) -> Document:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise BadInput(f"{path}: no such file{_nearest_file(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
         raise BadInput(f"{path}: cannot be read: {error}") from None
     loader = _Loader(text)
     try:

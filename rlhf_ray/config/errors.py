@@ -11,3 +11,10 @@ class BadInput(RlhfError):
     """A config, file or argument that cannot be used; found before anything was started or written."""
 
     exit_code = 2
+
+
+class Interrupted(RlhfError):
+    """Ctrl-C or SIGTERM ended a job before it could save; the message says what there is."""
+
+    exit_code = 130
+    """What shells report for a command that Ctrl-C ended."""

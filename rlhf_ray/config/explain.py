@@ -17,6 +17,12 @@ from rlhf_ray.config.suggest import suggest, types_at
 SHOWN_CHARACTERS = 60
 """A wrong value is quoted up to this length."""
 
+SHOWN_KEYS = 8
+"""Of a section for which a plain value was given."""
+
+NOT_A_SECTION = {"model_type", "model_attributes_type", "dict_type"}
+"""How pydantic calls a plain value where a section should stand."""
+
 
 class Origins:
     """Where a key was said: an override, or a line of the file."""
@@ -48,7 +54,9 @@ def explain(error: ValidationError, data: Any, section: type[Section]) -> list[P
     for detail in sorted(details, key=lambda one: one["type"] != "extra_forbidden"):
         # A section's own check ends with the section, which may be a member of a union and then ends with its name.
         key = _strip_tags(detail["loc"], data, section, keep_last=detail["type"] != "value_error")
-        if detail["type"] == "extra_forbidden":
+        if detail["type"] == "extra_forbidden" and (other := _of_other_kind(key, data, section)):
+            problems[key] = Problem(key, other)
+        elif detail["type"] == "extra_forbidden":
             hint, name = suggest(key, section)
             problems[key] = Problem(key, f"unknown key{hint}")
             meant.add(name)
@@ -88,11 +96,28 @@ def _strip_tags(location: tuple[str | int, ...], data: Any, section: type[Sectio
     return tuple(key)
 
 
+def _of_other_kind(key: KeyPath, data: Any, section: type[Section]) -> str:
+    """What to do about a key of another kind of section than the one that stands there; empty for other keys."""
+    kinds = {kind: one for one in _sections(types_at(key[:-1], section)) for kind in _kinds([one])}
+    having = [kind for kind, one in kinds.items() if key[-1] in one.model_fields]
+    for step in key[:-1]:
+        data = data[step]
+    given = data.get("kind")
+    if not having or given not in kinds:
+        return ""
+    shared = set.intersection(*(set(one.model_fields) for one in kinds.values()))
+    own = ", ".join(name for name in kinds[given].model_fields if name not in shared) or "none"
+    option = "--" + ".".join(map(str, key[:-1]))
+    return (
+        f"is a key of kind {' and '.join(having)}, but the kind here is {given}, whose own keys are {own}; "
+        f"leave it out, or replace the whole by {option} '{{kind: {given}, ...}}'"
+    )
+
+
 def _documentation(key: KeyPath, section: type[Section]) -> str:
-    for one in types_at(key[:-1], section):
-        for option in get_args(one) or [one]:
-            if isinstance(option, type) and issubclass(option, Section) and key[-1] in option.model_fields:
-                return f": {doc_text(option.model_fields[str(key[-1])])}"
+    for one in _sections(types_at(key[:-1], section)):
+        if key[-1] in one.model_fields:
+            return f": {doc_text(one.model_fields[str(key[-1])])}"
     return ""
 
 
@@ -109,14 +134,37 @@ def _message(detail: Any, key: KeyPath, section: type[Section]) -> str:
     shown = repr(detail["input"])
     if len(shown) > SHOWN_CHARACTERS:
         shown = f"{shown[:SHOWN_CHARACTERS]}..."
+    if detail["type"] in NOT_A_SECTION:
+        return f"{_section_text(types_at(key, section))}, not {shown}"
     return f"{text}, not {shown}{perhaps(str(detail['input']), choices)}"
 
 
+def _section_text(annotations: list[Any]) -> str:
+    """What should stand where a plain value does."""
+    if kinds := list(_kinds(annotations)):
+        return f"must be a section with a kind, one of {', '.join(map(str, kinds))}"
+    names = child_names(annotations)
+    if not names:
+        return "must be a section of names with values"
+    more = ", ..." if len(names) > SHOWN_KEYS else ""
+    return f"must be a section (its keys: {', '.join(names[:SHOWN_KEYS])}{more})"
+
+
 def _kinds(annotations: list[Any]) -> Iterator[Any]:
-    for one in annotations:
-        bare = get_args(one)[0] if get_origin(one) is Annotated else one
-        for option in get_args(bare):
+    for option in _sections(annotations):
+        if "kind" in option.model_fields:
             yield from _literals(option.model_fields["kind"].annotation)
+
+
+def _sections(annotations: list[Any]) -> Iterator[type[Section]]:
+    """The sections among some types, each member of a union."""
+    for one in annotations:
+        if isinstance(one, type) and issubclass(one, Section):
+            yield one
+        elif get_origin(one) is Annotated:
+            yield from _sections([get_args(one)[0]])
+        elif get_origin(one) in (Union, types.UnionType):
+            yield from _sections(list(get_args(one)))
 
 
 def _literals(annotation: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from rlhf_ray.config.judges import PeopleJudge
 from rlhf_ray.config.parts import data_sets_of, functions_of, models_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.problem import Problem
+from rlhf_ray.config.run import JobConfig
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".gz", ".bz2", ".xz"}
 
@@ -24,7 +25,10 @@ MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {ada
 
 
 def missing_files(config: Section) -> list[Problem]:
-    """Return the local models, data sets, reward functions and config files that are named but not there."""
+    """Return the local models, data sets, reward functions and config files that are named but not there.
+
+    And what the user may not look at, and output folders that cannot be made, because a file is there.
+    """
     return [
         *_models(config),
         *_data(config),
@@ -34,6 +38,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_classifiers(config),
         *_compared(config),
         *_stages(config),
+        *_output_folder(config),
     ]
 
 
@@ -50,34 +55,49 @@ def names_local_path(name: str) -> bool:
     return len(parts) == 2 and Path(parts[0]).is_dir()
 
 
+def _allowed(key: KeyPath, problems: Iterator[str]) -> Iterator[Problem]:
+    """Problems of a path as those of its key; one that the user may not look at, as in another's home, is one too."""
+    try:
+        yield from (Problem(key, text) for text in problems)
+    except PermissionError as error:
+        yield Problem(key, f"no permission for {error.filename}; name another, or ask its owner")
+
+
 def _models(config: Section) -> Iterator[Problem]:
     for key, name in models_of(config).items():
-        path = Path(name).expanduser()
-        if "://" in name or (not path.exists() and not names_local_path(name)):
-            continue
-        if not path.is_dir():
-            yield Problem(key, f"no such directory: {name}")
-        elif key[-1] == "path" and is_adapter(path):
-            yield Problem(key, f"{name} {MERGE_FIRST.format(adapter=name)}")
-        elif key[-1] == "path" and not (path / "config.json").is_file():
-            yield Problem(key, f"{name} is no model directory: it has no config.json")
+        yield from _allowed(key, _model_problem(name, is_whole=key[-1] == "path"))
+
+
+def _model_problem(name: str, is_whole: bool) -> Iterator[str]:
+    path = Path(name).expanduser()
+    if "://" in name or (not path.exists() and not names_local_path(name)):
+        return
+    if not path.is_dir():
+        yield f"no such directory: {name}"
+    elif is_whole and is_adapter(path):
+        yield f"{name} {MERGE_FIRST.format(adapter=name)}"
+    elif is_whole and not (path / "config.json").is_file():
+        yield f"{name} is no model directory: it has no config.json"
 
 
 def _data(config: Section) -> Iterator[Problem]:
     for key, data in data_sets_of(config).items():
-        name = data.path
-        if "://" in name:
-            continue
-        if glob.has_magic(name):
-            if not glob.glob(name, recursive=True):
-                yield Problem((*key, "path"), f"no file matches {name}")
-        elif not Path(name).expanduser().exists() and (Path(name).suffix in DATA_SUFFIXES or names_local_path(name)):
-            yield Problem((*key, "path"), f"no such file or directory: {name}")
+        yield from _allowed((*key, "path"), _data_problem(data.path))
+
+
+def _data_problem(name: str) -> Iterator[str]:
+    if "://" in name:
+        return
+    if glob.has_magic(name):
+        if not glob.glob(name, recursive=True):
+            yield f"no file matches {name}"
+    elif not Path(name).expanduser().exists() and (Path(name).suffix in DATA_SUFFIXES or names_local_path(name)):
+        yield f"no such file or directory: {name}"
 
 
 def _functions(config: Section) -> Iterator[Problem]:
     for key, function in functions_of(config).items():
-        yield from (Problem(key, text) for text in _function_problem(function))
+        yield from _allowed(key, _function_problem(function))
 
 
 def _function_problem(function: str) -> Iterator[str]:
@@ -132,6 +152,19 @@ def _compared(config: Section) -> Iterator[Problem]:
     for name, model in config.models.items():
         if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
             yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
+
+
+def _output_folder(config: Section) -> Iterator[Problem]:
+    if isinstance(config, JobConfig | EvaluateConfig | IterateConfig | DataJobConfig) and "://" not in config.output:
+        yield from _allowed(("output",), _output_problem(Path(config.output).expanduser()))
+
+
+def _output_problem(output: Path) -> Iterator[str]:
+    (output / "config.yaml").exists()  # raises where a folder on the way is closed
+    standing = next((path for path in (output, *output.parents) if path.exists()), None)
+    if standing is not None and not standing.is_dir():
+        below = "" if standing == output else f"cannot write to {output}: "
+        yield f"{below}{standing} is a file, and output names a folder; choose another"
 
 
 def _stages(config: Section) -> Iterator[Problem]:

@@ -1,6 +1,8 @@
 """Where roles run: named groups of nodes, and what each worker of a role takes of its group."""
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from urllib.parse import urlsplit
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
 from rlhf_ray.config.base import Section
 
@@ -50,6 +52,24 @@ class DeadlineConfig(Section):
     """For the rendezvous of a transfer group, and for one weight transfer."""
 
 
+ADDRESS_FORMS = (
+    "must be host:port as `ray start --head` printed it, such as 10.0.0.1:6379; ray://host:10001 for a Ray client; "
+    "or auto for the cluster of this machine"
+)
+
+
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Where a Ray cluster is told to listen; None for a text that says no such place."""
+    try:
+        parts = urlsplit(address if "://" in address else f"ray://{address}")
+        port = parts.port
+    except ValueError:  # a port that is no number, or a bracket that is not closed
+        return None
+    if parts.scheme != "ray" or not parts.hostname or port is None:
+        return None
+    return parts.hostname, port
+
+
 class ClusterConfig(Section):
     """Which Ray to use, and how long to wait for it."""
 
@@ -58,3 +78,11 @@ class ClusterConfig(Section):
 
     deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)
     """Deadlines of remote work."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, address: str | None) -> str | None:
+        # An empty one is none, as where a shell's variable is not set.
+        if address and address != "auto" and host_and_port(address) is None:
+            raise ValueError(f"{ADDRESS_FORMS}, not {address!r}")
+        return address

@@ -12,7 +12,7 @@ from rlhf_ray.jobs.labelled_lessons import LabelledLessons
 from rlhf_ray.jobs.model_checks import check_adapter, check_policy, job_tokenizer
 from rlhf_ray.jobs.pair_lessons import PairLessons
 from rlhf_ray.jobs.reference_logprobs import ReferenceLogprobs
-from rlhf_ray.jobs.supervised import Task, learn
+from rlhf_ray.jobs.supervised import Task, learn, learned_before
 from rlhf_ray.models.identity import model_identity
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
@@ -25,6 +25,8 @@ def run(config: DPOConfig) -> None:
 
     The reference is the policy before its first step: what it says of all rows is computed once, and kept.
     """
+    if learned_before(config):
+        return
     tokenizer = job_tokenizer(config.model)
     check_policy(config.model, tokenizer)
     check_adapter("trainer", config.model, config.trainer.lora)

@@ -47,7 +47,7 @@ class Member:
     def is_finished(self) -> bool:
         """Whether an earlier start of the same job has made it, so that it need not be loaded again.
 
-        A job of one model never says so: starting it again writes its model again.
+        A job of one model says so by itself, see `learned_before`.
         """
         if self.config.members == 1 or not (self.final / STATISTICS_FILE).is_file():
             return False
@@ -60,8 +60,13 @@ class Member:
 def members_of(config: RewardTrainingConfig, rows: int) -> list[Member]:
     """The members of a job: the first is the job's own run, the others are below it, each with the next seed."""
     steps = Passes(rows, config.epochs, config.batch_size).steps
+    return [Member(one, steps) for one in member_configs(config)]
+
+
+def member_configs(config: RewardTrainingConfig) -> list[RewardTrainingConfig]:
+    """The config of each member; of a job of one model, its own."""
     return [
-        Member(config.model_copy(update={"output": output, "seed": config.seed + place}), steps)
+        config.model_copy(update={"output": output, "seed": config.seed + place})
         for place, output in enumerate(config.member_outputs)
     ]
 

@@ -17,7 +17,7 @@ from rlhf_ray.feedback.pictures import PICTURE_FILE, draw_feedback
 from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, read_for_replay, vocabulary_of
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.model_checks import job_tokenizer
-from rlhf_ray.jobs.ppo import check_models, export, kl_controller, recover_acts
+from rlhf_ray.jobs.ppo import check_models, export, kl_controller, policy_finished_before, recover_acts
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import longest_sequence
 from rlhf_ray.jobs.ppo_start import start_roles
@@ -25,12 +25,11 @@ from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest, stop_on_signals
+from rlhf_ray.jobs.untouched import ANSWERS_FILE
 from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.schedule import TRAIN, Groups, Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
 from rlhf_ray.tracking.tracker import Tracker
-
-ROWS_FILE = "feedback.jsonl"
 
 
 @dataclass(frozen=True)
@@ -109,22 +108,26 @@ def run(config: FeedbackConfig) -> None:
     check_models(config, tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     replayed = _replayed(config, vocabulary)
+    steps = min(config.steps, len(replayed)) if replayed else config.steps
+    if policy_finished_before(config, steps):
+        return
     prompts = read_prompts(config.data, tokenizer)
     records = {record.prompt_id: record for record in prompts.rows}
     texts = read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None
-    folder = RunFolder.open(config)
-    rows = ScoredRows(folder.path / ROWS_FILE)
-    checkpoints = Checkpoints(str(folder.checkpoints), config.checkpoint.keep)
+    found = RunFolder.of(config)
+    rows = ScoredRows(found.path / ANSWERS_FILE)
+    checkpoints = Checkpoints(str(found.checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
-    steps = min(config.steps, len(replayed)) if replayed else config.steps
     schedule = Schedule(steps, 1, config.algorithm.max_staleness, checkpoint_every=config.checkpoint.every_steps)
 
     with (
+        RunFolder.open(config) as folder,
         Tracker.open(
             folder.path,
             config.tracking,
             config.model_dump(mode="json"),
             run_id=saved.state["tracker_run"] if saved else None,
+            notes=folder.notes,
             terminal=Terminal(None, bars=False),
         ) as tracker,
         connect(config.cluster, config.groups) as cluster,
@@ -163,7 +166,9 @@ def run(config: FeedbackConfig) -> None:
         if done:
             turns.begin(TRAIN)
             export(config, roles.policy, folder)
-            tracker.message(f"{done} answers learned from: the policy is in {folder.final}, the scores in {ROWS_FILE}")
+            tracker.message(
+                f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
+            )
         else:
             tracker.message("nothing was scored; the same command begins again")
 

@@ -12,6 +12,7 @@ from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.jobs.constraint import constraint_of
+from rlhf_ray.jobs.finished import finished_before
 from rlhf_ray.jobs.model_checks import (
     check_adapter,
     check_critic,
@@ -30,6 +31,7 @@ from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import stop_on_signals
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.schedule import TRAIN, Loop, Schedule
+from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 
 
@@ -40,21 +42,24 @@ def run(config: PPOConfig) -> None:
         RlhfError: with what is wrong and what to do.
     """
     schedule = schedule_of(config)
+    if policy_finished_before(config, config.steps, evaluates=schedule.evaluation_due(config.steps)):
+        return
     tokenizer = job_tokenizer(config.model)
     check_models(config, tokenizer)
     data = PPOData.read(config, tokenizer)
     checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
     refuse_fewer_steps(config, saved)  # before the folder's config is written anew
-    folder = RunFolder.open(config)
 
     with (
+        RunFolder.open(config) as folder,
         Tracker.open(
             folder.path,
             config.tracking,
             config.model_dump(mode="json"),
             run_id=saved.state["tracker_run"] if saved else None,
             total_steps=config.steps,
+            notes=folder.notes,
         ) as tracker,
         connect(config.cluster, config.groups) as cluster,
         start_roles(config, cluster) as roles,
@@ -116,6 +121,18 @@ def begin_acts(
     return acts
 
 
+def policy_finished_before(config: PPOConfig, steps: int, *, evaluates: bool = False) -> bool:
+    """Whether an earlier start made all steps, evaluated after the last one, and wrote the policy; which is said then.
+
+    Raises:
+        BadInput: the folder holds a run with other settings.
+    """
+    folder = RunFolder.of(config)
+    if evaluates and not holds_evaluation(folder.path, steps):
+        return False
+    return finished_before(config, steps, exports=[folder.final_average] if averaged(config) == "beside" else [])
+
+
 def refuse_fewer_steps(config: PPOConfig, saved: Checkpoint | None) -> None:
     """Refuse to end a run before where it is.
 
@@ -140,10 +157,14 @@ def recover_acts(begin: Callable[[], PPOActs], acts: PPOActs, death: RoleDied) -
 
 def export(config: PPOConfig, policy: TrainerGroup, folder: RunFolder) -> None:
     """Write the policy, its average, or both, as Hugging Face directories."""
-    averaged = config.policy.ema_export if config.policy.ema_decay is not None else None
-    policy.export(str(folder.final), average=averaged == "instead")
-    if averaged == "beside":
+    policy.export(str(folder.final), average=averaged(config) == "instead")
+    if averaged(config) == "beside":
         policy.export(str(folder.final_average), average=True)
+
+
+def averaged(config: PPOConfig) -> str | None:
+    """Where the average of the policy's weights is written; None where none is kept."""
+    return config.policy.ema_export if config.policy.ema_decay is not None else None
 
 
 def check_models(config: PPOConfig, tokenizer: Any) -> None:

@@ -26,6 +26,7 @@ from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.rollout import recording
 from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Groups, Turns
+from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 from rlhf_ray.transfer.errors import ManifestMismatch
 
@@ -271,8 +272,9 @@ class PPOActs:
         if self.pretraining is not None and state["ptx"] is not None:
             self.pretraining.load(state["ptx"])
         self.done = self.saved = state["step"]
-        self.evaluated = state["evaluated"]
-        self.tracker.truncate_after(self.done)
+        # The checkpoint of a run that was asked to leave is older than an evaluation which a resume made up for.
+        self.evaluated = state["evaluated"] or holds_evaluation(RunFolder.of(self.config).path, self.done)
+        self.tracker.resume_after(self.done, checkpoint.directory)
 
 
 def _row(sample: Sample, reward: float | None) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from rlhf_ray.config.supervised import RewardTrainingConfig
 from rlhf_ray.data.loading import Loaded, read_rankings
 from rlhf_ray.data.rows import RankedRow, ranked_batch
 from rlhf_ray.jobs.cost_model import learn_costs
-from rlhf_ray.jobs.ensemble import Member, judge, members_of, ranking_metrics
+from rlhf_ray.jobs.ensemble import REPORT_FILE, Member, judge, member_configs, members_of, ranking_metrics
 from rlhf_ray.jobs.model_checks import check_adapter, check_scalar, job_tokenizer
 from rlhf_ray.jobs.run_folder import RunFolder
-from rlhf_ray.jobs.supervised import Lesson, Task, learn
+from rlhf_ray.jobs.supervised import Lesson, Task, learn, learned_before
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
@@ -24,6 +24,8 @@ STATISTICS_TEXTS = 4096
 
 def run(config: RewardTrainingConfig) -> None:
     """Learn scores whose differences explain the rankings (Bradley and Terry), once for each member; or costs."""
+    if all(learned_before(member) for member in member_configs(config)) and _is_judged(config):
+        return
     if config.cost is not None:
         learn_costs(config, config.cost)
         return
@@ -38,6 +40,12 @@ def run(config: RewardTrainingConfig) -> None:
             return
     if len(members) > 1 and held_out is not None:
         judge(members, held_out.rows, Path(config.output).expanduser())
+
+
+def _is_judged(config: RewardTrainingConfig) -> bool:
+    """Whether what the members say together was written, where it is to be."""
+    asked = config.members > 1 and config.evaluation_data is not None
+    return not asked or (Path(config.output).expanduser() / REPORT_FILE).is_file()
 
 
 def _learn(config: RewardTrainingConfig, train: Loaded[RankedRow], held_out: Loaded[RankedRow] | None) -> bool:

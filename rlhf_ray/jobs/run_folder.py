@@ -1,29 +1,38 @@
-"""The folder by which a run is known: its resolved config, and what may change when it resumes."""
+"""The folder by which a run is known: its resolved config, and what a start may change in it."""
 
 import fcntl
 import os
 import platform
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import yaml
+from pydantic import ValidationError
 
-from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.errors import BadInput, Interrupted
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.jobs.run_changes import Change, changes_between
+from rlhf_ray.jobs.untouched import Untouched, holds_steps
 
-# Changing one of these while resuming would make one run out of two different experiments.
-FIXED_KEYS = ("model", "data", "seed")
-TRAINED = ("trainer", "policy", "critics")
-"""Sections whose adapters are the state of a run, as their models are."""
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
 
 
 class RunFolder:
-    """`config.yaml`, `checkpoints/`, `final/` and the trackers' files under one path."""
+    """`config.yaml`, `checkpoints/`, `final/` and the trackers' files under one path.
+
+    As a block, around all that a job does: a start that ends with an error before it made anything, be it a wrong
+    setting, missing resources or Ctrl-C, leaves the folder as it was, and none where there was none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.notes: list[str] = []
+        """What the person who watches should know of this start."""
         self._lock: TextIO | None = None
+        self._before: Untouched | None = None
 
     @classmethod
     def open(cls, config: JobConfig) -> "RunFolder":
@@ -35,12 +44,11 @@ class RunFolder:
         if "://" in config.output:
             raise BadInput(f"output: {config.output} is a URL; name a folder that all machines see under the same path")
         folder = cls.of(config)
+        folder.notes = folder._notes_of(folder.changes(config))
         resolved = config.model_dump(mode="json")
-        if folder.config_file.exists():
-            folder._refuse_other_experiment(resolved)
-        is_new = not folder.path.exists()
         written = folder.config_file.with_suffix(".yaml.part")
         try:
+            folder._before = Untouched(folder.path, (CONFIG_FILE, LOCK_FILE))
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._keep_others_out()
             written.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -48,11 +56,35 @@ class RunFolder:
         except OSError as error:
             with suppress(OSError):
                 written.unlink(missing_ok=True)
-                if is_new:
-                    folder.lock_file.unlink(missing_ok=True)
-                    folder.path.rmdir()
+            if folder._before is not None:
+                folder._before.put_back()
             raise BadInput(f"output: cannot write to {folder.path}: {error.strerror or error}") from error
         return folder
+
+    def __enter__(self) -> Self:
+        """As a block, see the class."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        before, lock = self._before, self._lock
+        self._before = self._lock = None
+        untouched = before is not None and before.still()
+        if before is not None and untouched and error is not None:
+            before.put_back()
+        if lock is not None:
+            lock.close()
+        # Ray ends the process of a job by SystemExit when SIGTERM comes.
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise Interrupted(self._interrupted(untouched, new=before is not None and before.was_new)) from None
+
+    def _interrupted(self, untouched: bool, new: bool) -> str:
+        if not untouched:
+            return f"interrupted; the same command goes on from what is saved in {self.path}"
+        if new:
+            return "interrupted before the first step; nothing was written"
+        return f"interrupted before a step was made; {self.path} is as it was"
 
     @classmethod
     def of(cls, config: JobConfig) -> "RunFolder":
@@ -62,12 +94,12 @@ class RunFolder:
     @property
     def config_file(self) -> Path:
         """The resolved config of the run."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG_FILE
 
     @property
     def lock_file(self) -> Path:
         """Names the process that works here."""
-        return self.path / ".lock"
+        return self.path / LOCK_FILE
 
     @property
     def checkpoints(self) -> Path:
@@ -110,25 +142,46 @@ class RunFolder:
         """The average of the finished model's weights, likewise."""
         return self.path / "final_average"
 
-    def _refuse_other_experiment(self, resolved: dict[str, Any]) -> None:
+    def changes(self, config: JobConfig) -> list[Change]:
+        """What differs from the config of the last start; nothing where there was none.
+
+        Raises:
+            BadInput: the run has made steps, and a setting changed of which a run has one value; or the folder's
+                config is not that of a run.
+        """
+        if not self.config_file.exists():
+            return []
+        found = changes_between(self._config_before(type(config)), config.model_dump(mode="json"))
+        locked = [str(change) for change in found if change.locked]
+        if locked and self._is_taken():
+            raise BadInput(
+                f"output: {self.path} holds a run with other settings, which stay the same within a run: "
+                f"{'; '.join(locked)}. Choose another output, or remove that folder to begin anew"
+            )
+        return found
+
+    def _config_before(self, schema: type[JobConfig]) -> dict[str, Any]:
         try:
             before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadInput(f"{self.config_file} is not readable as YAML; move the folder away: {error}") from error
         if not isinstance(before, dict):
             raise BadInput(f"{self.config_file} is not the config of a run; move the folder away")
-        changed = [key for key in FIXED_KEYS if before.get(key) != resolved.get(key)]
-        changed += [f"{role}.lora" for role in TRAINED if _lora(before, role) != _lora(resolved, role)]
-        if changed:
-            raise BadInput(
-                f"output: {self.path} holds a run with another {', '.join(changed)}; "
-                "choose another output, or remove that folder to begin anew"
-            )
+        if not self.lock_file.exists():
+            return before
+        try:
+            # As this version reads it: a setting that an earlier one did not have yet is no change.
+            return schema.model_validate(before).model_dump(mode="json")
+        except ValidationError:
+            return before
 
+    def _is_taken(self) -> bool:
+        # A config without a lock beside it may be somebody's own file, which is not ours to replace.
+        return holds_steps(self.path) or not self.lock_file.exists()
 
-def _lora(resolved: dict[str, Any], section: str) -> Any:
-    """Settings of the adapter of a trained role, or of each role of a section that names several."""
-    found = resolved.get(section)
-    if not isinstance(found, dict) or section != "critics":
-        return found.get("lora") if isinstance(found, dict) else None
-    return {name: _lora(found, name) for name in found}
+    def _notes_of(self, found: list[Change]) -> list[str]:
+        """Each setting that changed; a resume must not change what a run does without a word."""
+        notes = [f"changed since the last start: {change}" for change in found]
+        if any(change.locked for change in found):
+            notes.insert(0, f"no step was made yet in {self.path}: it begins anew with what is said now")
+        return notes

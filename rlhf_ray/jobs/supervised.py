@@ -19,6 +19,7 @@ from rlhf_ray.config.supervised import SupervisedConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.cursor import Cursor, Passes
 from rlhf_ray.data.loading import Loaded
+from rlhf_ray.jobs.finished import finished_before
 from rlhf_ray.jobs.recovery import RESTARTS, run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest, stop_on_signals
@@ -79,17 +80,25 @@ class Task(Generic[Row]):
     memory: Memory | None = None
 
 
+def learned_before(config: SupervisedConfig) -> bool:
+    """Whether an earlier start came to the end, which is then said; asked before data and model are read.
+
+    Raises:
+        BadInput: the folder holds a run with other settings.
+    """
+    return finished_before(config, deciding=("epochs", "batch_size"))
+
+
 def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
     """Run a supervised job to its end, or until it is asked to stop; begin, or resume from the newest checkpoint.
 
     Returns:
         Whether it came to its end.
     """
-    folder = RunFolder.open(config)
-    checkpoints = Checkpoints(str(folder.checkpoints), config.checkpoint.keep)
+    checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
     passes = Passes(len(task.train.rows), config.epochs, config.batch_size)
-    with ExitStack() as stack:
+    with RunFolder.open(config) as folder, ExitStack() as stack:
         tracker = stack.enter_context(
             Tracker.open(
                 folder.path,
@@ -97,6 +106,7 @@ def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
                 config.model_dump(mode="json"),
                 run_id=saved.state["tracker_run"] if saved else None,
                 total_steps=passes.steps,
+                notes=folder.notes,
             )
         )
         for loaded in (task.train, task.held_out):
@@ -237,4 +247,4 @@ class _Job(Generic[Row]):
         if self._task.memory is not None:
             self._task.memory.load(checkpoint.state["memory"])
         self.done = checkpoint.state["step"]
-        self._tracker.truncate_after(self.done)
+        self._tracker.resume_after(self.done, checkpoint.directory)

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
-from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
 from rlhf_ray.tracking.peak_memory import PeakMemory, held_memory
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.report import duration
@@ -168,7 +168,7 @@ def _outside(name: str, arguments: Sequence[str]) -> int:
         memory = PeakMemory(look=lambda: held_memory(child.pid))
         code = child.wait()
         peak = memory.close()
-    if -code in forwarded:
+    if -code in forwarded or (forwarded and code == Interrupted.exit_code):
         raise StageStopped(f"stage {name} was asked to stop; the same command goes on from what it kept")
     if code:
         how = f"ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"

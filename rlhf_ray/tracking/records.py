@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.tracking.names import EVALUATION_PREFIX
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
@@ -70,6 +71,12 @@ class RecordFile:
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a record file that have a step; nothing where there is no file."""
     return (row for row in read_whole_rows(path) if isinstance(row.get("step"), int))
+
+
+def holds_evaluation(folder: Path, step: int) -> bool:
+    """Whether a run folder has the metrics of an evaluation after `step`."""
+    rows = (row for row in read_records(folder / METRICS_FILE) if row["step"] == step)
+    return any(name.startswith(EVALUATION_PREFIX) for row in rows for name in row)
 
 
 def read_whole_rows(path: Path) -> Iterator[dict[str, Any]]:

@@ -57,6 +57,7 @@ class Tracker:
         run_id: str | None = None,
         *,
         total_steps: int | None = None,
+        notes: Sequence[str] = (),
         terminal: Terminal | None = None,
     ) -> "Tracker":
         """Start tracking into a run folder.
@@ -68,6 +69,7 @@ class Tracker:
             run_id: the id in the checkpoint that the job resumes from. None begins a new run, and drops what an
                 earlier attempt that reached no checkpoint left in the folder.
             total_steps: steps of the whole run, for the bar.
+            notes: lines that the person who watches shall see first.
             terminal: where to show progress; standard output by default.
 
         Raises:
@@ -80,6 +82,8 @@ class Tracker:
         if not resumed:
             tracker._metrics.truncate_after(-1)
             tracker._samples.truncate_after(-1)
+        for note in notes:
+            tracker.message(note)
         tracker._add_writers(tracking, {**config, "environment": record.environment}, resumed)
         return tracker
 
@@ -129,6 +133,17 @@ class Tracker:
         self._metrics.truncate_after(step)
         self._samples.truncate_after(step)
         self._each(lambda writer: writer.truncate_after(step))
+
+    def resume_after(self, step: int, source: str) -> None:
+        """Drop what was recorded after a checkpoint's step, and say where the job goes on.
+
+        Args:
+            step: of the checkpoint.
+            source: the checkpoint's folder.
+        """
+        self.truncate_after(step)
+        of = f" of {self._total_steps}" if self._total_steps is not None else ""
+        self.message(f"going on after step {step}{of}, from {source}")
 
     def close(self, status: Status = "finished") -> None:
         """Finish: last picture and report, wandb within a bounded time. Calling it again does nothing."""

@@ -11,7 +11,8 @@ import pytest
 from rlhf_ray.cluster import session
 from rlhf_ray.cluster.errors import ClusterUnreachable, DoesNotFit
 from rlhf_ray.cluster.session import join_ray, start_local
-from rlhf_ray.config.placement import GroupConfig
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 
 LOCAL = """
 import os, sys, psutil, ray
@@ -52,10 +53,15 @@ def test_nobody_listens_at_the_address():
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "head", "ray://head"])
-def test_an_address_without_port(address: str):
-    with pytest.raises(ClusterUnreachable, match="must be host:port"):
+@pytest.mark.parametrize("address", ["10.0.0.1", "head", "ray://head", "head:port", "http://head:8265", "[::1:6379"])
+def test_what_is_no_address(address: str):
+    with pytest.raises(BadInput, match=r"cluster.address \(or the variable RAY_ADDRESS\): must be host:port"):
         join_ray(address)
+
+
+@pytest.mark.parametrize("address", [None, "", "auto", "10.0.0.1:6379", "[::1]:6379", "ray://head:10001"])
+def test_what_is_an_address(address: str | None):
+    assert ClusterConfig(address=address).address == address
 
 
 def test_what_listens_is_not_ray(listener: int, monkeypatch: pytest.MonkeyPatch):

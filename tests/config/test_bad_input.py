@@ -1,5 +1,7 @@
 """Bad configs: one clear line that names file, line and key, exit code 2, and nothing written or started."""
 
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,8 @@ import pytest
 
 from rlhf_ray import cli
 from rlhf_ray.config.verbs import load_job
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "reviews"
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     # name: (change of a valid config, key that the line names, words in the line)
@@ -21,11 +25,35 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "wrong type": ({"steps": "many"}, "steps", "valid integer"),
     "fraction of an integer": ({"steps": 1.5}, "steps", "not 1.5"),
     "section is a number": ({"policy": 3}, "policy", "not 3"),
+    "number for a section": (
+        {"algorithm.kl": 0.1},
+        "algorithm.kl",
+        "must be a section (its keys: coefficient, place, estimator, target, horizon), not 0.1",
+    ),
+    "text for a section of many keys": (
+        {"algorithm": "grpo"},
+        "algorithm",
+        "its keys: advantages, policy_loss, loss_aggregation, clip_range, clip_range_high, dual_clip, gamma, "
+        "gae_lambda, ...), not 'grpo'",
+    ),
+    "number for named sections": ({"critics": 3}, "critics", "must be a section of names with values, not 3"),
+    "number for a kind": ({"rewards.0": 3}, "rewards.0", "section with a kind, one of model, function, http, not 3"),
     "negative": ({"algorithm.kl.coefficient": -1}, "algorithm.kl.coefficient", "greater than or equal to 0"),
     "out of range": ({"algorithm.gamma": 1.1}, "algorithm.gamma", "less than or equal to 1"),
     "unknown choice": ({"policy.schedule": "linaer"}, "policy.schedule", "Perhaps you meant linear?"),
     "unknown kind": ({"rewards.0.kind": "modell"}, "rewards.0", "Perhaps you meant model?"),
     "kind missing": ({"rewards.0.kind": ...}, "rewards.0", "one of model, function, http"),
+    "key of another kind": (
+        {"rewards.0.kind": "function", "rewards.0.function": "rules.py:length"},
+        "rewards.0.path",
+        "is a key of kind model, but the kind here is function, whose own keys are function, timeout_seconds; leave it "
+        "out, or replace the whole by --rewards.0 '{kind: function, ...}'",
+    ),
+    "key that a kind must have": (
+        {"rewards.1.function": ...},
+        "rewards.1.function",
+        "missing: `file.py:name`, called as name(prompts",
+    ),
     "no rewards": ({"rewards": []}, "rewards", "at least 1"),
     "staleness": ({"algorithm.max_staleness": 1}, "algorithm.max_staleness", "0"),
     "minibatches do not divide": ({"minibatches": 3}, "minibatches", "does not divide the batch of 8 samples"),
@@ -152,6 +180,13 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "no effect under replay",
     ),
     "replay file is missing": ({"rollout.replay": "none.jsonl"}, "rollout.replay", "no such file"),
+    "output is a file": ({"output": "rules.py"}, "output", "rules.py is a file, and output names a folder"),
+    "output is below a file": (
+        {"output": "rules.py/a/run"},
+        "output",
+        "cannot write to rules.py/a/run: rules.py is a file, and output names a folder",
+    ),
+    "no address": ({"cluster.address": "nonsense"}, "cluster.address", "must be host:port as `ray start --head`"),
     "data file is missing": ({"data.path": "prompt.jsonl"}, "data.path", "no such file or directory: prompt.jsonl"),
     "no file matches": ({"data.path": "shards/*.jsonl"}, "data.path", "no file matches"),
     "model directory is missing": ({"model.path": "./modle"}, "model.path", "no such directory: ./modle"),
@@ -208,6 +243,7 @@ def test_valid_config_loads(write_config: Any) -> None:
     ("arguments", "words"),
     [
         (["ppo", "confg.yaml"], "confg.yaml: no such file. Perhaps you meant config.yaml?"),
+        (["ppo", "model"], "model: cannot be read: Is a directory"),
         (["ppo", "nowhere/config.yaml"], "there is no directory nowhere"),
         (["pop", "config.yaml"], "Perhaps you meant ppo?"),
         (["ppo", "--steps", "3"], "the config file comes first"),
@@ -225,6 +261,13 @@ def test_valid_config_loads(write_config: Any) -> None:
         (["ppo", "config.yaml", "--steps", "[1"], "--steps: not a YAML value"),
         (["ppo", "config.yaml", "steps=3"], "overrides are written --key value"),
         (["ppo", "config.yaml", "--rewards.5.weight", "3"], "the list has 2 items"),
+        (["ppo", "config.yaml", "--output", "rules.py"], "--output: rules.py is a file, and output names a folder"),
+        (["ppo", "config.yaml", "--algorithm.kl", "0.1"], "--algorithm.kl: must be a section (its keys: coefficient"),
+        (["ppo", "config.yaml", "--cluster.address", "head:x"], "--cluster.address: must be host:port"),
+        (
+            ["ppo", "config.yaml", "--rewards.0.function", "rules.py:length"],
+            "--rewards.0.function: is a key of kind function, but the kind here is model",
+        ),
         (["ppo", "config.yaml", "--policy.on", "gpu"], "--policy.on: no group is named 'gpu'"),
     ],
 )
@@ -254,6 +297,67 @@ def test_files_that_are_no_config(
     (workplace / "config.yaml").write_text(text)
     assert cli.main(["ppo", "config.yaml"]) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verb", "file", "meant"),
+    [
+        ("ppo", "dpo", "rlhf dpo"),
+        ("sft", "ppo", "rlhf ppo"),
+        ("ppo", "sft", "rlhf sft and "),
+    ],
+)
+def test_a_config_of_another_verb_is_one_line(
+    verb: str, file: str, meant: str, capsys: pytest.CaptureFixture[str], no_job: None
+) -> None:
+    path = EXAMPLES / f"{file}.yaml"
+    assert cli.main([verb, str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rlhf: {path}: a config for {meant}")
+    assert f"not for rlhf {verb};" in line
+
+
+def test_a_mistake_in_a_config_of_this_verb_keeps_its_line(
+    write_config: Any, capsys: pytest.CaptureFixture[str], no_job: None
+) -> None:
+    # Without rewards these keys are those of rlhf feedback, and the mistake is PPO's all the same.
+    write_config({"rewards": ..., "prompts_per_step": 1, "minibatches": 1})
+    assert cli.main(["ppo", "config.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "rewards: missing" in line
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "closed"),
+    [
+        ("model.path", "closed/model", "closed/model"),
+        ("data.path", "closed/prompts.jsonl", "closed/prompts.jsonl"),
+        ("rewards.1.function", "closed/rules.py:length", "closed/rules.py"),
+        ("output", "closed/run", "closed/run/config.yaml"),
+    ],
+)
+def test_a_path_behind_a_folder_that_is_closed_to_the_user(
+    key: str,
+    value: str,
+    closed: str,
+    write_config: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_job: None,
+) -> None:
+    write_config({key: value})
+    real = Path.stat
+
+    def stat(path: Path, **options: bool) -> Any:
+        # As the system answers anybody but root, who may run the tests.
+        if path.parts[:1] == ("closed",):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    assert cli.main(["ppo", "config.yaml"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f" {key}: no permission for {closed};" in line
 
 
 def test_roles_that_do_not_fit_together(write_config: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,7 +27,7 @@ SERVICES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a header of the request's": ({"secret_header": "Host"}, "secret_header", "set by the request itself"),
     "no samples": ({"batch_size": 0}, "batch_size", "greater than 0"),
     "no time": ({"timeout_seconds": 0}, "timeout_seconds", "greater than 0"),
-    "a function's key": ({"function": "r.py:f"}, "function", "unknown key"),
+    "a function's key": ({"function": "r.py:f"}, "function", "is a key of kind function, but the kind here is http"),
 }
 
 FILTERS: dict[str, tuple[dict[str, Any], str, str]] = {

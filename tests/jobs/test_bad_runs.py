@@ -280,7 +280,11 @@ DATA_AND_OUTPUT: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         ["output", "answers.jsonl is a file, not a folder"],
     ),
     "output is a folder": ("score", {"output": "FOLDER/taken.jsonl"}, ["taken.jsonl is a folder"]),
-    "another experiment": ("sft", {"output": "FOLDER/other"}, ["other", "holds a run with another", "model"]),
+    "another experiment": (
+        "sft",
+        {"output": "FOLDER/other"},
+        ["output: ", "other holds a run with other settings", "seed: 3 -> 0"],
+    ),
     "columns of mixed type": (
         "score",
         {"output": "FOLDER/rows.parquet", "data.path": "FOLDER/mixed.jsonl"},
@@ -291,7 +295,7 @@ DATA_AND_OUTPUT: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"cluster": {"address": "127.0.0.1:1"}},
         ["cluster.address", "ray start --head"],
     ),
-    "address without a port": ("score", {"cluster": {"address": "somewhere"}}, ["cluster.address", "host:port"]),
+    "address without a port": ("score", {"cluster": {"address": "somewhere"}}, ["cluster.address: ", "host:port"]),
     "several nodes without a cluster": (
         "score",
         {"groups": {"main": {"nodes": 2}}},
@@ -302,8 +306,18 @@ DATA_AND_OUTPUT: dict[str, tuple[str, dict[str, Any], list[str]]] = {
         {"groups": {"main": {"gpus_per_node": 64}}, "rewards.0.gpus_per_worker": 1},
         ["GPUs", "gpus_per_node"],
     ),
+    "GPUs that are not there, after the run folder was made": (
+        "sft",
+        {"groups": {"main": {"gpus_per_node": 64}}, "trainer": {"gpus_per_worker": 1}},
+        ["64 GPUs asked", "gpus_per_node"],
+    ),
+    "the same, with engines": (
+        "ppo",
+        {"groups": {"main": {"gpus_per_node": 64}}, "policy.gpus_per_worker": 1},
+        ["64 GPUs asked", "gpus_per_node"],
+    ),
 }
-FOUND_LATER = {"no Ray at the address", "address without a port"}
+FOUND_LATER = {"no Ray at the address"}
 """These are failures of the surroundings, not of what was said."""
 
 
@@ -315,7 +329,7 @@ def test_data_outputs_and_clusters(
     verb, changes, words = DATA_AND_OUTPUT[case]
     (tmp_path / "taken.jsonl").mkdir()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.yaml").write_text("model: {path: elsewhere}\n")
+    (tmp_path / "other" / "config.yaml").write_text("model: {path: elsewhere}\nseed: 3\n")
     rows = [{"prompt": "p", "completion": "c", "note": note} for note in (1, "one")]
     write_rows(tmp_path / "mixed.jsonl", rows)
     write_rows(tmp_path / "long.jsonl", [{"prompt": "很" * 99}])
@@ -323,6 +337,24 @@ def test_data_outputs_and_clusters(
     code = 1 if case in FOUND_LATER else 2
     message = fails(verb, settings_of(verb), placed, tmp_path, capsys, code=code)
     assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(("verb", "module"), [("sft", "supervised"), ("ppo", "ppo")])
+@pytest.mark.usefixtures("no_ray")
+def test_ctrl_c_before_the_first_step(
+    verb: str,
+    module: str,
+    settings_of: Callable[[str], Settings],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"rlhf_ray.jobs.{module}.connect", interrupted)
+    message = fails(verb, settings_of(verb), {}, tmp_path, capsys, code=130)
+    assert message == "rlhf: interrupted before the first step; nothing was written"
 
 
 @contextmanager

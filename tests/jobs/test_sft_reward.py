@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,19 @@ def test_sft_resumed_equals_sft_not_interrupted(learned: Path, resumed: Path) ->
     assert not [name for name in expected if not torch.equal(expected[name], found[name])]
     weights = [(run / "final" / "model.safetensors").read_bytes() for run in (learned, resumed)]
     assert weights[0] == weights[1]
+
+
+def test_a_run_that_was_killed_before_its_model_was_whole_writes_it(
+    learned: Path, workspace: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(learned, tmp_path / "run")
+    shutil.rmtree(folder / "final")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainerGroup, "train_step", lambda *_, **__: pytest.fail("a step was made again"))
+        sft.run(sft_config(workspace, folder))
+    weights = [(run / "final" / "model.safetensors").read_bytes() for run in (learned, folder)]
+    assert weights[0] == weights[1]
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
 
 
 @pytest.fixture(scope="module")

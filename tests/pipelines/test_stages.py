@@ -88,11 +88,12 @@ def test_a_list_of_stages_that_is_none(folder: Path) -> None:
         Stages(folder, print)
 
 
-def test_a_request_to_stop_reaches_the_stage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child here ends well when asked, as jobs do, without its result."""
+@pytest.mark.parametrize("code", [0, 130])
+def test_a_request_to_stop_reaches_the_stage(code: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child here ends when asked, as jobs do, without its result: well, or with their code before a first step."""
     script = (
         "import pathlib, signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))\n"
+        f"signal.signal(signal.SIGTERM, lambda *_: sys.exit({code}))\n"
         f"pathlib.Path({str(folder / 'ready')!r}).write_text('')\n"
         "time.sleep(60)\n"
     )
@@ -108,7 +109,7 @@ def test_a_request_to_stop_reaches_the_stage(folder: Path, monkeypatch: pytest.M
 
     threading.Thread(target=ask, daemon=True).start()
     started = time.monotonic()
-    with pytest.raises(StageStopped, match="the same command goes on"):
+    with pytest.raises(StageStopped, match="the same command goes on from"):
         Stages(folder, print).run(convert(folder))
     assert time.monotonic() - started < 30
     [row] = json.loads((folder / "stages.json").read_text())

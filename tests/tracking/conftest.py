@@ -1,7 +1,7 @@
 """Trackers that write into a temporary folder, and what they show."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ def shown() -> io.StringIO:
 def open_tracker(tmp_path: Path, shown: io.StringIO) -> Callable[..., Tracker]:
     """Opens a tracker in the test's run folder; keywords change the tracking config."""
 
-    def opened(run_id: str | None = None, config: dict[str, Any] | None = None, **changes: Any) -> Tracker:
+    def opened(
+        run_id: str | None = None, config: dict[str, Any] | None = None, notes: Sequence[str] = (), **changes: Any
+    ) -> Tracker:
         tracking = TrackingConfig(**(QUIET | changes))
-        terminal = Terminal(10, shown)
-        return Tracker.open(tmp_path / "run", tracking, config or {}, run_id, total_steps=10, terminal=terminal)
+        return Tracker.open(
+            tmp_path / "run", tracking, config or {}, run_id, total_steps=10, notes=notes, terminal=Terminal(10, shown)
+        )
 
     return opened

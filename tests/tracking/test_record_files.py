@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.tracking.records import RecordFile, read_records
+from rlhf_ray.tracking.records import RecordFile, holds_evaluation, read_records
 
 ROWS = [{"step": step, "reward": step / 3, "文": "评论\n" * step} for step in range(6)]
 
@@ -132,3 +132,10 @@ def test_appending_is_cheap(tmp_path):
     file.close()
     # 60 metrics a step: about 0.1 ms on one core.
     assert (time.perf_counter() - began) / 200 < 0.01
+
+
+def test_an_evaluation_is_known_by_its_metrics(tmp_path):
+    assert not holds_evaluation(tmp_path, 2)
+    rows = [{"step": 1, "eval_reward": 0.5}, {"step": 2, "reward": 0.5}, {"step": 3, "loss": 1.0, "eval_loss": 0.5}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [holds_evaluation(tmp_path, step) for step in (0, 1, 2, 3)] == [False, True, False, True]

@@ -49,14 +49,15 @@ def test_a_run_leaves_all_its_files(open_tracker, tmp_path, shown):
     assert shown.getvalue().count("很好") == 3
 
 
-def test_resume_cuts_steps_after_the_checkpoint_everywhere(open_tracker, tmp_path):
+def test_resume_cuts_steps_after_the_checkpoint_everywhere_and_says_so(open_tracker, shown, tmp_path):
     first = open_tracker(tensorboard=True)
     for step in range(1, 6):
         first.log(step, {"reward": 1.0})
         first.samples(step, [SAMPLE])
     first.close("stopped")
     second = open_tracker(first.run_id, tensorboard=True)
-    second.truncate_after(3)
+    second.resume_after(3, "run/checkpoints/step_3")
+    assert "going on after step 3 of 10, from run/checkpoints/step_3\n" in shown.getvalue()
     for step in range(4, 7):
         second.log(step, {"reward": 2.0})
         second.samples(step, [SAMPLE])
@@ -147,3 +148,8 @@ def test_closing_twice_is_closing_once(open_tracker, tmp_path):
     record = RunRecord.read(tmp_path / "run")
     assert record is not None
     assert record.status == "stopped"
+
+
+def test_what_the_person_should_know_of_a_start_is_said_first(open_tracker, shown):
+    open_tracker(notes=["seed: 1 -> 2", "steps: 3 -> 4"]).close()
+    assert shown.getvalue().splitlines()[:2] == ["seed: 1 -> 2", "steps: 3 -> 4"]
