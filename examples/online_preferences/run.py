@@ -162,25 +162,25 @@ class Run:
 
     def _with_answers(self, state: Round) -> Round:
         """Wait until people are not too far behind what they were asked, and have decided something."""
-        chosen = self._waiting_answers(state)
-        last, since = chosen, time.monotonic()
+        waiting = self._waiting(state)
+        last, since = waiting, time.monotonic()
         while state.judged is not None and self._behind(state) and not self._stop:
-            if chosen == 0:
+            if waiting == 0:
                 state = self._with_more_questions(state)
-                chosen = self._waiting_answers(state)
-            if chosen != last:
-                last, since = chosen, time.monotonic()
+                waiting = self._waiting(state)
+            if waiting != last:
+                last, since = waiting, time.monotonic()
             self._look_at_page(state)
             if time.monotonic() - since > self._settings.answer_minutes * 60:
                 self._save(state)
                 raise WaitingForPeople(
-                    f"nobody compared clips for {self._settings.answer_minutes:g} minutes, and {chosen} pairs wait; "
+                    f"nobody compared clips for {self._settings.answer_minutes:g} minutes, and {waiting} pairs wait; "
                     "the same command goes on"
                 )
             self._tracker.progress(state.number + 1, "idle")
             time.sleep(LOOK_SECONDS)
             state = self.roles.look(state)
-            chosen = self._waiting_answers(state)
+            waiting = self._waiting(state)
         return state
 
     def _with_more_questions(self, state: Round) -> Round:
@@ -204,7 +204,8 @@ class Run:
                 "and the same command goes on"
             )
 
-    def _waiting_answers(self, state: Round) -> int:
+    def _waiting(self, state: Round) -> int:
+        """Pairs that nobody has judged yet."""
         return 0 if state.judged is None else state.judged.waiting
 
     def _behind(self, state: Round) -> bool:

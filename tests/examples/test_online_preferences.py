@@ -386,6 +386,9 @@ def test_a_page_alone_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "config.yaml").write_text("judge: people\nseeds: [0]\n", encoding="utf-8")
     assert pages.main([str(tmp_path / "config.yaml")]) == 2
     assert "no run that asks people has begun there" in capsys.readouterr().err
+    for arguments in ([], [str(tmp_path / "config.yaml"), "--port", "8080"]):
+        assert pages.main(arguments) == 2
+        assert capsys.readouterr().err == "name the config.yaml of a run, and nothing else\n"
 
 
 def test_the_store_or_the_port_of_a_page_that_cannot_be(tmp_path: Path) -> None:
@@ -503,7 +506,7 @@ def test_comparisons_teach_what_the_true_reward_does(tmp_path: Path) -> None:
     found = report.results(load_arguments(Settings, ["--output", str(tmp_path / "runs")]))
     for seed in (0, 1, 2):
         true, learned = found["true"][seed], found["preferences"][seed]
-        assert learned["comparisons"] <= 900
+        assert learned["comparisons"] <= 700
         part = report.share(true, learned)
         assert part is not None, done.stdout
         assert part >= 0.9, done.stdout
