@@ -1,6 +1,7 @@
 """One run from its beginning or its last checkpoint to its end: rounds, checkpoints, curves."""
 
 import json
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.jobs.feedback_page import open_door
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest
@@ -65,6 +67,21 @@ def finished(settings: Settings) -> bool:
     if judged_by_people(settings):
         refuse_other_store(settings)
     return (folder.path / RESULT_FILE).exists()
+
+
+def refuse_unusable(settings: Settings) -> None:
+    """Say of a run that is still to be made, before anything starts or is written, what would end it at once.
+
+    Raises:
+        BadInput: its folder cannot be written, or its page cannot be served.
+    """
+    folder = RunFolder.of(settings).path
+    above = next(one for one in (folder, *folder.parents) if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BadInput(f"output: cannot write to {folder}: {above} is no folder that can be written to")
+    if judged_by_people(settings):
+        with open_door(settings.page()):
+            pass
 
 
 def make_run(settings: Settings, stop: StopRequest) -> bool:

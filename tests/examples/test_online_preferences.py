@@ -337,6 +337,26 @@ def test_bad_input_is_one_line_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_or_a_port_that_cannot_be_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(command, "ray_session", start)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert command.main(["--output", "file/runs"]) == 2
+    assert "output: cannot write to " in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        people = ["--judge", "people", "--seeds", "[0]", "--rewards", "[preferences]"]
+        assert command.main([*people, "--port", str(taken.getsockname()[1])]) == 2
+    assert "is taken" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_a_folder_of_another_run_is_refused(name: str, tmp_path: Path) -> None:
     settings = _settings(tmp_path)
