@@ -44,9 +44,19 @@ class Workload:
 
     @classmethod
     def make(cls, folder: Path, responses: Responses) -> "Workload":
-        """Write models and data, unless they are there."""
+        """Write models and data, unless they are there.
+
+        Raises:
+            SystemExit: what is there is of other responses.
+        """
         workload = cls(folder)
+        lengths = {
+            "natural": natural_lengths(responses),
+            "fixed": [FIXED_RESPONSE] * responses.prompts * responses.group,
+        }
         if (folder / "lengths.json").exists():
+            if workload.lengths != lengths or len(workload.prompt_texts()) != responses.prompts:
+                raise SystemExit(f"--models {folder}: has prompts and lengths of other responses; name another folder")
             return workload
         folder.mkdir(parents=True, exist_ok=True)
         draw = random.Random(0)
@@ -61,10 +71,6 @@ class Workload:
         prompts = _prompts(tokenizer, texts, responses.prompts)
         lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
         workload.prompts.write_text("".join(lines), encoding="utf-8")
-        lengths = {
-            "natural": natural_lengths(responses),
-            "fixed": [FIXED_RESPONSE] * responses.prompts * responses.group,
-        }
         (folder / "lengths.json").write_text(json.dumps(lengths), encoding="utf-8")
         return workload
 

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from rich.console import Console
 
 from examples.online_preferences.report import PICTURE_FILE, report_lines, write_report
-from examples.online_preferences.run import finished, make_run
+from examples.online_preferences.run import finished, make_run, refuse_unusable
 from examples.online_preferences.settings import Settings
 from rlhf_ray.cluster.session import ray_session
 from rlhf_ray.config.errors import RlhfError
@@ -21,6 +21,8 @@ def main(arguments: list[str]) -> int:
         settings = load_arguments(Settings, arguments)
         runs = [settings.one(kind, seed) for seed in settings.seeds for kind in settings.rewards]
         left = [run for run in runs if not finished(run)]
+        for run in left:
+            refuse_unusable(run)
         if left:
             make_runs(settings, left, console)
         write_report(settings)

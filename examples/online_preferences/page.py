@@ -119,10 +119,10 @@ def end_with_input() -> None:
 def main(arguments: list[str]) -> int:
     """Show the page of a run."""
     try:
-        if not arguments:
-            raise BadInput("name the config.yaml of a run")
+        if not arguments or arguments[1:] not in ([], [BESIDE]):
+            raise BadInput("name the config.yaml of a run, and nothing else")
         settings = load_config(Settings, arguments[0], check_files=False)
-        if arguments[1:] == [BESIDE]:
+        if BESIDE in arguments[1:]:
             end_with_input()
         serve(settings, kept_name(Path(arguments[0]).parent))
     except RlhfError as error:

@@ -1,6 +1,7 @@
 """One run from its beginning or its last checkpoint to its end: rounds, checkpoints, curves."""
 
 import json
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.jobs.feedback_page import open_door
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest
@@ -65,6 +67,21 @@ def finished(settings: Settings) -> bool:
     if judged_by_people(settings):
         refuse_other_store(settings)
     return (folder.path / RESULT_FILE).exists()
+
+
+def refuse_unusable(settings: Settings) -> None:
+    """Say of a run that is still to be made, before anything starts or is written, what would end it at once.
+
+    Raises:
+        BadInput: its folder cannot be written, or its page cannot be served.
+    """
+    folder = RunFolder.of(settings).path
+    above = next(one for one in (folder, *folder.parents) if one.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise BadInput(f"output: cannot write to {folder}: {above} is no folder that can be written to")
+    if judged_by_people(settings):
+        with open_door(settings.page()):
+            pass
 
 
 def make_run(settings: Settings, stop: StopRequest) -> bool:
@@ -164,25 +181,25 @@ class Run:
 
     def _with_answers(self, state: Round) -> Round:
         """Wait until people are not too far behind what they were asked, and have decided something."""
-        chosen = self._waiting_answers(state)
-        last, since = chosen, time.monotonic()
+        waiting = self._waiting(state)
+        last, since = waiting, time.monotonic()
         while state.judged is not None and self._behind(state) and not self._stop:
-            if chosen == 0:
+            if waiting == 0:
                 state = self._with_more_questions(state)
-                chosen = self._waiting_answers(state)
-            if chosen != last:
-                last, since = chosen, time.monotonic()
+                waiting = self._waiting(state)
+            if waiting != last:
+                last, since = waiting, time.monotonic()
             self._look_at_page(state)
             if time.monotonic() - since > self._settings.answer_minutes * 60:
                 self._save(state)
                 raise WaitingForPeople(
-                    f"nobody compared clips for {self._settings.answer_minutes:g} minutes, and {chosen} pairs wait; "
+                    f"nobody compared clips for {self._settings.answer_minutes:g} minutes, and {waiting} pairs wait; "
                     "the same command goes on"
                 )
             self._tracker.progress(state.number + 1, "idle")
             time.sleep(LOOK_SECONDS)
             state = self.roles.look(state)
-            chosen = self._waiting_answers(state)
+            waiting = self._waiting(state)
         return state
 
     def _with_more_questions(self, state: Round) -> Round:
@@ -206,7 +223,8 @@ class Run:
                 "and the same command goes on"
             )
 
-    def _waiting_answers(self, state: Round) -> int:
+    def _waiting(self, state: Round) -> int:
+        """Pairs that nobody has judged yet."""
         return 0 if state.judged is None else state.judged.waiting
 
     def _behind(self, state: Round) -> bool:

@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 from examples.reviews.oracle import oracle
+from rlhf_ray.tracking.history import History, Series
+from rlhf_ray.tracking.run_record import RunRecord
 
 Row = dict[str, Any]
 
@@ -54,7 +56,8 @@ def answers(run: Path) -> tuple[list[Row], list[Row]]:
 
 def mean_probability(rows: Sequence[Mapping[str, Any]], source: str, center: float) -> float:
     """Mean sigmoid of a reward model's scores, centred."""
-    return statistics.fmean(1 / (1 + math.exp(center - row["rewards"][source])) for row in rows)
+    # By tanh, which does not overflow however low a score is.
+    return statistics.fmean(0.5 + 0.5 * math.tanh((row["rewards"][source] - center) / 2) for row in rows)
 
 
 def mean_oracle(texts: Sequence[str]) -> float:
@@ -73,11 +76,14 @@ def read_jsonl(path: Path) -> list[Row]:
 
 
 def main() -> None:
-    """Read the command line and print a table, a row a run."""
+    """Read the command line and print a table, a row a run; a run that has no figures is refused with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     table = Table("run", "reward", "grammar", "distinct-2", "KL", "steps", "seconds")
-    for run in parser.parse_args().runs:
+    runs = parser.parse_args().runs
+    for problem in filter(None, map(_unusable, runs)):
+        parser.error(problem)
+    for run in runs:
         if run.is_file():
             table.add_row(run.name, "", f"{judged(run):.3f}", "", "", "", "")
             continue
@@ -89,6 +95,19 @@ def main() -> None:
         kl = f"{figures['kl']:.1f}" if "kl" in figures else ""
         table.add_row(run.name, *changes, kl, f"{figures['steps']:g}", f"{figures['seconds']:.0f}")
     Console(width=max(Console().width, 100)).print(table)
+
+
+def _unusable(run: Path) -> str | None:
+    """Why there are no figures of what was named; None where there are."""
+    if run.is_file():
+        return None
+    record = RunRecord.read(run)
+    if record is None:
+        return f"{run}: no such run folder, nor a file of answers"
+    if record.closed is None:
+        return f"{run}: the run has not ended"
+    evaluations = History.read(run).series.get("eval_completions/distinct_2", Series())
+    return None if len(evaluations.steps) > 1 else f"{run}: the run was not evaluated before and after its steps"
 
 
 if __name__ == "__main__":

@@ -118,7 +118,8 @@ def _unknown(key: KeyPath, given: Mapping[str, Any], fields: Fields) -> Iterator
     for name, value in given.items():
         section = fields.get(name)
         if name not in fields:
-            yield Problem((*key, name), f"not a setting of DeepSpeed's {key[-1]}{perhaps(name, fields)}")
+            shown = str(name)  # in YAML it may be a number
+            yield Problem((*key, shown), f"not a setting of DeepSpeed's {key[-1]}{perhaps(shown, fields)}")
         elif section is not None and isinstance(value, dict):
             yield from _unknown((*key, name), value, section)
 

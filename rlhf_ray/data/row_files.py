@@ -64,6 +64,8 @@ class _JsonRows:
         for row in known:
             try:
                 json_line(row)
+            except UnicodeEncodeError as error:
+                raise _not_unicode(path, error) from None
             except (TypeError, ValueError) as error:
                 raise BadInput(f"output: {path}: JSON lines cannot hold these rows ({error}); write .parquet") from None
 
@@ -96,12 +98,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a value is {type(value).__name__}")
 
 
+def _not_unicode(path: str, error: UnicodeEncodeError) -> BadInput:
+    """No format holds half of a surrogate pair, which JSON can spell."""
+    broken = ascii(error.object[error.start])
+    return BadInput(f"output: {path}: a text of these rows has {broken}, which is not valid Unicode; mend the data")
+
+
 def _schema(path: str, known: Sequence[Row], added: Mapping[str, type]) -> Any:
     import pyarrow
 
     types = ColumnTypes()
     try:
         types.add(known)
+    except UnicodeEncodeError as error:
+        raise _not_unicode(path, error) from None
     except MixedColumn as error:
         raise BadInput(
             f"output: {path}: Parquet cannot hold column {error.column!r}, whose values differ in type ({error}); "

@@ -1,14 +1,18 @@
 """Both sides of a benchmark write responses of the same lengths."""
 
 import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.policy_steps import ScheduledLengths
-from benchmarks.ppo_workload import Responses, natural_lengths
+from benchmarks.ppo_workload import Responses, Workload, natural_lengths
 from benchmarks.trl_turns import ScheduledEnd
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.rollout.interfaces import RolloutTask
@@ -50,6 +54,18 @@ def test_responses_of_the_engine_have_the_same_lengths() -> None:
     assert [sample.index for sample in samples] == [0, 1]
     assert len({request.request_id for request in asked}) == len({request.seed for request in asked}) == 2
     assert all(request.ignore_eos for request in asked)
+
+
+def test_kept_models_are_of_the_same_responses(tmp_path: Path) -> None:
+    """The two benchmarks may be told the same folder."""
+    kept = Responses(prompts=2, mean=96, longest=512, group=3)
+    lengths = {"natural": natural_lengths(kept), "fixed": [64] * 6}
+    (tmp_path / "lengths.json").write_text(json.dumps(lengths))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    assert Workload.make(tmp_path, kept).lengths == lengths
+    for other in (replace(kept, prompts=3, group=2), replace(kept, mean=80), replace(kept, group=2)):
+        with pytest.raises(SystemExit, match="of other responses; name another folder"):
+            Workload.make(tmp_path, other)
 
 
 def test_natural_lengths_have_their_mean_and_cap() -> None:

@@ -144,6 +144,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "policy.deepspeed.data_types.grad_accum_type",
         "grad_accum_dtype?",
     ),
+    "number in place of a DeepSpeed setting": (
+        {"policy.deepspeed": {"zero_optimization": {3: {"device": "cpu"}}}},
+        "policy.deepspeed.zero_optimization.3",
+        "not a setting of DeepSpeed's zero_optimization",
+    ),
     "DeepSpeed section as a value": (
         {"policy.deepspeed": {"zero_optimization": True}},
         "policy.deepspeed.zero_optimization",

@@ -52,6 +52,10 @@ def test_what_hub_data_sets_hold_becomes_plain_in_json() -> None:
     [
         ("a.jsonl", [{"image": b"\x00"}], "a.jsonl: JSON lines cannot hold .*bytes.*; write .parquet"),
         ("a.parquet", [{"note": 1}, {"note": "one"}], "a.parquet: Parquet cannot hold column 'note'.*write .jsonl"),
+        *(
+            (path, [{"note": "x\ud800"}], rf"{path}: a text of these rows has '.ud800', which is not valid Unicode")
+            for path in ("a.jsonl", "a.parquet")
+        ),
     ],
 )
 def test_what_a_format_cannot_hold(path: str, rows: list[dict[str, Any]], words: str) -> None:

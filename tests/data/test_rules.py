@@ -151,6 +151,29 @@ def test_the_prompt_of_a_row():
     assert prompt_alone({"prompt": "p", "completion": "c"}) == "p"
     assert prompt_alone({"chosen": "p c", "rejected": "p r"}) == "p"
     assert prompt_alone({"text": "t"}) == "t"
-    for row in ({"messages": [answer]}, {"ranked_texts": ["a", "b"]}):
+    assert prompt_alone({"prompt": "p", "completions": ["a", "b"]}) == "p"
+    assert prompt_alone({"prompt": "p"}) == "p"
+    for row in ({"messages": [answer]}, {"ranked_texts": ["a", "b"]}, {"prompt": "", "completion": "c"}):
         with pytest.raises(BadRow, match="no prompt"):
             prompt_alone(row)
+
+
+USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "p", "completion": "c", "text": "p c"},
+        {"prompt": "p", "completion": "c", "messages": None},
+        {"prompt": "p", "completion": "c", "messages": [USER, ANSWER]},
+        {"prompt": "p", "completion": "c", "chosen": 3},
+        {"prompt": "p", "chosen": "c", "rejected": "r", "text": "p c", "messages": 7},
+        {"prompt": "p", "responses": ["c", "r"], "messages": []},
+        {"prompt": "p", "completions": ["c"], "text": "p c"},
+    ],
+    ids=str,
+)
+def test_other_columns_do_not_stand_for_the_prompt(row):
+    """Alpaca's own rows have the whole text, its answer too, beside instruction and output."""
+    assert prompt_alone(row) == texts_of(row).prompt == "p"

@@ -337,6 +337,26 @@ def test_bad_input_is_one_line_before_anything_starts(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_or_a_port_that_cannot_be_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: object) -> None:
+        raise AssertionError("Ray starts")
+
+    monkeypatch.setattr(command, "ray_session", start)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert command.main(["--output", "file/runs"]) == 2
+    assert "output: cannot write to " in capsys.readouterr().err
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        people = ["--judge", "people", "--seeds", "[0]", "--rewards", "[preferences]"]
+        assert command.main([*people, "--port", str(taken.getsockname()[1])]) == 2
+    assert "is taken" in capsys.readouterr().err
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_a_folder_of_another_run_is_refused(name: str, tmp_path: Path) -> None:
     settings = _settings(tmp_path)
@@ -386,6 +406,9 @@ def test_a_page_alone_needs_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "config.yaml").write_text("judge: people\nseeds: [0]\n", encoding="utf-8")
     assert pages.main([str(tmp_path / "config.yaml")]) == 2
     assert "no run that asks people has begun there" in capsys.readouterr().err
+    for arguments in ([], [str(tmp_path / "config.yaml"), "--port", "8080"]):
+        assert pages.main(arguments) == 2
+        assert capsys.readouterr().err == "name the config.yaml of a run, and nothing else\n"
 
 
 def test_the_store_or_the_port_of_a_page_that_cannot_be(tmp_path: Path) -> None:
@@ -503,7 +526,7 @@ def test_comparisons_teach_what_the_true_reward_does(tmp_path: Path) -> None:
     found = report.results(load_arguments(Settings, ["--output", str(tmp_path / "runs")]))
     for seed in (0, 1, 2):
         true, learned = found["true"][seed], found["preferences"][seed]
-        assert learned["comparisons"] <= 900
+        assert learned["comparisons"] <= 700
         part = report.share(true, learned)
         assert part is not None, done.stdout
         assert part >= 0.9, done.stdout

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from examples.exact_answers import build as exact_answers
-from examples.reviews import demo
-from examples.reviews.figures import figures_of, judged
+from examples.reviews import demo, figures
+from examples.reviews.figures import figures_of, judged, mean_probability
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import load_job
+from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import evaluation_rows, write_config, write_rows
 
 ROOT = Path(__file__).parents[2]
@@ -57,13 +58,36 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     ]
     write_rows(run / "samples.jsonl", [{"step": 1, "kind": "training"}, *samples])
     (run / "run.json").write_text(json.dumps({"started": 10.0, "closed": 72.0}))
-    figures = figures_of(run)
-    assert (figures["reward_before"], figures["reward_after"]) == (0.5, 0.75)
-    assert figures["oracle_before"] > 0.7 > figures["oracle_after"] > 0.3
-    assert (figures["distinct2_before"], figures["distinct2_after"]) == (0.5, pytest.approx(0.41))
-    assert (figures["kl"], figures["steps"], figures["seconds"]) == (9.0, 9, 62.0)
+    found = figures_of(run)
+    assert (found["reward_before"], found["reward_after"]) == (0.5, 0.75)
+    assert found["oracle_before"] > 0.7 > found["oracle_after"] > 0.3
+    assert (found["distinct2_before"], found["distinct2_after"]) == (0.5, pytest.approx(0.41))
+    assert (found["kl"], found["steps"], found["seconds"]) == (9.0, 9, 62.0)
     write_rows(tmp_path / "answers.jsonl", [{"prompt": "这本书很", "completion": "好看。"}])
-    assert judged(tmp_path / "answers.jsonl") == figures["oracle_before"]
+    assert judged(tmp_path / "answers.jsonl") == found["oracle_before"]
+
+
+def test_a_score_may_be_as_low_as_it_likes() -> None:
+    assert mean_probability([{"rewards": {"taste": score}} for score in (-1e4, 1e4)], "taste", 0.0) == 0.5
+
+
+def test_what_has_no_figures_is_refused_by_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(run: Path) -> str:
+        monkeypatch.setattr("sys.argv", ["figures", str(run)])
+        with pytest.raises(SystemExit, match=r"^2$"):
+            figures.main()
+        return capsys.readouterr().err
+
+    assert "no such run folder, nor a file of answers" in refused(tmp_path / "none")
+    record = RunRecord("1", 9, {})
+    record.write(tmp_path)
+    assert "the run has not ended" in refused(tmp_path)
+    record.ended("finished").write(tmp_path)
+    assert "was not evaluated before and after its steps" in refused(tmp_path)
+    write_rows(tmp_path / "metrics.jsonl", [{"step": 0, "eval_completions/distinct_2": 0.5}])
+    assert "was not evaluated before and after its steps" in refused(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +126,9 @@ def rlhf(*arguments: str) -> None:
 @pytest.mark.parametrize("path", REVIEWS, ids=lambda path: path.stem)
 def test_reviews_become_better(path: Path, reviews: Path) -> None:
     rlhf("ppo", str(path))
-    figures = figures_of(reviews / path.stem)
-    assert figures["reward_after"] > figures["reward_before"] + RISE, figures
-    assert figures["oracle_after"] > figures["oracle_before"], figures
+    found = figures_of(reviews / path.stem)
+    assert found["reward_after"] > found["reward_before"] + RISE, found
+    assert found["oracle_after"] > found["oracle_before"], found
 
 
 @pytest.mark.slow

@@ -201,6 +201,26 @@ def test_a_store_that_fails_says_so_and_the_clips_stay(
     assert len(store.chosen()) == 1
 
 
+def test_a_page_that_waits_says_that_its_store_is_gone(
+    desk: ClipDesk, store: ClipStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = _visit()
+    for _ in range(3):
+        _press(page, "Left is better")
+    assert not page.error
+
+    def fail(*_: object) -> None:
+        raise StoreError("store: the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "draw", fail)
+        page.run()
+        assert "the disk is full" in page.error[0].value
+    page.run()
+    assert not page.error
+    assert not page.exception
+
+
 def test_the_language_switches(desk: ClipDesk) -> None:
     page = _visit()
     next(one for one in page.button_group if one.label == "Language").set_value("zh").run()

@@ -86,6 +86,22 @@ def test_one_comparison_is_enough_to_begin() -> None:
     assert torch.isfinite(fitter.l2).all()
 
 
+def test_who_learned_from_nothing_or_from_all_keeps_its_l2() -> None:
+    """There is no ratio of losses to go by; and who learned from nothing has no loss of 0."""
+    comparisons, seeds = linear_comparisons(2), range(200)
+    drawn = {seed: _fitter(seed)._counts(comparisons) for seed in seeds}
+    seed = next(seed for seed in seeds if drawn[seed].any(1).tolist() == [False, True, True] and drawn[seed][1].all())
+    fitter = _fitter(seed)
+    before = fitter.l2.tolist()
+    metrics = fitter.fit(comparisons, steps=1, turn=0)
+    assert fitter.l2.tolist()[:2] == before[:2]
+    left, right = (torch.from_numpy(clips.inputs) for clips in (comparisons.left, comparisons.right))
+    weight = torch.from_numpy(drawn[seed] / drawn[seed].sum(1, keepdims=True).clip(1))
+    losses = [float(loss) for loss, _ in fitter._losses(left, right, torch.tensor(comparisons.left_share), weight)]
+    assert losses[0] == 0
+    assert metrics["loss"] == pytest.approx((losses[1] + losses[2]) / 2)
+
+
 def test_what_members_disagree_on_is_asked() -> None:
     ensemble = RewardEnsemble(2, 3, seed=0)
     with torch.no_grad():

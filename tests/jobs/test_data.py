@@ -181,6 +181,19 @@ def test_a_template_is_one_group_and_it_is_said(tmp_path, capsys):
     assert f"{len(rows) - 1} were joined without comparison" in capsys.readouterr().out
 
 
+def test_parts_of_prompts_hold_no_answers(tmp_path):
+    """Alpaca's own rows have a column with all of their text."""
+    rows = [
+        {"instruction": f"请写第{number}首关于春天的诗", "output": f"这是第{number}首，春天已经来到了。"}
+        for number in range(20)
+    ]
+    whole = [row | {"text": f"### 问：{row['instruction']}\n### 答：{row['output']}"} for row in rows]
+    splits = {"asked": {"share": 1, "content": "prompts"}}
+    path = write_rows(tmp_path / "d.jsonl", whole)
+    asked = read_rows(job(tmp_path / "out", [path], splits=splits, duplicates=None) / "asked.jsonl")
+    assert asked == [{"prompt": [{"role": "user", "content": row["instruction"]}]} for row in rows]
+
+
 EXTRAS = [
     {"prompt": "写一首诗，关于春天的雨", "completion": "好雨知时节", "score": 1, "tags": ["a", "b"]},
     {"prompt": "How do I boil an egg?", "completion": "In water, 8 minutes.", "score": 2.5, "source": {"page": 3}},

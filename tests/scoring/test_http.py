@@ -123,19 +123,26 @@ def test_the_service_says_when_to_come_back() -> None:
 
 
 def test_tries_go_on_until_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Pauses of 0.025, 0.05, ... 0.4 s; the next one, of 0.8 s, would end at 1.6 s.
-    monkeypatch.setattr(retries, "SHORTEST_SHARE", 1.25)
-    monkeypatch.setattr(retries, "LAST_ATTEMPT", 0.1)
-    times: list[float] = []
+    """Each pause is told what is left of the time, so that the last one can be cut."""
+    told: list[tuple[int, float]] = []
+
+    def pause(attempt: int, asked: float | None, left: float) -> float | None:
+        told.append((attempt, left))
+        return 0.0 if attempt < 4 else None
 
     def answer(handler: Handler, asked: Asked, number: int) -> None:
-        times.append(time.monotonic())
         say(handler, "busy", 503)
 
-    began = time.monotonic()
+    monkeypatch.setattr(http, "pause_seconds", pause)
     with serving(answer) as service:
-        ask(service, timeout_seconds=1.2)
-    assert times[-1] - began > 1.0
+        scores = ask(service, timeout_seconds=120)
+    assert [attempt for attempt, _ in told] == [0, 1, 2, 3, 4]
+    lefts = [left for _, left in told]
+    assert lefts[0] < 120
+    assert lefts == sorted(lefts, reverse=True)
+    assert len(set(lefts)) == len(lefts)
+    assert len(service.asked) == 5
+    assert "attempt 5 within timeout_seconds 120" in scores.failures[0].message
 
 
 def sleeps(handler: Handler, asked: Asked, number: int) -> None:

@@ -9,7 +9,7 @@ from rlhf_ray.config.cleaning import Judged
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import MESSAGES, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import PLAIN_TEXT, RANKED_TEXTS, Row
-from rlhf_ray.data.records import Message, Prompt
+from rlhf_ray.data.records import Prompt
 
 BIG = 10**10
 """Whole numbers from here on may be a telephone or card number."""
@@ -46,7 +46,7 @@ def texts_of(row: Row) -> Texts:
     Raises:
         BadRow: it has none, or empty or malformed ones.
     """
-    if RANKED_TEXTS in row or "responses" in row or ("chosen" in row and "rejected" in row):
+    if _is_ranking(row):
         ranking = ranking_of(row)
         best = ranking.responses[list(ranking.ranks).index(min(ranking.ranks))]
         return Texts(joined(ranking.prompt), tuple(ranking.responses), best)
@@ -55,42 +55,57 @@ def texts_of(row: Row) -> Texts:
         if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
             raise BadRow("`completions` must be a list of texts")
         return Texts(joined(prompt_of(row)[0]), ("\n".join(steps),), "\n".join(steps))
-    if MESSAGES in row or PLAIN_TEXT in row or "completion" in row:
-        return _demonstrated(row)
+    if _is_demonstration(row):
+        prompt, completion = _asked_and_said(row)
+        answer = joined(completion)
+        return Texts(joined(prompt or ""), (answer,), answer)
     return Texts(joined(prompt_of(row)[0]), (), "")
 
 
-def _demonstrated(row: Row) -> Texts:
+def prompt_alone(row: Row) -> Prompt:
+    """What a policy would be asked: the prompt of a row, or the turns before a conversation's last answer.
+
+    It is the prompt that `texts_of` finds, whatever other columns stand beside it; but a plain text is a prompt whole,
+    as it is to jobs that read prompts.
+
+    Raises:
+        BadRow: the row has no prompt, or is malformed.
+    """
+    prompt: Prompt | None
+    if _is_ranking(row):
+        prompt = ranking_of(row).prompt
+    elif "completions" in row or not _is_demonstration(row):
+        prompt = prompt_of(row)[0]
+    else:
+        prompt, said = _asked_and_said(row)
+        if prompt is None and not {"prompt", "completion"} <= row.keys():
+            return said
+        if prompt == []:
+            raise BadRow("the conversation begins with its only answer, so it has no prompt")
+    if not prompt:
+        raise BadRow("has no prompt")
+    return prompt
+
+
+def _is_ranking(row: Row) -> bool:
+    return RANKED_TEXTS in row or "responses" in row or ("chosen" in row and "rejected" in row)
+
+
+def _is_demonstration(row: Row) -> bool:
+    return MESSAGES in row or PLAIN_TEXT in row or "completion" in row
+
+
+def _asked_and_said(row: Row) -> tuple[Prompt | None, Prompt]:
+    """The prompt of a demonstration and its completion: the last answer of a conversation, or a whole text.
+
+    A text has None as its prompt, a conversation that begins with its last answer an empty one.
+    """
     demonstration = demonstration_of(row)
     prompt, completion = demonstration.prompt, demonstration.completion
     if prompt is None and not isinstance(completion, str):
         last = max(place for place, message in enumerate(completion) if message["role"] == "assistant")
-        prompt, completion = completion[:last], completion[last : last + 1]
-    answer = joined(completion)
-    return Texts(joined(prompt or ""), (answer,), answer)
-
-
-def prompt_alone(row: Row) -> Prompt:
-    """What a policy would be asked: the prompt of a row as it is, or the turns before a conversation's last answer.
-
-    A plain text is a prompt whole, as it is to jobs that read prompts.
-
-    Raises:
-        BadRow: the row has no prompt.
-    """
-    if MESSAGES in row:
-        messages: list[Message] = row[MESSAGES]
-        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
-        if not last:
-            raise BadRow("the conversation begins with its only answer, so it has no prompt")
-        return messages[:last]
-    if PLAIN_TEXT in row:
-        text: str = row[PLAIN_TEXT]
-        return text
-    prompt = ranking_of(row).prompt if "chosen" in row else row.get("prompt")
-    if not prompt:
-        raise BadRow("has no prompt")
-    return prompt
+        return completion[:last], completion[last : last + 1]
+    return prompt, completion
 
 
 def joined(prompt: Prompt) -> str:

@@ -67,7 +67,8 @@ def _look_for_clips() -> None:
     try:
         found = clip_desk().current(annotator())
     except RlhfError as error:
-        fail(error)
+        # Nothing else of the page is drawn again here, so a notice above would not show.
+        st.error(plain(say("failed", error=error)))
         return
     if found is not None:
         put(found)

@@ -93,12 +93,12 @@ class EnsembleFitter:
                 [torch.stack(column) for column in zip(*self._losses(left, right, share, weight), strict=True)]
             )
         (training, _), (validation, accuracy) = sides
-        known = (counts == 0).any(1)
-        ratio_from = torch.where(known, validation, training * 1.2)
-        self.l2 = adapted_l2(self.l2, training, ratio_from).clamp(SMALLEST_L2, LARGEST_L2)
-        held_out = known.nonzero().flatten()
+        # Where there are few comparisons, a member may have learned from all of them, or from none.
+        learned, held_out = (counts > 0).any(1), (counts == 0).any(1)
+        adapted = adapted_l2(self.l2, training, validation).clamp(SMALLEST_L2, LARGEST_L2)
+        self.l2 = torch.where(learned & held_out, adapted, self.l2)
         return {
-            "loss": float(training.mean()),
+            "loss": float(training[learned].mean()),
             "eval_loss": float(validation[held_out].mean()),
             "eval_accuracy": float(accuracy[held_out].mean()),
             "predictor/l2": float(self.l2.mean()),
