@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.policy_steps import ScheduledLengths
+from benchmarks.policy_steps import ScheduledLengths, next_kind
 from benchmarks.ppo_workload import Responses, natural_lengths
 from benchmarks.trl_turns import ScheduledEnd
 from rlhf_ray.data.records import PromptRecord
@@ -50,6 +50,16 @@ def test_responses_of_the_engine_have_the_same_lengths() -> None:
     assert [sample.index for sample in samples] == [0, 1]
     assert len({request.request_id for request in asked}) == len({request.seed for request in asked}) == 2
     assert all(request.ignore_eos for request in asked)
+
+
+def test_steps_of_one_kind_follow_each_other() -> None:
+    done = {"natural": 0, "fixed": 0}
+    kinds = []
+    for _ in range(6):
+        kinds.append(next_kind(done, steps=6))
+        done[kinds[-1]] += 1
+    assert kinds == ["natural"] * 3 + ["fixed"] * 3
+    assert next_kind(done, steps=6) == "fixed", "asked once more after the last step"
 
 
 def test_natural_lengths_have_their_mean_and_cap() -> None:
