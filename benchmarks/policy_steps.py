@@ -196,7 +196,7 @@ def run(
             rows[kind].append({"rlhf_ray": seconds, **{name: turn(kind) for name, turn in others.items()}})
             print(f"{kind}: {_line(rows[kind][-1])}", file=sys.stderr, flush=True)
             memory.update(_memory(peer))
-            scheduled.kind = KINDS[(KINDS.index(kind) + 1) % len(KINDS)]
+            scheduled.kind = next_kind({kind: len(steps) for kind, steps in rows.items()}, config.steps)
 
         records = {record.prompt_id: record for record in prompts.rows}
         cursor = Cursor(list(records), config.seed, config.data.shuffle, prompts.fingerprint)
@@ -205,6 +205,15 @@ def run(
         acts.between, acts.clock = between, StoppableClock()
         Loop(acts, Schedule(config.steps, config.prompts_per_step), timings=Timings(acts.clock)).run()
     return rows, memory
+
+
+def next_kind(done: Mapping[str, int], steps: int) -> str:
+    """Kind of lengths of the next step: all steps of one kind, then all of the other.
+
+    In turns, a contender would rest through the others' steps of natural lengths before each step of fixed ones, the
+    first of them longest, and what has rested begins slowly: the system may have taken its memory.
+    """
+    return next((kind for kind in KINDS if done[kind] < steps // len(KINDS)), KINDS[-1])
 
 
 def base_config(workload: Workload, output: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class PlacementConfig(Section):
     """Logical CPUs that Ray reserves for each worker."""
 
     threads: PositiveInt | None = None
-    """Compute threads of each worker (OMP, torch, vLLM binding). None: 1 on CPU, the library's choice on GPU."""
+    """Compute threads of each worker (OMP, torch, vLLM binding). None: 1 on CPU, the library's choice on GPU. On
+    CPU, policy, reference and critics that compute side by side share the CPUs there are."""
 
 
 class DeadlineConfig(Section):

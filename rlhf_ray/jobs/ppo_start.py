@@ -15,7 +15,7 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
-from rlhf_ray.jobs.ppo_plan import critic_role, turn_takers, uses
+from rlhf_ray.jobs.ppo_plan import critic_role, crowd_of, turn_takers, uses
 from rlhf_ray.jobs.ppo_roles import PPORoles, compares, cost_weight, critic_model, longest_sequence
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.models.loading import load_tokenizer, policy_config
@@ -220,6 +220,7 @@ def _trainer(
         temperature=config.rollout.temperature,
         trainable=trainable,
         max_restarts=RESTARTS,
+        crowd=crowd_of(name, config),
     )
 
 

@@ -19,6 +19,7 @@ from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.training.beside import Beside
 from rlhf_ray.training.rank import Kind, Microbatches, TrainerRank
+from rlhf_ray.training.threads import Crowd
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.sender import WeightSender
@@ -202,6 +203,7 @@ class TrainerGroup:
         temperature: float = 1.0,
         trainable: bool = True,
         max_restarts: int = 0,
+        crowd: Crowd | None = None,
     ) -> None:
         """Start the ranks without waiting for them: call `ready`.
 
@@ -217,6 +219,7 @@ class TrainerGroup:
             temperature: at which the policy samples.
             trainable: False for a frozen model.
             max_restarts: restarts of one rank within an hour.
+            crowd: who computes beside the ranks on their CPUs; None: nobody.
         """
         self.name, self.kind = name, kind
         self._tokens_per_microbatch = tokens_per_microbatch
@@ -241,6 +244,7 @@ class TrainerGroup:
                 "temperature": temperature,
                 "trainable": trainable,
                 "collective_seconds": cluster.deadlines.start_seconds,
+                "crowd": crowd,
             }
 
         self.actors = ActorGroup(cluster, TrainerActor, trainer, name, arguments, max_restarts, start="start")

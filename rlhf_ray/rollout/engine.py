@@ -4,6 +4,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -366,12 +367,12 @@ async def _put_result(output: Any, finished: "asyncio.Queue[GenerationResult | B
 async def _next_batch(
     finished: "asyncio.Queue[GenerationResult | BaseException]", remaining: int
 ) -> list[GenerationResult]:
-    """Wait for a group, then for its neighbours in time."""
+    """Wait for a group, then for its neighbours in time, or until nothing remains to wait for."""
     batch = [await finished.get()]
-    if remaining > 1:
-        await asyncio.sleep(COALESCE_SECONDS)
-    while not finished.empty():
-        batch.append(finished.get_nowait())
+    with suppress(TimeoutError):
+        async with asyncio.timeout(COALESCE_SECONDS):
+            while len(batch) < remaining:
+                batch.append(await finished.get())
     results = []
     for result in batch:
         if isinstance(result, BaseException):

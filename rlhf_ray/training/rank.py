@@ -31,6 +31,7 @@ from rlhf_ray.training.rendezvous import device_of, join
 from rlhf_ray.training.schedule import learning_rate
 from rlhf_ray.training.settings import deepspeed_settings, effective_stage, refusals
 from rlhf_ray.training.state import TrainedState, has_moments
+from rlhf_ray.training.threads import Crowd, Threads
 
 Microbatches = Sequence[np.ndarray]
 """Row indices of each micro-batch; every rank has as many micro-batches, some may be empty."""
@@ -57,6 +58,7 @@ class TrainerRank:
         temperature: float = 1.0,
         trainable: bool = True,
         collective_seconds: float = 300.0,
+        crowd: Crowd | None = None,
     ) -> None:
         """Load the model and meet the other ranks.
 
@@ -72,6 +74,7 @@ class TrainerRank:
             temperature: at which the policy samples; divides its logits.
             trainable: False for a frozen model: no optimizer, and DeepSpeed only to shard it (ZeRO-3).
             collective_seconds: deadline of the meeting, and of each collective after it.
+            crowd: who computes beside it on its CPUs; None: nobody.
 
         Raises:
             BadInput: the model cannot be loaded, or DeepSpeed settings contradict others.
@@ -84,8 +87,8 @@ class TrainerRank:
         self._model_config, self._trainer = model, trainer
         self._temperature = temperature
         self._device = device_of(trainer.gpus_per_worker)
-        if self._device.type == "cpu":
-            torch.set_num_threads(trainer.threads or 1)
+        self._threads = Threads(self._device, trainer.threads or 1, crowd or Crowd())
+        self._threads.train()
         self.stage = effective_stage(trainer, model.dtype) if trainable else (3 if trainer.zero_stage == 3 else 0)
         if trainable or self.stage == 3:
             join(rank, world, master, self._device, collective_seconds)
@@ -144,6 +147,7 @@ class TrainerRank:
 
     @torch.no_grad()
     def _infer(self, batch: TokenBatch, microbatches: Microbatches, compute: Any) -> dict[str, np.ndarray]:
+        self._threads.infer()
         self._module.eval()
         pieces: dict[str, list[Tensor]] = {}
         for rows in microbatches:
@@ -180,6 +184,7 @@ class TrainerRank:
         Raises:
             NonFinite: loss or gradient is not finite.
         """
+        self._threads.train()
         self._module.train()
         totals: dict[str, Tensor] = {}
         last = len(microbatches) + len(beside_microbatches) - 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.policy_steps import ScheduledLengths
+from benchmarks.policy_steps import ScheduledLengths, next_kind
 from benchmarks.ppo_workload import Responses, Workload, natural_lengths
 from benchmarks.trl_turns import ScheduledEnd
 from rlhf_ray.data.records import PromptRecord
@@ -66,6 +66,16 @@ def test_kept_models_are_of_the_same_responses(tmp_path: Path) -> None:
     for other in (replace(kept, prompts=3, group=2), replace(kept, mean=80), replace(kept, group=2)):
         with pytest.raises(SystemExit, match="of other responses; name another folder"):
             Workload.make(tmp_path, other)
+
+
+def test_steps_of_one_kind_follow_each_other() -> None:
+    done = {"natural": 0, "fixed": 0}
+    kinds = []
+    for _ in range(6):
+        kinds.append(next_kind(done, steps=6))
+        done[kinds[-1]] += 1
+    assert kinds == ["natural"] * 3 + ["fixed"] * 3
+    assert next_kind(done, steps=6) == "fixed", "asked once more after the last step"
 
 
 def test_natural_lengths_have_their_mean_and_cap() -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.parts import placements_of
+from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import load_job
 from rlhf_ray.jobs import ppo_start
 from rlhf_ray.jobs.phases import PPO_PHASES
 from rlhf_ray.jobs.plan import checked_parts
-from rlhf_ray.jobs.ppo_plan import role_placements, uses
+from rlhf_ray.jobs.ppo_plan import crowd_of, role_placements, uses
+from rlhf_ray.training.threads import Crowd
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -76,3 +78,43 @@ def test_a_run_takes_turns_by_the_table_of_phases() -> None:
     }
     assert uses(["critic", "cost_critic"])["train"] == ["policy", "critic", "cost_critic"]
     assert uses([])["score"] == ["policy", "reference", "rewards"]
+
+
+def crowded_run(**sections: Any) -> PPOConfig:
+    given = {"output": "run", "model": {"path": "model"}, "data": {"path": "prompts.jsonl"}}
+    return PPOConfig.model_validate(given | sections)
+
+
+def test_networks_count_the_threads_of_those_beside_them() -> None:
+    grpo = crowded_run(
+        algorithm={"advantages": "grpo"},
+        samples_per_prompt=4,
+        policy={"threads": 2},
+        reference={"threads": 1},
+        rollout={"threads": 2},
+        rewards=[{"kind": "function", "function": "judge.py:right", "threads": 2}],
+    )
+    assert crowd_of("policy", grpo) == Crowd(inferring=3, training=2)
+    assert crowd_of("reference", grpo) == Crowd(inferring=3)
+    ppo = crowded_run(
+        policy={"threads": 2, "workers": 2},
+        critics={"value": {"threads": 3}},
+        rewards=[{"kind": "model", "path": "reward", "cpus_per_worker": 0.1}],
+        rollout={"cpus_per_worker": 0.1},
+        groups={"main": {"cpus_per_node": 4}},
+    )
+    assert crowd_of("policy", ppo) == crowd_of("critic", ppo) == Crowd(inferring=9, training=7)
+
+
+def test_machines_and_gpus_of_their_own_crowd_nobody() -> None:
+    config = crowded_run(
+        algorithm={"advantages": "grpo"},
+        samples_per_prompt=4,
+        policy={"threads": 2, "workers": 2, "cpus_per_worker": 2},
+        reference={"threads": 1, "on": "other"},
+        rewards=[{"kind": "model", "path": "reward", "gpus_per_worker": 1, "on": "other"}],
+        rollout={"on": "other"},
+        groups={"main": {"nodes": 2, "cpus_per_node": 2}, "other": {"gpus_per_node": 1}},
+    )
+    assert crowd_of("policy", config) == Crowd(inferring=2, training=2)
+    assert crowd_of("reference", config) == Crowd(inferring=1)
