@@ -59,6 +59,8 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.folder = folder
         self.keep = keep
+        self._newest: Checkpoint | None = None
+        """What `latest` found, until another is begun: to hash a large one takes as long as to read it."""
 
     def begin(self, step: int) -> str:
         """Make room for a checkpoint: the folder below which each role writes into a folder of its own name.
@@ -69,6 +71,7 @@ class Checkpoints:
             CheckpointError: this step is saved already (ask `saved` first).
         """
         directory = self._directory(step)
+        self._newest = None
         if self.saved(step):
             raise CheckpointError(f"{directory}: this step is saved already")
         self._remove(step)
@@ -109,10 +112,13 @@ class Checkpoints:
         Raises:
             CheckpointError: there are committed checkpoints and all of them are damaged.
         """
+        if self._newest is not None:
+            return self._newest
         damaged = []
         for step in reversed(self.steps()):
             checkpoint, why = _load(self._directory(step))
             if checkpoint is not None:
+                self._newest = checkpoint
                 return checkpoint
             logger.warning("checkpoint of step %d is damaged and skipped: %s", step, why)
             damaged.append(why)

@@ -72,19 +72,23 @@ class ReadReport:
         if not self.rows:
             raise BadInput(f"{self.source}: holds no rows")
         if not self.used:
-            reasons = "; ".join(f"{count} {reason}" for reason, count in self.left_out.items())
-            raise BadInput(f"{self.source}: no row is left to use: {reasons}")
+            reasons = "; ".join(f"{_rows(count)}: {reason}" for reason, count in self.left_out.items())
+            raise BadInput(f"{self.source}: no row is left to use; left out: {reasons}")
 
     def lines(self) -> Iterator[str]:
         """Say what was read and what was not, for the console and the log."""
         yield f"{self.source}: {self.used} of {self.rows} rows used"
-        yield from (f"  {count} rows left out: {reason}" for reason, count in self.left_out.items())
-        yield from (f"  {count} rows shortened: {reason}" for reason, count in self.shortened.items())
+        yield from (f"  {_rows(count)} left out: {reason}" for reason, count in self.left_out.items())
+        yield from (f"  {_rows(count)} shortened: {reason}" for reason, count in self.shortened.items())
         if self.bad:
-            yield f"  {self.bad} rows cannot be used:"
+            yield f"  {_rows(self.bad)} cannot be used:"
             yield from self._examples()
 
     def _examples(self) -> Iterator[str]:
         yield from (f"  {place}: {message}" for place, message in self.examples)
         if self.bad > SHOWN:
             yield f"  and {self.bad - SHOWN} more"
+
+
+def _rows(count: int) -> str:
+    return "1 row" if count == 1 else f"{count} rows"

@@ -41,13 +41,19 @@ class RecordFile:
                 self._file.truncate(end)
             raise self._failure(error) from error
 
-    def truncate_after(self, step: int) -> None:
-        """Drop rows of later steps, which a resumed run writes again. The new file replaces the old one whole."""
+    def truncate_after(self, step: int) -> int:
+        """Drop rows of later steps, which a resumed run writes again. The new file replaces the old one whole.
+
+        Returns:
+            The last step that was dropped; `step` where there was none.
+        """
+        last = step
         part = self.path.with_suffix(".jsonl.part")
         try:
             self._file.close()
             with part.open("wb") as kept:
                 for row in read_records(self.path):
+                    last = max(last, row["step"])
                     if row["step"] <= step:
                         kept.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
                 kept.flush()
@@ -56,6 +62,7 @@ class RecordFile:
             self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise self._failure(error) from error
+        return last
 
     def close(self) -> None:
         """Close the file."""

@@ -80,8 +80,10 @@ class Tracker:
         tracker = cls(folder, record, tracking, terminal or Terminal(total_steps))
         record.write(folder)
         if not resumed:
-            tracker._metrics.truncate_after(-1)
+            lost = tracker._metrics.truncate_after(-1)
             tracker._samples.truncate_after(-1)
+            if lost >= 1:
+                tracker.message(f"the earlier start came to step {lost}, but saved no checkpoint: beginning anew")
         for note in notes:
             tracker.message(note)
         tracker._add_writers(tracking, {**config, "environment": record.environment}, resumed)

@@ -64,6 +64,19 @@ def test_steps_count_as_numbers_and_foreign_names_stay(folder: str):
     assert entries(folder) == ["notes.txt", "step_10", "step_old"]
 
 
+def test_files_are_hashed_once_until_another_begins(folder: str, monkeypatch: pytest.MonkeyPatch):
+    checkpoints, read = Checkpoints(folder, keep=2), room._load
+    save(checkpoints, 1)
+    hashed: list[str] = []
+    monkeypatch.setattr(room, "_load", lambda directory: (hashed.append(directory), read(directory))[1])
+    assert checkpoints.latest() is checkpoints.latest() is not None
+    assert hashed == [join(folder, "step_1")]
+    save(checkpoints, 2)
+    latest = checkpoints.latest()
+    assert latest is not None
+    assert latest.step == 2
+
+
 def test_a_damaged_one_is_skipped_and_reported(folder: str, caplog: pytest.LogCaptureFixture):
     checkpoints = Checkpoints(folder, keep=3)
     save(checkpoints, 1)

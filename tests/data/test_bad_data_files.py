@@ -57,7 +57,7 @@ CASES = {
         "prompts",
         "d.txt",
         b"abc " * 99,
-        r"no row is left to use: 1 prompt longer than max_prompt_tok",
+        r"no row is left to use; left out: 1 row: prompt longer than max_prompt_tok",
     ),
     "CSV with a cell too many": (
         "prompts",
@@ -109,7 +109,7 @@ CASES = {
         "rankings",
         "d.jsonl",
         rows({"chosen": "x" + "abc " * 99, "rejected": "y" + "abc " * 99}),
-        r"no row is left to use: 1 texts of different rank are the same within max_tokens \(64\)",
+        r"no row is left to use; left out: 1 row: texts of different rank are the same within max_tokens \(64\)",
     ),
     "no answer to learn": (
         "text",
@@ -133,7 +133,7 @@ CASES = {
         "text",
         "d.jsonl",
         rows({"prompt": "abc " * 99, "completion": "b"}),
-        r"1 nothing to learn with",
+        r"1 row: nothing to learn with",
     ),
     "completion missing": (
         "answered",

@@ -130,7 +130,7 @@ def test_long_rows_are_cut_at_the_end_and_do_not_pretend_to_end_there(tmp_path, 
     assert loaded.rows[0].length == 10
     assert tokenizer.eos_token_id not in loaded.rows[0].response_ids
     assert loaded.rows[1].response_ids[-1] == tokenizer.eos_token_id
-    assert "1 rows shortened: longer than max_tokens (10)" in "\n".join(loaded.report.lines())
+    assert "1 row shortened: longer than max_tokens (10)" in "\n".join(loaded.report.lines())
 
 
 def test_ranking_layouts_agree(tmp_path, tokenizer):

@@ -261,7 +261,7 @@ DATA_AND_OUTPUT: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "all prompts too long": (
         "generate",
         {"data.path": "FOLDER/long.jsonl"},
-        ["long.jsonl", "no row is left", "1 prompt longer than max_prompt_tokens (32)"],
+        ["long.jsonl", "no row is left", "1 row: prompt longer than max_prompt_tokens (32)"],
     ),
     "tensor parallel and heads": (
         "generate",

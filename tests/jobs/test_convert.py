@@ -40,7 +40,7 @@ def test_rank_lists_hold_tabs_and_line_breaks_but_no_ties(hh, capsys):
     ranked = {"prompt": "p ", "responses": ["worse", "better"], "ranks": [1, 0]}
     (hh / "ties.jsonl").write_text(json.dumps(ties) + "\n" + json.dumps(ranked) + "\n")
     assert cli.main(["convert", "hh.jsonl", "ties.jsonl", "--output", "out.tsv"]) == 0
-    assert "1 rows left out: rank lists hold no ties" in capsys.readouterr().out
+    assert "1 row left out: rank lists hold no ties" in capsys.readouterr().out
     texts = [list(ranking_of(row).responses) for row in rows_of(hh / "out.tsv")]
     assert texts == [[f"问 {n}\n好\t的", f"问 {n}\nno\nway"] for n in range(3)] + [["p better", "p worse"]]
 

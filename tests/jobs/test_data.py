@@ -520,7 +520,7 @@ CONFIGS = {
     ),
     "prompts nearer than same": ({"near_prompts": 1.2}, r"near_prompts: .*less than 1"),
     "output is there": ({"output": "."}, r"output: \S* exists; remove it"),
-    "output below a file": ({"output": "d.jsonl/out"}, r"output: cannot make .*Not a directory"),
+    "output below a file": ({"output": "d.jsonl/out"}, r"output: cannot write to d\.jsonl/out: d\.jsonl is a file"),
     "output far away": ({"output": "s3://bucket/out"}, r"output: .* is a URL; name a local folder"),
     "too few examples": (
         {"classifier": {"high": {"path": "d.jsonl"}, "low": {"path": "d.jsonl"}}},

@@ -195,7 +195,7 @@ def test_an_evaluation_after_the_last_checkpoint_is_not_repeated(
         {},
         cursor,
         [],
-        SimpleNamespace(truncate_after=lambda step: None),  # type: ignore[arg-type]
+        SimpleNamespace(resume_after=lambda step, source: None),  # type: ignore[arg-type]
         Checkpoints(str(folder / "checkpoints"), 1),
         FixedKL(0.1),
     )

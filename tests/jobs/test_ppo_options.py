@@ -125,8 +125,7 @@ def test_a_sync_that_did_not_arrive_whole_ends_the_run(ppo_settings: Settings, t
     settings = ppo_settings(tmp_path / "run", rollout={"sync_tolerance": 1e-12})
     with pytest.raises(SyncMismatch, match=r"version 0: rollout engine 0 .* allowed are 1e-12"):
         run(PPOConfig.model_validate(settings))
-    assert not training_rows(tmp_path / "run")
-    assert not (tmp_path / "run" / "final").exists()
+    assert not (tmp_path / "run").exists(), "it made nothing"
 
 
 def test_a_run_without_any_reward_is_no_success(ppo_settings: Settings, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+import yaml
 
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.config.supervised import RewardTrainingConfig, SFTConfig
@@ -120,14 +121,13 @@ def test_sft_resumed_equals_sft_not_interrupted(learned: Path, resumed: Path) ->
     assert weights[0] == weights[1]
 
 
-def test_a_run_that_was_killed_before_its_model_was_whole_writes_it(
-    learned: Path, workspace: Path, tmp_path: Path
-) -> None:
+def test_a_run_that_was_killed_before_its_model_was_whole_writes_it(learned: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(learned, tmp_path / "run")
     shutil.rmtree(folder / "final")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainerGroup, "train_step", lambda *_, **__: pytest.fail("a step was made again"))
-        sft.run(sft_config(workspace, folder))
+        before = yaml.safe_load((learned / "config.yaml").read_text(encoding="utf-8"))
+        sft.run(SFTConfig.model_validate(before | {"output": str(folder)}))
     weights = [(run / "final" / "model.safetensors").read_bytes() for run in (learned, folder)]
     assert weights[0] == weights[1]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"

@@ -303,7 +303,11 @@ BAD: dict[str, tuple[dict[str, Any], Callable[[], Any], str]] = {
         lambda: None,
         "labels: kind 'dice' is not one of sources, people",
     ),
-    "an output that is a file": ({"output": "oracle.py"}, lambda: None, "output: cannot write to oracle.py"),
+    "an output that is a file": (
+        {"output": "oracle.py"},
+        lambda: None,
+        "output: oracle.py is a file, and output names a folder",
+    ),
 }
 
 

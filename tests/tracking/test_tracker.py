@@ -70,11 +70,13 @@ def test_resume_cuts_steps_after_the_checkpoint_everywhere_and_says_so(open_trac
     assert second.run_id == first.run_id
 
 
-def test_a_new_run_drops_what_an_attempt_without_checkpoint_left(open_tracker, tmp_path):
+def test_a_new_run_drops_what_an_attempt_without_checkpoint_left_and_says_so(open_tracker, shown, tmp_path):
     lost = open_tracker()
     lost.log(1, {"reward": 1.0})
     lost.close("failed")
+    assert "anew" not in shown.getvalue()
     anew = open_tracker()
+    assert "the earlier start came to step 1, but saved no checkpoint: beginning anew\n" in shown.getvalue()
     anew.log(1, {"reward": 2.0})
     anew.close()
     assert [row["reward"] for row in read_records(tmp_path / "run" / "metrics.jsonl")] == [2.0]
