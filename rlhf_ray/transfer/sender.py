@@ -1,16 +1,15 @@
 """The trainer's end of a weight transfer: one object on each rank, rank 0 sends."""
 
 import secrets
-import socket
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
+from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport, check_engine_workers
@@ -91,7 +90,7 @@ class WeightSender:
             generation=generation,
             host=host,
             port=self._store.port,
-            nccl_port=_free_port(host) if self._transport_name == "nccl" else 0,
+            nccl_port=free_port(host) if self._transport_name == "nccl" else 0,
             engine_workers=workers,
             seconds=self._seconds,
             manifest_digest=manifest.digest,
@@ -141,13 +140,6 @@ class WeightSender:
         if self._group is not None:
             self._transport.close()
             self._store = None
-
-
-def _free_port(host: str) -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _synchronize(device: torch.device) -> None:
