@@ -10,18 +10,16 @@ from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.feedback import FeedbackConfig
-from rlhf_ray.data.cursor import Cursor
-from rlhf_ray.data.loading import read_prompts, read_supervised
 from rlhf_ray.data.records import Sample
 from rlhf_ray.feedback.pictures import PICTURE_FILE, draw_feedback
 from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, read_for_replay, vocabulary_of
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.model_checks import job_tokenizer
-from rlhf_ray.jobs.ppo import check_models, export, kl_controller, policy_finished_before, recover_acts
+from rlhf_ray.jobs.ppo import begin_acts, check_models, export, policy_finished_before, recover_acts
 from rlhf_ray.jobs.ppo_acts import PPOActs
+from rlhf_ray.jobs.ppo_data import PPOData
 from rlhf_ray.jobs.ppo_roles import longest_sequence
 from rlhf_ray.jobs.ppo_start import start_roles
-from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import StopRequest, stop_on_signals
@@ -111,9 +109,7 @@ def run(config: FeedbackConfig) -> None:
     steps = min(config.steps, len(replayed)) if replayed else config.steps
     if policy_finished_before(config, steps):
         return
-    prompts = read_prompts(config.data, tokenizer)
-    records = {record.prompt_id: record for record in prompts.rows}
-    texts = read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None
+    data = PPOData.read(config, tokenizer)
     found = RunFolder.of(config)
     rows = ScoredRows(found.path / ANSWERS_FILE)
     checkpoints = Checkpoints(str(found.checkpoints), config.checkpoint.keep)
@@ -134,37 +130,20 @@ def run(config: FeedbackConfig) -> None:
         start_roles(config, cluster) as roles,
         stop_on_signals() as stop,
     ):
-        for line in prompts.report.lines():
+        for line in data.report():
             tracker.message(line)
-        turns = roles.turns
         terminal = ScoringTerminal(*config.reward_range, config.language)
         session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
-        def begin() -> PPOActs:
-            """At the newest checkpoint, or at the start; what was scored after it is learned again."""
-            acts = FeedbackActs(
-                config,
-                roles,
-                records,
-                Cursor(list(records), config.seed, config.data.shuffle, prompts.fingerprint),
-                [],
-                tracker,
-                checkpoints,
-                kl_controller(config.algorithm.kl),
-                turns,
-                Pretraining(config.ptx, texts, config.seed) if config.ptx is not None and texts is not None else None,
-                session=session,
-            )
-            turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
-            acts.restore(checkpoints.latest())
-            return acts
+        acts = partial(FeedbackActs, session=session)
+        begin = partial(begin_acts, acts, config, data, roles, tracker, checkpoints)
 
         def make_steps(acts: PPOActs) -> int:
-            return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=turns).run()
+            return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()
 
         done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
         if done:
-            turns.begin(TRAIN)
+            roles.turns.begin(TRAIN)
             export(config, roles.policy, folder)
             tracker.message(
                 f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"

@@ -68,7 +68,7 @@ def run(config: PPOConfig) -> None:
     ):
         for line in data.report():
             tracker.message(line)
-        begin = partial(begin_acts, config, data, roles, tracker, checkpoints)
+        begin = partial(begin_acts, PPOActs, config, data, roles, tracker, checkpoints)
 
         def make_steps(acts: PPOActs) -> int:
             return Loop(
@@ -100,10 +100,15 @@ def schedule_of(config: PPOConfig) -> Schedule:
 
 
 def begin_acts(
-    config: PPOConfig, data: PPOData, roles: PPORoles, tracker: Tracker, checkpoints: Checkpoints
+    make: Callable[..., PPOActs],
+    config: PPOConfig,
+    data: PPOData,
+    roles: PPORoles,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
 ) -> PPOActs:
-    """The state of a run at its newest checkpoint, or at the start."""
-    acts = PPOActs(
+    """The state of a run at its newest checkpoint, or at the start; `make` is `PPOActs`, or a kind of it."""
+    acts = make(
         config,
         roles,
         data.by_id,
