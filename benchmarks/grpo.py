@@ -24,14 +24,16 @@ MEAN_RESPONSE, LONGEST_RESPONSE = 96, 512
 def grpo_config(workload: Workload, output: Path, options: argparse.Namespace) -> PPOConfig:
     """Policy and reference; policy and engine mostly take turns, so each may have both cores."""
     role = {"cpus_per_worker": 0.2}
+    base = base_config(workload, output, options)
     return PPOConfig.model_validate(
-        base_config(workload, output, options)
+        base
         | {
             "prompts_per_step": options.samples // options.group,
             "samples_per_prompt": options.group,
             "reference": role | {"threads": options.reference_threads},
             "rewards": [{"kind": "function", "function": f"{grpo_reward.__file__}:share_of_vowels", **role}],
-            "algorithm": {
+            "algorithm": base["algorithm"]
+            | {
                 "advantages": "grpo",
                 "loss_aggregation": "sequence_mean_token_mean",
                 "kl": {"place": "loss", "coefficient": options.kl},

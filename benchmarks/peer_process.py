@@ -2,11 +2,15 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+ANSWER_SECONDS = 900.0
+"""No contender's start or step takes so long."""
 
 
 class PeerProcess:
@@ -34,9 +38,12 @@ class PeerProcess:
         """Wait for the next answer.
 
         Raises:
-            RuntimeError: the process ended, with the end of its log.
+            RuntimeError: the process ended, with the end of its log, or said nothing for `ANSWER_SECONDS`.
         """
         assert self._process.stdout is not None
+        # An answer is one line, so that nothing of the next one is in the buffer.
+        if not select.select([self._process.stdout], [], [], ANSWER_SECONDS)[0]:
+            raise RuntimeError(f"the peer's process said nothing for {ANSWER_SECONDS:g} s; its log: {self._log.name}")
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the peer's process ended:\n{Path(self._log.name).read_text()[-3000:]}")

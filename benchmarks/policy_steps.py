@@ -20,7 +20,7 @@ import ray
 
 from benchmarks.bare_vllm import BareEngine
 from benchmarks.memory import actors_mib, peak_mib
-from benchmarks.peer_process import PeerProcess
+from benchmarks.peer_process import ANSWER_SECONDS, PeerProcess
 from benchmarks.ppo_floor import BarePasses
 from benchmarks.ppo_workload import PROMPT_TOKENS, Workload
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
@@ -144,17 +144,22 @@ class Floor:
         self._epochs, self._group = config.epochs, config.samples_per_prompt
         rollout = config.rollout.model_copy(update={"threads": options.floor_engine_threads})
         self._engine = _remote(BareEngine).remote(config.model, rollout, PROMPT_TOKENS + workload.longest)
-        self._passes = _remote(BarePasses).remote(workload, bool(config.critics), CORES, options.floor_tokens)
+        inferences = (config.algorithm.old_logprobs == "trainer") + (config.algorithm.kl.coefficient > 0)
+        self._passes = _remote(BarePasses).remote(
+            workload, bool(config.critics), inferences, CORES, options.floor_tokens
+        )
 
     def ready(self) -> None:
-        ray.get([self._engine.__ray_ready__.remote(), self._passes.__ray_ready__.remote()])
+        ready = [self._engine.__ray_ready__.remote(), self._passes.__ray_ready__.remote()]
+        ray.get(ready, timeout=ANSWER_SECONDS)
 
     def step(self, kind: str) -> dict[str, float]:
         self._rollout.kind = kind
         tasks = [RolloutTask(prompt, self._group, prompt.prompt_id, prompt.prompt_id, 0) for prompt in self._prompts]
         requests = [self._rollout.request(one) for task in tasks for one in split(task)]
-        generation = ray.get(self._engine.seconds.remote(requests))
-        parts = {"generation": generation, **ray.get(self._passes.seconds.remote(self._lengths[kind], self._epochs))}
+        generation = ray.get(self._engine.seconds.remote(requests), timeout=ANSWER_SECONDS)
+        passes = ray.get(self._passes.seconds.remote(self._lengths[kind], self._epochs), timeout=ANSWER_SECONDS)
+        parts = {"generation": generation, **passes}
         return parts | {"step": sum(parts.values())}
 
 
@@ -227,6 +232,7 @@ def base_config(workload: Workload, output: Path, options: argparse.Namespace) -
         "epochs": options.epochs,
         "minibatches": options.minibatches,
         "tokens_per_microbatch": options.tokens_per_microbatch,
+        "algorithm": {"old_logprobs": options.old_logprobs},
         "policy": role | {"learning_rate": 1e-6, "threads": options.threads},
         "rollout": role | {"max_new_tokens": workload.longest, "threads": options.engine_threads},
         "groups": {"main": {"cpus_per_node": CORES}},
@@ -270,6 +276,12 @@ def common_options(parser: argparse.ArgumentParser, budget: int) -> None:
     """Options of both benchmarks; `budget` is the default of tokens in a micro-batch."""
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens-per-microbatch", type=int, default=budget)
+    parser.add_argument(
+        "--old-logprobs",
+        choices=["engine", "trainer"],
+        default="engine",
+        help="whose log-probabilities are the old ones; with the engine's, the policy makes no pass of inference",
+    )
     parser.add_argument("--floor-tokens", type=int, default=1024, help="tokens of a batch of the floor's passes")
     parser.add_argument("--floor-engine-threads", type=int, default=CORES)
     parser.add_argument("--warm-up", type=int, default=2)

@@ -19,7 +19,9 @@ from rlhf_ray.data.batches import assign
 class BarePasses:
     """Plain Transformers models: no optimizer, no DeepSpeed, no other process."""
 
-    def __init__(self, workload: Workload, has_critic: bool, threads: int, tokens_per_batch: int) -> None:
+    def __init__(
+        self, workload: Workload, has_critic: bool, policy_inferences: int, threads: int, tokens_per_batch: int
+    ) -> None:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         torch.set_num_threads(threads)
@@ -29,6 +31,7 @@ class BarePasses:
             self._critic = AutoModelForSequenceClassification.from_pretrained(
                 workload.reward, num_labels=1, dtype=torch.float32
             )
+        self._policy_inferences = policy_inferences
         self._budget = tokens_per_batch
 
     def seconds(self, lengths: Sequence[int], epochs: int) -> dict[str, float]:
@@ -38,11 +41,11 @@ class BarePasses:
         started = time.perf_counter()
         with torch.no_grad():
             for batch in batches:
-                # Policy and reference, critic and reward model: pairs of the same size.
-                for _ in range(2):
+                # The reference is of the policy's size, and the reward model of the critic's.
+                for _ in range(self._policy_inferences):
                     self._logprobs(batch)
-                    if self._critic is not None:
-                        self._values(batch)
+                for _ in range(2 if self._critic is not None else 0):
+                    self._values(batch)
         inferred = time.perf_counter()
         for _ in range(epochs):
             for batch in batches:

@@ -25,7 +25,7 @@ from typing import Any
 import ray
 
 from benchmarks.memory import actors_mib, peak_mib
-from benchmarks.peer_process import PeerProcess
+from benchmarks.peer_process import ANSWER_SECONDS, PeerProcess
 from benchmarks.preference_floor import REFERENCE_EPOCHS, BarePairs
 from benchmarks.preference_workload import KINDS, PreferenceWorkload
 from rlhf_ray.cluster.environment import worker_environment
@@ -108,13 +108,13 @@ def measure(job: str, kind: str, workload: PreferenceWorkload, output: Path, opt
     pairs = options.pairs
     lengths = workload.lengths(kind)
     floor = _remote(BarePairs).remote(workload, job, CORES, options.floor_tokens)
-    ray.get(floor.__ray_ready__.remote())
+    ray.get(floor.__ray_ready__.remote(), timeout=ANSWER_SECONDS)
     peer = Peer(workload, job, kind, output, pairs) if options.against == "both" else None
 
     def others(step: int) -> dict[str, dict[str, float]]:
         found = {"trl": peer.step()} if peer else {}
         rows = lengths[step * pairs : (step + 1) * pairs]
-        return found | {"floor": ray.get(floor.seconds.remote(rows))}
+        return found | {"floor": ray.get(floor.seconds.remote(rows), timeout=ANSWER_SECONDS)}
 
     turns = InTurns(others, options.warm_up + options.repeats)
     module: Any = reward if job == "reward" else dpo

@@ -18,6 +18,7 @@ import numpy as np
 import ray
 
 from benchmarks.bare_vllm import BareEngine
+from benchmarks.peer_process import ANSWER_SECONDS
 from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -62,7 +63,7 @@ class PoolUnderTest:
         sampling = Sampling(max_tokens=workload.response_tokens, ignore_eos=True)
         self.rollout = SingleTurn(load_tokenizer(model), sampling)
         actor = _remote(RolloutActor).remote(model, rollout, transport="gloo", index=0, seed=0)
-        ray.get(actor.start.remote())
+        ray.get(actor.start.remote(), timeout=ANSWER_SECONDS)
         self._workload = workload
         self._pool = RolloutPool([RemoteEngine(actor, 0)], self.rollout, deadline_seconds=600)
 
@@ -91,7 +92,7 @@ def measure(workload: Workload, repeats: int, warm_up: int, directory: Path) -> 
         tasks = make_tasks(prompts, run=0, step=repeat, samples_per_prompt=workload.samples_per_prompt, seed=0)
         requests = [pool.rollout.request(task) for task in tasks]
         turns: dict[str, Callable[[], float]] = {
-            "bare": lambda requests=requests: ray.get(bare.seconds.remote(requests)),
+            "bare": lambda requests=requests: ray.get(bare.seconds.remote(requests), timeout=ANSWER_SECONDS),
             "pool": lambda repeat=repeat: pool.seconds(prompts, repeat),
         }
         # Who comes first changes, so that what else the machine does meets both alike.

@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from examples.online_preferences.page import PageEnded, RunningPage, page_beside
 from examples.online_preferences.roles import Roles, Round
 from examples.online_preferences.run_name import refuse_other_store
@@ -51,12 +49,11 @@ def finished(settings: Settings) -> bool:
     """Whether a run was made before.
 
     Raises:
-        BadInput: the folder has a run of other settings, or one that asks people in another store.
+        BadInput: the folder has a run of other settings, no config of a run, or one that asks people in another store.
     """
     folder = RunFolder.of(settings)
     if folder.config_file.exists():
-        found = yaml.safe_load(folder.config_file.read_text(encoding="utf-8"))
-        kept: dict[str, Any] = found if isinstance(found, dict) else {}
+        kept = folder.written_config()
         now = settings.model_dump(mode="json")
         changed = [name for name in FIXED if kept.get(name) != now[name]]
         if changed:

@@ -57,11 +57,12 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
 
 
 def _other_verbs(path: str, verb: str) -> list[str]:
-    """The jobs that a file describes instead of this one; none where its top-level keys are all of this one's too."""
+    """The jobs that a file describes instead of this one; none where it only misses some of this one's keys."""
     keys = set(read_document(path).data)
-    if keys <= _fields(verb).keys():
+    if keys <= _fields(verb).keys() and not _required(verb) <= keys:
         return []
-    return _fitting(path, keys)
+    found = _fitting(path, keys)
+    return [] if verb in found else found
 
 
 def deduce_verb(path: str) -> str:
@@ -79,7 +80,7 @@ def deduce_verb(path: str) -> str:
 
 def _fitting(path: str, keys: set[str]) -> list[str]:
     """The jobs that a file with these top-level keys fits."""
-    required = {verb: {name for name, info in _fields(verb).items() if info.is_required()} for verb in SCHEMAS}
+    required = {verb: _required(verb) for verb in SCHEMAS}
     fits = [verb for verb in SCHEMAS if required[verb] <= keys <= _fields(verb).keys()]
     # A key that only one of them must have, as PPO its rewards, tells it from those that merely allow it.
     fits = [verb for verb in fits if not any(required[verb] < required[other] for other in fits)]
@@ -87,6 +88,10 @@ def _fitting(path: str, keys: set[str]) -> list[str]:
         # The same key may hold other things in another job, as `loss` does.
         fits = [verb for verb in fits if _can_be_read(path, import_schema(SCHEMAS[verb]))] or fits
     return fits
+
+
+def _required(verb: str) -> set[str]:
+    return {name for name, info in _fields(verb).items() if info.is_required()}
 
 
 def _fields(verb: str) -> dict[str, FieldInfo]:

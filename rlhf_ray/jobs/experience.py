@@ -20,7 +20,7 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE, CostConstraint, Costs, constrained_advantages
 from rlhf_ray.jobs.estimators import Judged, estimate_advantages
-from rlhf_ray.jobs.experience_metrics import experience_metrics, group_metrics
+from rlhf_ray.jobs.experience_metrics import experience_metrics, group_metrics, mismatch_metrics
 from rlhf_ray.jobs.objectives import off_policy_correction
 from rlhf_ray.jobs.reward_shaping import shape_rewards
 
@@ -40,7 +40,7 @@ class Measurements:
     """What the roles computed for a batch, in flat order."""
 
     logprobs: Float[Tensor, " tokens"]
-    """The trainer's own, at the sampling temperature: the old ones of the ratio, and the policy side of the KL."""
+    """The policy's before the update, at the sampling temperature: the old ones of the ratio, its side of the KL."""
     reference_logprobs: Float[Tensor, " tokens"] | None
     values: Float[Tensor, " tokens"] | None
     """Of the critic, where there is one."""
@@ -112,6 +112,8 @@ def estimate(
         advantages, returns, metrics = found.advantages, found.returns, metrics | found.metrics
         critic_columns = _critic_columns(measured.values, returns)
         critic_columns[COST_CRITIC_ROLE] = {"old_values": measured.costs.values, "returns": found.cost_returns}
+    if algorithm.old_logprobs == "trainer":
+        metrics |= mismatch_metrics(measured.logprobs, behaviour_logprobs(samples), judged.written)
     row_kl = row_sums(judged.kl, row_index(judged.offsets), batch.rows)
     return Experience(
         samples=samples,
@@ -119,9 +121,7 @@ def estimate(
         learned=judged.learned,
         columns=columns | {"advantages": advantages},
         mean_kl=float(row_kl[known].mean()) if bool(known.any()) else 0.0,
-        metrics=experience_metrics(
-            samples, batch, measured.logprobs, behaviour_logprobs(samples), judged, row_kl, returns, kl_coefficient
-        )
+        metrics=experience_metrics(samples, batch, measured.logprobs, judged, row_kl, returns, kl_coefficient)
         | group_metrics(measured.scores[known], groups[known], algorithm)
         | metrics,
         critic_columns=critic_columns,
@@ -183,13 +183,12 @@ def _policy_columns(
     samples: Sequence[Sample], measured: Measurements, judged: Judged, algorithm: AlgorithmConfig
 ) -> tuple[dict[str, Float[Tensor, " tokens"]], dict[str, float]]:
     """What the policy's loss reads besides the advantages, and diagnostics of the off-policy correction."""
-    old = measured.logprobs if algorithm.old_logprobs == "trainer" else behaviour_logprobs(samples)
-    columns, diagnostics = {"old_logprobs": old}, {}
+    columns, diagnostics = {"old_logprobs": measured.logprobs}, {}
     if not algorithm.reward_kl and measured.reference_logprobs is not None:
         columns["reference_logprobs"] = measured.reference_logprobs
     correction = off_policy_correction(algorithm)
     if correction is not None:
-        weights, found = correction(old, behaviour_logprobs(samples), judged.learned, judged.offsets)
+        weights, found = correction(measured.logprobs, behaviour_logprobs(samples), judged.learned, judged.offsets)
         columns["importance_weights"] = weights
         diagnostics = {name: float(value) for name, value in found.items()}
     return columns, diagnostics

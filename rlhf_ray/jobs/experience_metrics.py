@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.segments import row_index, row_sums
@@ -19,19 +19,17 @@ def experience_metrics(
     samples: Sequence[Sample],
     batch: TokenBatch,
     logprobs: Float[Tensor, " tokens"],
-    behaviour: Float[Tensor, " tokens"],
     judged: Judged,
     row_kl: Float[Tensor, " rows"],
     returns: Float[Tensor, " tokens"] | None,
     kl_coefficient: float,
 ) -> dict[str, float]:
-    """Scores, KL, lengths and how far engine and trainer are apart.
+    """Scores, KL and lengths.
 
     Args:
         samples: the responses.
         batch: their tokens.
-        logprobs: the trainer's.
-        behaviour: the engine's.
+        logprobs: the policy's before the update.
         judged: scores, and what is learned.
         row_kl: KL to the reference, summed over each response.
         returns: what the critic learns; None without one.
@@ -59,13 +57,20 @@ def experience_metrics(
             "objective/rlhf_reward": float((scores - penalty * row_kl)[known].mean()),
             "objective/entropy": float(surprise[known].mean()),
         }
-    if bool(judged.written.any()):
-        mismatch = (logprobs - behaviour).abs()[judged.written]
-        metrics |= {
-            "sampling/sampling_logp_difference/mean": float(mismatch.mean()),
-            "sampling/sampling_logp_difference/max": float(mismatch.max()),
-        }
     return metrics | _by_source(samples)
+
+
+def mismatch_metrics(
+    logprobs: Float[Tensor, " tokens"], behaviour: Float[Tensor, " tokens"], written: Bool[Tensor, " tokens"]
+) -> dict[str, float]:
+    """How far the trainer's log-probabilities and the engine's are apart."""
+    if not bool(written.any()):
+        return {}
+    mismatch = (logprobs - behaviour).abs()[written]
+    return {
+        "sampling/sampling_logp_difference/mean": float(mismatch.mean()),
+        "sampling/sampling_logp_difference/max": float(mismatch.max()),
+    }
 
 
 def _by_source(samples: Sequence[Sample]) -> dict[str, float]:

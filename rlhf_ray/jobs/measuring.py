@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE, Costs
-from rlhf_ray.jobs.experience import Greedy, Measurements
+from rlhf_ray.jobs.experience import Greedy, Measurements, behaviour_logprobs
 from rlhf_ray.jobs.ppo_roles import PPORoles
 from rlhf_ray.roles.scorer import PendingRewards
 from rlhf_ray.roles.trainer import Pending, SharedBatch
@@ -29,7 +29,8 @@ class Chunk:
     """Samples of each group, without the greedy one."""
     rewards: PendingRewards | None
     """Of samples, then greedy ones; None where they have their rewards already."""
-    logprobs: Pending[dict[str, np.ndarray]]
+    logprobs: Pending[dict[str, np.ndarray]] | None
+    """The policy's; None where the engines' count."""
     reference: Pending[dict[str, np.ndarray]] | None
     values: Mapping[str, Pending[np.ndarray]]
     """Of each critic, by its role."""
@@ -52,6 +53,8 @@ class Measuring:
     """Groups wait until they are so many tokens, a micro-batch's worth for each rank."""
     greedy_last: bool = False
     """Whether the last sample of each group is its greedy one."""
+    engine_logprobs: bool = False
+    """Whether the engines' log-probabilities are taken for the policy's own, which then makes no forward pass."""
     rewarded: bool = False
     """Whether groups come with their rewards."""
     samples: int = 0
@@ -81,7 +84,7 @@ class Measuring:
                 greedy,
                 [len(group) for group in drawn],
                 rewards=None if self.rewarded else roles.rewards.submit([*samples, *greedy]),
-                logprobs=roles.policy.submit_logprobs(shared),
+                logprobs=None if self.engine_logprobs else roles.policy.submit_logprobs(shared),
                 reference=roles.submit_reference(shared),
                 values={role: critic.submit_values(shared) for role, critic in roles.critics.items()},
             )
@@ -100,13 +103,14 @@ class Measuring:
             for size, sample, score in zip(chunk.sizes, chunk.greedy, greedy, strict=False):
                 greedy_samples += [sample] * size
                 greedy_scores += [score] * size
+        logprobs = [chunk.logprobs.result()["logprobs"] for chunk in chunks if chunk.logprobs is not None]
         references = [chunk.reference.result()["logprobs"] for chunk in chunks if chunk.reference is not None]
         values = {
             role: _joined([chunk.values[role].result() for chunk in chunks]) for role in self.roles.critics if chunks
         }
         samples = [sample for chunk in chunks for sample in chunk.samples]
         measured = Measurements(
-            logprobs=_joined([chunk.logprobs.result()["logprobs"] for chunk in chunks]),
+            logprobs=behaviour_logprobs(samples) if self.engine_logprobs else _joined(logprobs),
             reference_logprobs=_joined(references) if references else None,
             values=values.get("critic"),
             scores=torch.tensor(scores, dtype=torch.float32),

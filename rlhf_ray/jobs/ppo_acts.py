@@ -74,6 +74,7 @@ class PPOActs:
             self.roles,
             tokens=config.tokens_per_microbatch * config.policy.workers,
             greedy_last=self._greedy,
+            engine_logprobs=config.algorithm.old_logprobs == "engine",
             rewarded=config.algorithm.filter_groups is not None,
         )
 

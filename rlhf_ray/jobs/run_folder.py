@@ -160,13 +160,22 @@ class RunFolder:
             )
         return found
 
-    def _config_before(self, schema: type[JobConfig]) -> dict[str, Any]:
+    def written_config(self) -> dict[str, Any]:
+        """What the config file holds.
+
+        Raises:
+            BadInput: it is not the config of a run.
+        """
         try:
             before = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadInput(f"{self.config_file} is not readable as YAML; move the folder away: {error}") from error
         if not isinstance(before, dict):
             raise BadInput(f"{self.config_file} is not the config of a run; move the folder away")
+        return before
+
+    def _config_before(self, schema: type[JobConfig]) -> dict[str, Any]:
+        before = self.written_config()
         if not self.lock_file.exists():
             return before
         try:

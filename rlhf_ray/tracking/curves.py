@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Literal
 
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -32,6 +31,9 @@ HEADER_INCHES = 0.55
 # More steps than this are drawn as areas.
 SHOWN_AS_BARS = 60
 DOTS_PER_INCH = 110
+# Of a panel's width, in characters of the legend, and of its height.
+LEGEND_CHARACTERS, HANDLE_CHARACTERS = 52, 6
+LEGEND_LINE, LEGEND_MARGIN = 0.085, 0.03
 INK, MUTED, GRID = "#0f172a", "#64748b", "#e2e8f0"
 # Fonts with Chinese characters, by platform; none of them need be there.
 CHINESE_FONTS = (
@@ -136,7 +138,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         _leave_room(axis)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     if len(panel.lines) > 1:
-        _legend(axis, len(panel.lines))
+        _legend(axis, [line.label for line in panel.lines])
 
 
 def _draw_times(axis: Axes, times: StepTimes) -> None:
@@ -151,9 +153,8 @@ def _draw_times(axis: Axes, times: StepTimes) -> None:
         for label, colour, seconds in zip(labels, colours, values, strict=True):
             axis.bar(times.steps, seconds, bottom=floor, color=colour, label=label, width=0.85)
             floor = [below + more for below, more in zip(floor, seconds, strict=True)]
-    # The legend stands above the bars.
-    axis.set_ylim(0, 1.3 * max(sum(parts) for parts in zip(*values, strict=True)) or 1)
-    _legend(axis, len(labels), "upper left", 3)
+    axis.set_ylim(0, 1.05 * max(sum(parts) for parts in zip(*values, strict=True)) or 1)
+    _legend(axis, labels)
 
 
 def _style(axis: Axes, title: str, unit: str) -> None:
@@ -179,19 +180,22 @@ def _leave_room(axis: Axes) -> None:
     axis.yaxis.set_major_locator(MaxNLocator(5))
 
 
-def _legend(
-    axis: Axes, entries: int, place: Literal["best", "upper left"] = "best", columns: int | None = None
-) -> None:
+def _legend(axis: Axes, labels: Sequence[str]) -> None:
+    """Above all that is drawn, for which the axis is made higher."""
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(len, labels)) + HANDLE_CHARACTERS)))
+    room = LEGEND_MARGIN + LEGEND_LINE * math.ceil(len(labels) / columns)
+    transform = axis.yaxis.get_transform()
+    low, high = transform.transform(axis.get_ylim())
+    axis.set_ylim(top=float(transform.inverted().transform([low + (high - low) / (1 - room)])[0]))
     legend = axis.legend(
-        frameon=True,
-        framealpha=0.8,
-        edgecolor="none",
+        frameon=False,
         handlelength=1.4,
         borderpad=0.2,
         labelspacing=0.25,
-        ncols=columns or (1 if entries < 5 else 2),
+        columnspacing=1.2,
+        ncols=columns,
         labelcolor=INK,
-        loc=place,
+        loc="upper left",
         prop={"family": _families(), "size": 7},
     )
     legend.set_zorder(5)

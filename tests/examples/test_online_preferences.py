@@ -367,6 +367,15 @@ def test_a_folder_of_another_run_is_refused(name: str, tmp_path: Path) -> None:
         finished(settings)
 
 
+@pytest.mark.parametrize("text", ["a: [", "- 1\n"])
+def test_a_folder_with_another_config_file_is_refused(text: str, tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    Path(settings.output).mkdir(parents=True)
+    (Path(settings.output) / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(BadInput, match="move the folder away"):
+        finished(settings)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [

@@ -74,8 +74,9 @@ def estimated(made: list[Row], algorithm: AlgorithmConfig, reference: bool = Tru
         )
         for number, row in enumerate(made)
     ]
+    engine = algorithm.old_logprobs == "engine"
     measured = Measurements(
-        logprobs=flat([row.logprobs for row in made]),
+        logprobs=flat([row.behaviour if engine else row.logprobs for row in made]),
         reference_logprobs=flat([row.reference for row in made]) if reference else None,
         values=flat([row.values for row in made]),
         scores=torch.tensor([row.score for row in made]),
@@ -120,7 +121,8 @@ def expected_row(row: Row, algorithm: AlgorithmConfig, reference: bool) -> Expec
     for t in reversed(range(length)):
         if not row.written[t]:
             continue
-        token_kl = divergence(row.logprobs[t], row.reference[t], algorithm.kl.estimator) if reference else 0.0
+        own = row.behaviour if algorithm.old_logprobs == "engine" else row.logprobs
+        token_kl = divergence(own[t], row.reference[t], algorithm.kl.estimator) if reference else 0.0
         kl += token_kl
         reward = -KL_COEFFICIENT * token_kl + (score if t == last else 0.0)
         delta = reward + algorithm.gamma * next_value - float(row.values[t])
@@ -194,6 +196,8 @@ def test_as_the_loops_say(
         mean = np.nanmean([row.score for row in made])
         assert found.metrics["rewards/taste/mean"] == pytest.approx(mean), "failures are no scores"
     assert all(math.isfinite(value) for value in found.metrics.values())
+    apart = "sampling/sampling_logp_difference/max" in found.metrics
+    assert apart == (old == "trainer" and any(w for row in made for w in row.written)), "else there is one side only"
 
     kept = [row for row, k in zip(expected, known, strict=True) if k]
     if kept:

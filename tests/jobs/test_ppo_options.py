@@ -11,6 +11,7 @@ import torch
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.jobs.ppo import run
+from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.errors import SyncMismatch
 from tests.jobs.ppo_runs import saved_weights, training_rows
 
@@ -70,7 +71,15 @@ def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_fact
         checkpoint={"every_steps": 1},
         policy={"export_every_steps": 2},
     )
-    run(PPOConfig.model_validate(settings))
+    submit = TrainerGroup.submit_logprobs
+
+    def refuse_policy(group: TrainerGroup, *arguments: Any, **options: Any) -> Any:
+        assert group.name != "policy", "the engines' log-probabilities are the policy's"
+        return submit(group, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainerGroup, "submit_logprobs", refuse_policy)
+        run(PPOConfig.model_validate(settings))
     return folder
 
 
