@@ -25,6 +25,9 @@ ACTING, PREDICTING, COMPARING = "acting", "predicting", "comparing"
 HALVING_SHARE = 0.25
 """After this share of the run the rate of comparisons is half of what it was."""
 
+LEARNED_AFTER_ROUNDS = 2
+"""From a question to the policy that learns from its answer: the predictors are fitted to it in the next round."""
+
 
 @dataclass(frozen=True)
 class Round:
@@ -124,10 +127,11 @@ class Roles:
         return Round(number, walked, judged, fitted)
 
     def _due(self, number: int, steps: int) -> int:
-        total = self._settings.rounds * steps
-        return comparisons_due(
-            number * steps, total, self._settings.comparisons, self._settings.first_share, HALVING_SHARE * total
-        )
+        settings = self._settings
+        # What is asked later would be answered for nothing.
+        asking = max(1, settings.rounds - LEARNED_AFTER_ROUNDS)
+        halving = HALVING_SHARE * settings.rounds * steps
+        return comparisons_due(number * steps, asking * steps, settings.comparisons, settings.first_share, halving)
 
     def save(self, directory: str) -> dict[str, list[Part]]:
         """Write all roles into a checkpoint."""

@@ -27,11 +27,12 @@ def figures_of(run: Path) -> dict[str, float]:
     """Figures of a run of PPO, before its first step and after its last.
 
     `reward` is the mean sigmoid of the reward model's score, centred on the median score of its training texts;
-    `oracle` the grammar's judgement; `kl` that of a response of the last step to the reference, in nats, where the run
-    has one; `seconds` those of the whole run, its start included.
+    `oracle` the grammar's judgement; `cost` the mean cost, where a source measures one; `kl` that of a response of the
+    last step to the reference, in nats, where the run has one; `seconds` those of the whole run, its start included.
     """
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    [reward] = config["rewards"]
+    [reward] = [source for source in config["rewards"] if not is_cost(source)]
+    costs = [source["name"] for source in config["rewards"] if is_cost(source)]
     center = json.loads((Path(reward["path"]) / "score_statistics.json").read_text(encoding="utf-8"))["median"]
     metrics = read_jsonl(run / "metrics.jsonl")
     evaluations = [row for row in metrics if "eval_completions/distinct_2" in row]
@@ -41,10 +42,17 @@ def figures_of(run: Path) -> dict[str, float]:
         found[f"reward_{when}"] = mean_probability(rows, reward["name"], center)
         found[f"oracle_{when}"] = mean_oracle([row["prompt"] + row["response"] for row in rows])
         found[f"distinct2_{when}"] = row["eval_completions/distinct_2"]
+        if costs:
+            found[f"cost_{when}"] = statistics.fmean(row["rewards"][name] for row in rows for name in costs)
     steps = [row for row in metrics if "step_time" in row]
     if config["algorithm"]["kl"]["coefficient"] > 0:
         found["kl"] = steps[-1]["objective/kl"]
     return found | {"steps": steps[-1]["step"], "seconds": record["closed"] - record["started"]}
+
+
+def is_cost(source: Mapping[str, Any]) -> bool:
+    """Whether a source of a run's `rewards` measures a cost."""
+    return bool(source.get("measures") == "cost")
 
 
 def answers(run: Path) -> tuple[list[Row], list[Row]]:
@@ -79,22 +87,22 @@ def main() -> None:
     """Read the command line and print a table, a row a run; a run that has no figures is refused with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    table = Table("run", "reward", "grammar", "distinct-2", "KL", "steps", "seconds")
+    table = Table("run", "reward", "grammar", "distinct-2", "cost", "KL", "steps", "seconds")
     runs = parser.parse_args().runs
     for problem in filter(None, map(_unusable, runs)):
         parser.error(problem)
     for run in runs:
         if run.is_file():
-            table.add_row(run.name, "", f"{judged(run):.3f}", "", "", "", "")
+            table.add_row(run.name, "", f"{judged(run):.3f}", "", "", "", "", "")
             continue
         figures = figures_of(run)
         changes = (
-            f"{figures[f'{name}_before']:.3f} -> {figures[f'{name}_after']:.3f}"
-            for name in ("reward", "oracle", "distinct2")
+            f"{figures[f'{name}_before']:.3f} -> {figures[f'{name}_after']:.3f}" if f"{name}_after" in figures else ""
+            for name in ("reward", "oracle", "distinct2", "cost")
         )
         kl = f"{figures['kl']:.1f}" if "kl" in figures else ""
         table.add_row(run.name, *changes, kl, f"{figures['steps']:g}", f"{figures['seconds']:.0f}")
-    Console(width=max(Console().width, 100)).print(table)
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def _unusable(run: Path) -> str | None:

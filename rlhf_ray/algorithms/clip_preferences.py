@@ -89,11 +89,11 @@ def comparisons_due(steps: int, total_steps: int, budget: int, first_share: floa
     """How many comparisons a run may have asked for after so many steps of the agent.
 
     A first share is asked before the policy learns; then the rate falls as halving_steps / (steps + halving_steps)
-    (section A.1), here integrated and scaled so that the budget is spent at the end of the run.
+    (section A.1), here integrated and scaled so that the budget is spent after `total_steps`.
 
     Args:
         steps: that the agent has made.
-        total_steps: of the whole run.
+        total_steps: after which nothing is asked any more.
         budget: comparisons of the whole run.
         first_share: share of the budget that is asked before the first update.
         halving_steps: after which the rate is half of what it was.

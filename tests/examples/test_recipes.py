@@ -46,14 +46,21 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     run.mkdir()
     reward.mkdir()
     (reward / "score_statistics.json").write_text(json.dumps({"median": 2.0}))
-    config = {"rewards": [{"name": "taste", "path": str(reward)}], "algorithm": {"kl": {"coefficient": 0.1}}}
+    sources = [{"name": "taste", "path": str(reward)}, {"name": "harm", "measures": "cost"}]
+    config = {"rewards": sources, "algorithm": {"kl": {"coefficient": 0.1}}}
     write_config(run / "config.yaml", config)
     evaluations = [{"step": step, "eval_completions/distinct_2": 0.5 - step / 100} for step in (0, 5, 9)]
     steps = [{"step": step, "step_time": 1.0, "objective/kl": float(step)} for step in (1, 9)]
     write_rows(run / "metrics.jsonl", [evaluations[0], steps[0], evaluations[1], steps[1], evaluations[2]])
     answers = [("这本书很", "好看。", 0, 2.0), ("这本书很", "难看。", 9, 2.0), ("这本书很", "好看。", 9, 1e3)]
     samples = [
-        {"step": step, "kind": "evaluation", "prompt": prompt, "response": text, "rewards": {"taste": score}}
+        {
+            "step": step,
+            "kind": "evaluation",
+            "prompt": prompt,
+            "response": text,
+            "rewards": {"taste": score, "harm": step / 9},
+        }
         for prompt, text, step, score in answers
     ]
     write_rows(run / "samples.jsonl", [{"step": 1, "kind": "training"}, *samples])
@@ -62,6 +69,7 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     assert (found["reward_before"], found["reward_after"]) == (0.5, 0.75)
     assert found["oracle_before"] > 0.7 > found["oracle_after"] > 0.3
     assert (found["distinct2_before"], found["distinct2_after"]) == (0.5, pytest.approx(0.41))
+    assert (found["cost_before"], found["cost_after"]) == (0.0, 1.0)
     assert (found["kl"], found["steps"], found["seconds"]) == (9.0, 9, 62.0)
     write_rows(tmp_path / "answers.jsonl", [{"prompt": "这本书很", "completion": "好看。"}])
     assert judged(tmp_path / "answers.jsonl") == found["oracle_before"]
