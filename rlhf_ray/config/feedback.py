@@ -1,8 +1,8 @@
 """`rlhf feedback`: PPO on the scores of a person at the terminal."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import AfterValidator, Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PPOConfig
@@ -17,6 +17,12 @@ class FeedbackAlgorithmConfig(AlgorithmConfig):
 
     whiten_advantages: bool = False
     """Stays false: within one answer whitening takes away what the score says of the whole of it."""
+
+
+def _no_sources(given: list[RewardConfig]) -> list[RewardConfig]:
+    if given:
+        raise ValueError("here a person scores the answers; leave it out, or run this file by rlhf ppo")
+    return given
 
 
 class FeedbackConfig(PPOConfig):
@@ -40,7 +46,7 @@ class FeedbackConfig(PPOConfig):
     algorithm: FeedbackAlgorithmConfig = Field(default_factory=FeedbackAlgorithmConfig)
     """How a score becomes an update."""
 
-    rewards: list[RewardConfig] = Field(default_factory=list, max_length=0)
+    rewards: Annotated[list[RewardConfig], AfterValidator(_no_sources)] = Field(default_factory=list)
     """Stays empty: the person is the reward source."""
 
     reward_range: tuple[float, float] = (-2.0, 2.0)

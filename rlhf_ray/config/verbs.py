@@ -57,12 +57,11 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
 
 
 def _other_verbs(path: str, verb: str) -> list[str]:
-    """The jobs that a file describes instead of this one; none where it only misses some of this one's keys."""
+    """The jobs that a file describes instead of this one; none where its top-level keys are all of this one's too."""
     keys = set(read_document(path).data)
-    if keys <= _fields(verb).keys() and not _required(verb) <= keys:
+    if keys <= _fields(verb).keys():
         return []
-    found = _fitting(path, keys)
-    return [] if verb in found else found
+    return _fitting(path, keys)
 
 
 def deduce_verb(path: str) -> str:
@@ -80,7 +79,7 @@ def deduce_verb(path: str) -> str:
 
 def _fitting(path: str, keys: set[str]) -> list[str]:
     """The jobs that a file with these top-level keys fits."""
-    required = {verb: _required(verb) for verb in SCHEMAS}
+    required = {verb: {name for name, info in _fields(verb).items() if info.is_required()} for verb in SCHEMAS}
     fits = [verb for verb in SCHEMAS if required[verb] <= keys <= _fields(verb).keys()]
     # A key that only one of them must have, as PPO its rewards, tells it from those that merely allow it.
     fits = [verb for verb in fits if not any(required[verb] < required[other] for other in fits)]
@@ -88,10 +87,6 @@ def _fitting(path: str, keys: set[str]) -> list[str]:
         # The same key may hold other things in another job, as `loss` does.
         fits = [verb for verb in fits if _can_be_read(path, import_schema(SCHEMAS[verb]))] or fits
     return fits
-
-
-def _required(verb: str) -> set[str]:
-    return {name for name, info in _fields(verb).items() if info.is_required()}
 
 
 def _fields(verb: str) -> dict[str, FieldInfo]:

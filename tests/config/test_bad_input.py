@@ -310,8 +310,6 @@ def test_files_that_are_no_config(
         ("ppo", "dpo", "rlhf dpo"),
         ("sft", "ppo", "rlhf ppo"),
         ("ppo", "sft", "rlhf sft and "),
-        # A person gives the rewards there, so that all of its keys are known.
-        ("feedback", "ppo", "rlhf ppo"),
     ],
 )
 def test_a_config_of_another_verb_is_one_line(

@@ -143,7 +143,10 @@ def test_ctrl_c_saves_and_leaves(settings: Settings, tmp_path: Path) -> None:
 
 MISTAKES: dict[str, tuple[Settings, list[str]]] = {
     # name: (changed keys, words of the message)
-    "rewards beside the person": ({"rewards": [{"kind": "function", "function": "r.py:f"}]}, ["rewards", "at most 0"]),
+    "rewards beside the person": (
+        {"rewards": [{"kind": "function", "function": "r.py:f"}]},
+        ["rewards: here a person scores", "rlhf ppo"],
+    ),
     "several prompts a step": ({"prompts_per_step": 4}, ["prompts_per_step", "should be 1"]),
     "several answers": ({"samples_per_prompt": 2}, ["samples_per_prompt", "should be 1"]),
     "an estimator of groups": ({"algorithm": {"advantages": "grpo"}}, ["algorithm.advantages", "gae"]),
