@@ -25,7 +25,7 @@ from tests.jobs.ppo_runs import write_config, write_rows
 
 STEPS = 3
 TRAINERS = ("sft", "reward", "dpo", "ppo", "feedback")
-READS = dict.fromkeys(TRAINERS, "job_tokenizer") | {"feedback": "read_prompts"}
+READS = dict.fromkeys(TRAINERS, "job_tokenizer") | {"feedback": "PPOData.read"}
 """What each trainer does first in a run that is not finished."""
 
 Files = dict[Path, tuple[bytes, int]]
