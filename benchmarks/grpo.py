@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--kl", type=float, default=0.04, help="its coefficient; 0 has no reference on either side")
     parser.add_argument("--threads", type=int, default=CORES, help="of the policy's trainer")
-    parser.add_argument("--reference-threads", type=int, default=1)
+    parser.add_argument("--reference-threads", type=int, default=CORES)
     parser.add_argument("--engine-threads", type=int, default=CORES)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()

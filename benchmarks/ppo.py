@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.policy_steps import Peer, base_config, common_options, run, summary
+from benchmarks.policy_steps import CORES, Peer, base_config, common_options, run, summary
 from benchmarks.ppo_workload import Responses, Workload
 from rlhf_ray.config.ppo import PPOConfig
 
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of each role but the engine")
-    parser.add_argument("--engine-threads", type=int, default=1)
+    parser.add_argument("--engine-threads", type=int, default=CORES)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--trl",

@@ -12,6 +12,7 @@ from rlhf_ray.config.ppo import COST_CRITIC, PPOConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.phases import PPO_PHASES
+from rlhf_ray.jobs.ppo_roles import compares
 from rlhf_ray.schedule import SCORE, TRAIN
 from rlhf_ray.training.threads import Crowd
 
@@ -60,7 +61,9 @@ def crowd_of(role: str, config: PPOConfig) -> Crowd:
 def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
     """Threads of all networks that compute in a phase on the fullest of a role's machines; 0 where it rests."""
     placements = role_placements(config)
-    awake = uses([critic_role(name) for name in config.critics])[phase]
+    awake = set(uses([critic_role(name) for name in config.critics])[phase])
+    if phase == SCORE and not _policy_infers(config):
+        awake.remove("policy")
     if role not in placements or role not in awake:
         return 0
     slots = lay_out(config.groups, placements).slots
@@ -71,6 +74,12 @@ def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
             for slot in slots[name]:
                 asked[slot.group, slot.bundle] += placement.threads or CPU_THREADS
     return max(asked[slot.group, slot.bundle] for slot in slots[role])
+
+
+def _policy_infers(config: PPOConfig) -> bool:
+    """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
+    is_reference = config.policy.lora is not None and compares(config)
+    return config.algorithm.old_logprobs == "trainer" or is_reference
 
 
 def _role(config: PPOConfig, key: KeyPath) -> str:

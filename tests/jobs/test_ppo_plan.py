@@ -96,6 +96,9 @@ def test_networks_count_the_threads_of_those_beside_them() -> None:
     )
     assert crowd_of("policy", grpo) == Crowd(inferring=3, training=2)
     assert crowd_of("reference", grpo) == Crowd(inferring=3)
+    sampled = grpo.model_copy(update={"algorithm": grpo.algorithm.model_copy(update={"old_logprobs": "engine"})})
+    assert crowd_of("policy", sampled) == Crowd(inferring=0, training=2), "it takes the engines' log-probabilities"
+    assert crowd_of("reference", sampled) == Crowd(inferring=1)
     ppo = crowded_run(
         policy={"threads": 2, "workers": 2},
         critics={"value": {"threads": 3}},
