@@ -25,12 +25,13 @@ def grpo_config(workload: Workload, output: Path, options: argparse.Namespace) -
     """Policy and reference; policy and engine mostly take turns, so each may have both cores."""
     role = {"cpus_per_worker": 0.2}
     base = base_config(workload, output, options)
+    reference_threads = options.reference_threads or (CORES if options.old_logprobs == "engine" else 1)
     return PPOConfig.model_validate(
         base
         | {
             "prompts_per_step": options.samples // options.group,
             "samples_per_prompt": options.group,
-            "reference": role | {"threads": options.reference_threads},
+            "reference": role | {"threads": reference_threads},
             "rewards": [{"kind": "function", "function": f"{grpo_reward.__file__}:share_of_vowels", **role}],
             "algorithm": base["algorithm"]
             | {
@@ -44,13 +45,13 @@ def grpo_config(workload: Workload, output: Path, options: argparse.Namespace) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common_options(parser, budget=2048)
+    common_options(parser, budget=2048, old_logprobs="trainer")
     parser.add_argument("--group", type=int, default=8, help="responses to each prompt")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--minibatches", type=int, default=2)
     parser.add_argument("--kl", type=float, default=0.04, help="its coefficient; 0 has no reference on either side")
     parser.add_argument("--threads", type=int, default=CORES, help="of the policy's trainer")
-    parser.add_argument("--reference-threads", type=int, default=CORES)
+    parser.add_argument("--reference-threads", type=int, help="by default both cores where it reads alone, else one")
     parser.add_argument("--engine-threads", type=int, default=CORES)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()

@@ -32,6 +32,7 @@ from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo import kl_controller
 from rlhf_ray.jobs.ppo_acts import PPOActs
+from rlhf_ray.jobs.ppo_roles import compares
 from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.models.loading import load_tokenizer
@@ -144,7 +145,7 @@ class Floor:
         self._epochs, self._group = config.epochs, config.samples_per_prompt
         rollout = config.rollout.model_copy(update={"threads": options.floor_engine_threads})
         self._engine = _remote(BareEngine).remote(config.model, rollout, PROMPT_TOKENS + workload.longest)
-        inferences = (config.algorithm.old_logprobs == "trainer") + (config.algorithm.kl.coefficient > 0)
+        inferences = (config.algorithm.old_logprobs == "trainer") + compares(config)
         self._passes = _remote(BarePasses).remote(
             workload, bool(config.critics), inferences, CORES, options.floor_tokens
         )
@@ -272,14 +273,14 @@ def summary(rows: Rows, memory: Mapping[str, float], options: argparse.Namespace
     return kinds | found | {"load_average": loads, "options": vars(options)}
 
 
-def common_options(parser: argparse.ArgumentParser, budget: int) -> None:
-    """Options of both benchmarks; `budget` is the default of tokens in a micro-batch."""
+def common_options(parser: argparse.ArgumentParser, budget: int, old_logprobs: str) -> None:
+    """Options of both benchmarks; `budget`, tokens in a micro-batch, and `old_logprobs` are defaults."""
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens-per-microbatch", type=int, default=budget)
     parser.add_argument(
         "--old-logprobs",
         choices=["engine", "trainer"],
-        default="engine",
+        default=old_logprobs,
         help="whose log-probabilities are the old ones; with the engine's, the policy makes no pass of inference",
     )
     parser.add_argument("--floor-tokens", type=int, default=1024, help="tokens of a batch of the floor's passes")

@@ -26,7 +26,7 @@ MEAN_RESPONSE, LONGEST_RESPONSE = 64, 256
 
 
 def ppo_config(workload: Workload, output: Path, options: argparse.Namespace) -> PPOConfig:
-    """All four networks; one thread for each role, so that two cores never have more than two that work at length."""
+    """All four networks, of one thread each: those that learn work side by side, one on each core."""
     base = base_config(workload, output, options)
     role = {"cpus_per_worker": 0.2, "threads": options.threads}
     return PPOConfig.model_validate(
@@ -50,7 +50,7 @@ def install_trl(directory: Path) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    common_options(parser, budget=1024)
+    common_options(parser, budget=1024, old_logprobs="engine")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--minibatches", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of each role but the engine")

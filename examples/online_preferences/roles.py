@@ -47,6 +47,14 @@ class Round:
         return found | (self.fitted.metrics if self.fitted is not None else {})
 
 
+def questions_due(settings: Settings, number: int, steps: int) -> int:
+    """Comparisons that a run may have asked for by the end of round `number`, of `steps` steps of the agent each."""
+    # What is asked later would be answered for nothing. However short a run is, its first round asks.
+    asking = max(1, settings.rounds - LEARNED_AFTER_ROUNDS)
+    halving = HALVING_SHARE * settings.rounds * steps
+    return comparisons_due(number * steps, asking * steps, settings.comparisons, settings.first_share, halving)
+
+
 class Roles:
     """The actors of one run."""
 
@@ -86,7 +94,9 @@ class Roles:
         walked: Walked = self._call(ACTING, "explore")
         if PREDICTING not in self._groups:
             return Round(0, walked)
-        judged: Judged = self._call(COMPARING, "ask", walked.clips, None, self._due(0, walked.steps), 0)
+        judged: Judged = self._call(
+            COMPARING, "ask", walked.clips, None, questions_due(self._settings, 0, walked.steps), 0
+        )
         return Round(0, walked, judged, self._call(PREDICTING, "current"))
 
     def fit_first(self, before: Round) -> Round:
@@ -104,7 +114,7 @@ class Roles:
         assert before.judged is not None
         assert before.fitted is not None
         number, settings = before.number, self._settings
-        due = max(self._due(number, before.walked.steps), before.judged.asked + FIRST_COMPARISONS)
+        due = max(questions_due(settings, number, before.walked.steps), before.judged.asked + FIRST_COMPARISONS)
         # Before the first fit the predictors know nothing about what to ask.
         ensemble = before.fitted.ensemble if number else None
         judged = self._call(COMPARING, "ask_more", ensemble, min(due, settings.comparisons), number)
@@ -117,7 +127,7 @@ class Roles:
         if before.judged is None or before.fitted is None:
             return Round(number, self._call(ACTING, "train", number, None, evaluate))
         ensemble = before.fitted.ensemble
-        due = self._due(number, before.walked.steps)
+        due = questions_due(settings, number, before.walked.steps)
         walked, judged, fitted = self._together(
             f"round {number}",
             (ACTING, "train", number, ensemble, evaluate),
@@ -125,13 +135,6 @@ class Roles:
             (PREDICTING, "fit", before.judged.comparisons, number),
         )
         return Round(number, walked, judged, fitted)
-
-    def _due(self, number: int, steps: int) -> int:
-        settings = self._settings
-        # What is asked later would be answered for nothing.
-        asking = max(1, settings.rounds - LEARNED_AFTER_ROUNDS)
-        halving = HALVING_SHARE * settings.rounds * steps
-        return comparisons_due(number * steps, asking * steps, settings.comparisons, settings.first_share, halving)
 
     def save(self, directory: str) -> dict[str, list[Part]]:
         """Write all roles into a checkpoint."""

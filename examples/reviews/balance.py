@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 TURN = re.compile(
-    r"(?<!不)但|不过|可是|然而|只是|虽|尽管"
-    r"|\b(?:but|yet|however|although|even though)\b(?<!nothing but)(?<!anything but)",
+    r"(?<![不非])但(?!愿)|(?<![不仅])只是|(?<![只好])不过(?!如此)|可是|然而|虽然|虽说|尽管"
+    r"|(?<!nothing )(?<!anything )(?<!all )\bbut\b(?! not least)|\b(?:however|although|even though)\b"
+    r"|(?<!not )\byet\b(?! to\b|\s*[.!]|\s*$)",
     re.IGNORECASE,
 )
-"""Words that set one side against the other, but not those in 不但 (not only) and "anything but"."""
+"""Words that set one side against the other; not where they mean "not only", "almost" or "nothing special"."""
 
 
 def one_sided(prompts: Sequence[Any], completions: Sequence[str], **_: Any) -> list[float]:

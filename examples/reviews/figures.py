@@ -27,7 +27,7 @@ def figures_of(run: Path) -> dict[str, float]:
     """Figures of a run of PPO, before its first step and after its last.
 
     `reward` is the mean sigmoid of the reward model's score, centred on the median score of its training texts;
-    `oracle` the grammar's judgement; `cost` the mean cost, where a source measures one; `kl` that of a response of the
+    `oracle` the grammar's judgement; `cost` the mean over the sources that measure one; `kl` that of a response of the
     last step to the reference, in nats, where the run has one; `seconds` those of the whole run, its start included.
     """
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -43,7 +43,8 @@ def figures_of(run: Path) -> dict[str, float]:
         found[f"oracle_{when}"] = mean_oracle([row["prompt"] + row["response"] for row in rows])
         found[f"distinct2_{when}"] = row["eval_completions/distinct_2"]
         if costs:
-            found[f"cost_{when}"] = statistics.fmean(row["rewards"][name] for row in rows for name in costs)
+            measured = [row["rewards"][name] for row in rows for name in costs]
+            found[f"cost_{when}"] = statistics.fmean(cost for cost in measured if cost is not None)
     steps = [row for row in metrics if "step_time" in row]
     if config["algorithm"]["kl"]["coefficient"] > 0:
         found["kl"] = steps[-1]["objective/kl"]

@@ -172,7 +172,7 @@ class AlgorithmConfig(Section):
     old_logprobs: Literal["trainer", "engine"] = "trainer"
     """Whose log-probabilities are those of the policy before the update: the denominator of the ratio, and its side of
     the KL. engine: as the tokens were sampled, which saves the policy's forward pass over the batch; what engine and
-    trainer differ by, which each sync bounds, is then part of the ratio."""
+    trainer differ by, which each sync measures on a fixed text, is then part of both."""
 
     off_policy: OffPolicy = "none"
     """Importance weights from the engine's to the trainer's old log-probabilities: truncated (TIS); icepop; of whole

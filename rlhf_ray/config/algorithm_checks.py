@@ -7,6 +7,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.problem import Problem
 
+ANOTHER_SAMPLED = "another policy sampled what is replayed, so the engine's log-probabilities are not this one's"
 OF_THE_CRITIC = ("gae_lambda", "value_clip_range", "critic_warmup_steps")
 
 
@@ -98,6 +99,8 @@ def _off_policy(config: PPOConfig) -> Iterator[Problem]:
     elif algorithm.old_logprobs == "engine":
         text = "corrects from the engine's to the trainer's log-probabilities; old_logprobs engine leaves no such step"
         yield Problem(("algorithm", "off_policy"), text)
+    if algorithm.old_logprobs == "engine" and config.rollout.replay is not None:
+        yield Problem(("algorithm", "old_logprobs"), ANOTHER_SAMPLED)
     if low > high:
         yield Problem(("algorithm", "off_policy_bounds"), f"the lower bound {low:g} is above the upper one, {high:g}")
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.ppo import PPOConfig
@@ -19,7 +19,7 @@ class FeedbackAlgorithmConfig(AlgorithmConfig):
     """Stays false: within one answer whitening takes away what the score says of the whole of it."""
 
 
-def _no_sources(given: list[RewardConfig]) -> list[RewardConfig]:
+def _no_sources(given: object) -> object:
     if given:
         raise ValueError("here a person scores the answers; leave it out, or run this file by rlhf ppo")
     return given
@@ -46,7 +46,7 @@ class FeedbackConfig(PPOConfig):
     algorithm: FeedbackAlgorithmConfig = Field(default_factory=FeedbackAlgorithmConfig)
     """How a score becomes an update."""
 
-    rewards: Annotated[list[RewardConfig], AfterValidator(_no_sources)] = Field(default_factory=list)
+    rewards: Annotated[list[RewardConfig], BeforeValidator(_no_sources)] = Field(default_factory=list)
     """Stays empty: the person is the reward source."""
 
     reward_range: tuple[float, float] = (-2.0, 2.0)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from rlhf_ray.config.algorithm_checks import ANOTHER_SAMPLED
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.feedback import FeedbackConfig
 from rlhf_ray.config.problem import Problem
@@ -22,6 +23,8 @@ def feedback_problems(config: Section) -> Iterator[Problem]:
     if algorithm.reward_normalisation == "whiten":
         text = "takes away from a person's scores what they have in common; set scale or none"
         yield Problem(("algorithm", "reward_normalisation"), text)
+    if algorithm.old_logprobs == "engine" and config.replay is not None:
+        yield Problem(("algorithm", "old_logprobs"), ANOTHER_SAMPLED)
     if config.evaluation.data is not None:
         yield Problem(("evaluation", "data"), "nobody scores held-out answers here; leave it out")
     for name, value in (("record", config.rollout.record), ("replay", config.rollout.replay)):

@@ -21,7 +21,6 @@ from rlhf_ray.jobs.evaluate_logprobs import check_reference, divergences, read_t
 from rlhf_ray.jobs.evaluate_scores import score_all
 from rlhf_ray.jobs.evaluate_verdicts import check_judges, judge_all
 from rlhf_ray.jobs.model_checks import check_reward_sources
-from rlhf_ray.jobs.run_folder import CONFIG_FILE
 from rlhf_ray.tracking.bars import plain_console
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.run_record import RunRecord
@@ -49,7 +48,7 @@ def run(config: EvaluateConfig) -> None:
     texts = read_texts(config)
     folder = Path(config.output).expanduser()
     with alone_in(folder), ExitStack() as stack:
-        replace_file(folder / CONFIG_FILE, dump_config(config).encode())
+        replace_file(folder / "config.yaml", dump_config(config).encode())
         for line in next(iter(prompts.values())).report.lines():
             say(line)
         logs, start = RowLogs(folder), _Start(config, stack)

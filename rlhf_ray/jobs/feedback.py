@@ -135,8 +135,8 @@ def run(config: FeedbackConfig) -> None:
         terminal = ScoringTerminal(*config.reward_range, config.language)
         session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
-        acts = partial(FeedbackActs, session=session)
-        begin = partial(begin_acts, acts, config, data, roles, tracker, checkpoints)
+        make = partial(FeedbackActs, session=session)
+        begin = partial(begin_acts, make, config, data, roles, tracker, checkpoints)
 
         def make_steps(acts: PPOActs) -> int:
             return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()

@@ -12,7 +12,7 @@ from rlhf_ray.config.ppo import COST_CRITIC, PPOConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.phases import PPO_PHASES
-from rlhf_ray.jobs.ppo_roles import compares
+from rlhf_ray.jobs.ppo_roles import adapter_off_is_reference
 from rlhf_ray.schedule import SCORE, TRAIN
 from rlhf_ray.training.threads import Crowd
 
@@ -78,8 +78,7 @@ def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
 
 def _policy_infers(config: PPOConfig) -> bool:
     """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
-    is_reference = config.policy.lora is not None and compares(config)
-    return config.algorithm.old_logprobs == "trainer" or is_reference
+    return config.algorithm.old_logprobs == "trainer" or adapter_off_is_reference(config)
 
 
 def _role(config: PPOConfig, key: KeyPath) -> str:

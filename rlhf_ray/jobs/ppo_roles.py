@@ -112,6 +112,11 @@ def compares(config: PPOConfig) -> bool:
     return config.algorithm.kl.coefficient > 0 or config.algorithm.kl.target is not None
 
 
+def adapter_off_is_reference(config: PPOConfig) -> bool:
+    """Whether the policy with its adapter switched off is what it is compared with."""
+    return compares(config) and config.policy.lora is not None
+
+
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:
     """What a critic starts from, to be read with the policy's tokenizer."""
     tokenizer = config.model.tokenizer or config.model.path

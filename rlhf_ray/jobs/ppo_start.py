@@ -16,7 +16,14 @@ from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
 from rlhf_ray.jobs.ppo_plan import critic_role, crowd_of, turn_takers, uses
-from rlhf_ray.jobs.ppo_roles import PPORoles, compares, cost_weight, critic_model, longest_sequence
+from rlhf_ray.jobs.ppo_roles import (
+    PPORoles,
+    adapter_off_is_reference,
+    compares,
+    cost_weight,
+    critic_model,
+    longest_sequence,
+)
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.models.loading import load_tokenizer, policy_config
 from rlhf_ray.roles.adapter_sync import AdapterSync
@@ -49,7 +56,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     policy = start.policy()
     engines = start.engines()
     critics = start.critics()
-    reference = start.reference() if compares(config) and config.policy.lora is None else None
+    reference = start.reference() if compares(config) and not adapter_off_is_reference(config) else None
     rewards = start.rewards()
 
     workers = start.workers_of(engines)
@@ -63,7 +70,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
         source = _source(config, pool)
-        adapter_off = compares(config) and config.policy.lora is not None
+        adapter_off = adapter_off_is_reference(config)
         yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
 
 

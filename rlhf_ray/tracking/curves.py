@@ -2,6 +2,7 @@
 
 import io
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,7 @@ SHOWN_AS_BARS = 60
 DOTS_PER_INCH = 110
 # Of a panel's width, in characters of the legend, and of its height.
 LEGEND_CHARACTERS, HANDLE_CHARACTERS = 52, 6
-LEGEND_LINE, LEGEND_MARGIN = 0.085, 0.03
+LEGEND_LINE, LEGEND_MARGIN, MOST_LEGEND = 0.085, 0.03, 0.4
 INK, MUTED, GRID = "#0f172a", "#64748b", "#e2e8f0"
 # Fonts with Chinese characters, by platform; none of them need be there.
 CHINESE_FONTS = (
@@ -128,7 +129,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
             marker="o" if alone else None,
             markersize=4,
             markerfacecolor="white" if line.held_out else line.colour,
-            label=_drawable(line.label),
+            label=_drawable(line.label, LEGEND_CHARACTERS - HANDLE_CHARACTERS),
         )
     if panel.log_scale:
         axis.set_yscale("log")
@@ -182,8 +183,9 @@ def _leave_room(axis: Axes) -> None:
 
 def _legend(axis: Axes, labels: Sequence[str]) -> None:
     """Above all that is drawn, for which the axis is made higher."""
-    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(len, labels)) + HANDLE_CHARACTERS)))
-    room = LEGEND_MARGIN + LEGEND_LINE * math.ceil(len(labels) / columns)
+    columns = max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(_width, labels)) + HANDLE_CHARACTERS)))
+    # A legend of very many lines lies over the curves rather than pressing them flat.
+    room = min(LEGEND_MARGIN + LEGEND_LINE * math.ceil(len(labels) / columns), MOST_LEGEND)
     transform = axis.yaxis.get_transform()
     low, high = transform.transform(axis.get_ylim())
     axis.set_ylim(top=float(transform.inverted().transform([low + (high - low) / (1 - room)])[0]))
@@ -199,6 +201,11 @@ def _legend(axis: Axes, labels: Sequence[str]) -> None:
         prop={"family": _families(), "size": 7},
     )
     legend.set_zorder(5)
+
+
+def _width(label: str) -> int:
+    """In characters, of which Chinese ones are wide."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in label)
 
 
 @cache
@@ -217,9 +224,9 @@ def _characters() -> frozenset[int]:
     return frozenset(found)
 
 
-def _drawable(text: str) -> str:
+def _drawable(text: str, most: int = 80) -> str:
     """A label as matplotlib can draw it without a warning: no formulas, no unknown characters, no hidden entry."""
-    shown = "".join(letter if ord(letter) in _characters() else UNDRAWABLE for letter in one_line(text, 80))
+    shown = "".join(letter if ord(letter) in _characters() else UNDRAWABLE for letter in one_line(text, most))
     # A leading underscore hides a legend entry; a dollar sign begins a formula.
     return (" " + shown if shown.startswith("_") else shown).replace("$", r"\$")
 

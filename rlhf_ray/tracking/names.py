@@ -192,7 +192,7 @@ METRICS = (
     # Engines against trainer.
     Metric(
         "sampling/sampling_logp_difference/mean",
-        "mean difference of the engine's and the trainer's log-probabilities",
+        "mean difference of the engine's and the trainer's log-probabilities; not where the engine's are the old ones",
         "nats",
         "Engine against trainer",
         "mean",

@@ -65,6 +65,11 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "algorithm.off_policy",
         "old_logprobs engine",
     ),
+    "the engine's own of another policy's answers": (
+        {"rollout.replay": "prompts.jsonl", "algorithm.old_logprobs": "engine"},
+        "algorithm.old_logprobs",
+        "another policy sampled",
+    ),
     "bounds without a correction": (
         {"algorithm.off_policy_bounds": [0.5, 3]},
         "algorithm.off_policy_bounds",

@@ -27,7 +27,7 @@ from examples.online_preferences import page as pages
 from examples.online_preferences import report, scenes
 from examples.online_preferences.agent import ActingRole
 from examples.online_preferences.page import PageEnded, RunningPage, draw_clips, page_beside
-from examples.online_preferences.roles import Roles
+from examples.online_preferences.roles import Roles, questions_due
 from examples.online_preferences.run import FIXED, RESULT_FILE, NothingDecided, Run, WaitingForPeople, finished
 from examples.online_preferences.run_name import KEPT_FILE, run_name
 from examples.online_preferences.settings import Settings
@@ -355,6 +355,16 @@ def test_a_folder_or_a_port_that_cannot_be_is_refused_before_ray_starts(
         assert command.main([*people, "--port", str(taken.getsockname()[1])]) == 2
     assert "is taken" in capsys.readouterr().err
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4, 60])
+def test_all_is_asked_while_it_can_be_learned_from(rounds: int, tmp_path: Path) -> None:
+    settings = _settings(tmp_path, rounds=rounds)
+    due = [questions_due(settings, number, 100) for number in range(rounds + 1)]
+    assert due[0] == round(settings.comparisons * settings.first_share)
+    assert due == sorted(due)
+    # Answers to a round's questions are fitted in the next one, and teach the policy in the one after that.
+    assert due[max(1, rounds - 2)] == settings.comparisons
 
 
 @pytest.mark.parametrize("name", FIXED)

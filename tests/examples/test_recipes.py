@@ -137,6 +137,9 @@ def test_reviews_become_better(path: Path, reviews: Path) -> None:
     found = figures_of(reviews / path.stem)
     assert found["reward_after"] > found["reward_before"] + RISE, found
     assert found["oracle_after"] > found["oracle_before"], found
+    if "cost_after" in found:
+        limit = load_job("ppo", [str(path)], check_files=False).algorithm.lagrangian.cost_limit
+        assert found["cost_before"] > limit + RISE / 2 > found["cost_after"], found
 
 
 @pytest.mark.slow

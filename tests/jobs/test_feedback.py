@@ -157,6 +157,10 @@ MISTAKES: dict[str, tuple[Settings, list[str]]] = {
     "held-out prompts": ({"evaluation": {"data": {"path": "p.jsonl"}}}, ["evaluation.data", "nobody scores"]),
     "a recording": ({"rollout": {"record": "r"}}, ["rollout.record", "feedback.jsonl"]),
     "another language": ({"language": "fr"}, ["language", "'en' or 'zh'"]),
+    "the engine's own of another policy's answers": (
+        {"replay": "prompts.jsonl", "algorithm": {"old_logprobs": "engine"}},
+        ["algorithm.old_logprobs", "another policy sampled"],
+    ),
     "nothing to replay": ({"replay": "none.jsonl"}, ["replay", "no such file: none.jsonl"]),
 }
 

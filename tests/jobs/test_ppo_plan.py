@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.cluster.placement import Layout
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.parts import placements_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import load_job
@@ -99,6 +100,8 @@ def test_networks_count_the_threads_of_those_beside_them() -> None:
     sampled = grpo.model_copy(update={"algorithm": grpo.algorithm.model_copy(update={"old_logprobs": "engine"})})
     assert crowd_of("policy", sampled) == Crowd(inferring=0, training=2), "it takes the engines' log-probabilities"
     assert crowd_of("reference", sampled) == Crowd(inferring=1)
+    adapted = sampled.model_copy(update={"policy": sampled.policy.model_copy(update={"lora": LoraConfig()})})
+    assert crowd_of("policy", adapted).inferring > 0, "with its adapter off it is the reference"
     ppo = crowded_run(
         policy={"threads": 2, "workers": 2},
         critics={"value": {"threads": 3}},

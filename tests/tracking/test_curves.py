@@ -52,6 +52,24 @@ def test_an_empty_run_and_several_runs_are_drawn(tmp_path):
     assert (0xEA, 0x58, 0x0C) in colours(tmp_path / "two.png")
 
 
+@pytest.mark.parametrize("count", [2, 6, 30])
+@pytest.mark.parametrize("name", ["a", "a run with a name that is longer than a legend's line", "名字很长的一次运行"])
+def test_a_legend_leaves_most_of_the_panel_to_the_curves(name, count, tmp_path, monkeypatch):
+    drawn = []
+    draw = curves._draw_panel
+    monkeypatch.setattr(curves, "_draw_panel", lambda axis, panel: (draw(axis, panel), drawn.append((axis, panel))))
+    draw_curves({f"{name} {number}": run_history(9) for number in range(count)}, tmp_path / "curves.png")
+    assert drawn
+    for axis, panel in drawn:
+        transform = axis.yaxis.get_transform().transform
+        low, high = transform(axis.get_ylim())
+        values = transform([value for line in panel.lines for value in line.values])
+        assert low <= values.min(), panel.title
+        assert high > low, "upside down"
+        if values.max() > values.min():
+            assert (values.max() - values.min()) / (high - low) > 0.45, panel.title
+
+
 def test_a_reader_never_sees_half_a_picture(tmp_path):
     path = tmp_path / "curves.png"
     draw_curves({"run": run_history(5)}, path)
