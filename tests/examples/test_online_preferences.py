@@ -190,7 +190,7 @@ def test_a_run_of_people_goes_on_elsewhere_with_what_they_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.0)
-    settings = _settings(tmp_path / "here", judge="people", answer_minutes=0.05)
+    settings = _settings(tmp_path / "here", judge="people", answer_minutes=0.05, rounds=8)
     with _answering(settings, ["left"] * 40, monkeypatch):
         assert not _run(settings, looks=5)
     before = _series(settings)["comparisons"]
@@ -198,7 +198,7 @@ def test_a_run_of_people_goes_on_elsewhere_with_what_they_chose(
     # Another machine, which sees the folder under another path.
     monkeypatch.setattr("platform.node", lambda: "another-pod")
     (tmp_path / "here").rename(tmp_path / "there")
-    moved = _settings(tmp_path / "there", judge="people", answer_minutes=0.05)
+    moved = _settings(tmp_path / "there", judge="people", answer_minutes=0.05, rounds=8)
     with _answering(moved, ["right"] * 40, monkeypatch) as store:
         assert _run(moved)
         assert [choice for _, choice in store.chosen()].count("left") == before[-1]
