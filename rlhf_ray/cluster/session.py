@@ -29,7 +29,7 @@ def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> It
 
     Raises:
         BadInput: RAY_ADDRESS is no address.
-        ClusterUnreachable: no Ray answers at the address.
+        ClusterUnreachable: no Ray answers at the address, or none starts here.
         DoesNotFit: a local Ray cannot hold the groups.
     """
     if ray.is_initialized():
@@ -115,6 +115,7 @@ def start_local(groups: Mapping[str, GroupConfig]) -> None:
 
     Raises:
         DoesNotFit: a group asks for several nodes, or the machine has fewer GPUs.
+        ClusterUnreachable: Ray's processes did not come up.
     """
     for name, group in groups.items():
         if group.nodes > 1:
@@ -130,17 +131,24 @@ def start_local(groups: Mapping[str, GroupConfig]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers see the devices that the placement chose; Ray's notice about this variable is not for our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address="local",
-        num_cpus=math.ceil(sum(group.cpus_per_node for group in groups.values())),
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
-        # magnitude beside another busy process: its ranks wait for each other all the time.
-        _system_config={"worker_niceness": 0},
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(sum(group.cpus_per_node for group in groups.values())),
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
+            # magnitude beside another busy process: its ranks wait for each other all the time.
+            _system_config={"worker_niceness": 0},
+        )
+    except Exception as error:
+        # Of no narrower class: Ray raises a plain Exception where its processes take longer than it waits for them.
+        raise ClusterUnreachable(
+            f"Ray did not start on this machine: {error} Where other work keeps all cores busy, wait for it and give "
+            "the same command again; Ray's own logs are in /tmp/ray/session_latest/logs"
+        ) from error
 
 
 def _check_gpus(asked: int) -> None:

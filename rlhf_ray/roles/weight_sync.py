@@ -60,8 +60,9 @@ class WeightSync(PolicySync):
 
     def catch_up(self, engine: int) -> None:
         """Give the weights of the others to an engine that came back; only while the policy does not learn."""
+        # Its new process is in no group, whatever its number was in; nor are the others in the group that it gets.
+        self._members = []
         super().catch_up(engine)
-        # The next sync makes a group of all engines again.
         self._members = []
 
     def _give(self, version: int, members: list[int]) -> dict[str, float]:

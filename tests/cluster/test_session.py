@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,12 @@ def test_a_local_ray_has_one_node():
 def test_a_local_ray_cannot_have_more_gpus_than_the_machine():
     with pytest.raises(DoesNotFit, match=r"groups: 513 GPUs asked, this machine shows \d+"):
         start_local({"main": GroupConfig(gpus_per_node=512), "other": GroupConfig(gpus_per_node=0.5)})
+
+
+def test_a_ray_that_does_not_start_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def time_out(**_: Any) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", time_out)
+    with pytest.raises(ClusterUnreachable, match=r"Ray did not start .* timed out during startup\. Where other work"):
+        start_local({"main": GroupConfig()})

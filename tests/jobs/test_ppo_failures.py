@@ -220,23 +220,32 @@ def test_an_engine_that_refuses_weights_ends_the_run_and_the_policy_is_not_kille
         pytest.param(5, id="after a checkpoint"),
     ],
 )
-def test_a_critic_that_died_changes_nothing(
+def test_a_critic_and_the_only_engine_that_died_change_nothing(
     dies: int, learned: Path, ppo_settings: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     """In deterministic mode, bit for bit."""
-    killed = []
+    killed: list[int] = []
+
+    def kill(actor: ActorHandle) -> None:
+        killed.append(process_of(actor))
+        os.kill(killed[-1], signal.SIGKILL)
 
     class Killing(PPOActs):
+        def rollout(self, step: int, prompts: int) -> Groups:
+            groups = super().rollout(step, prompts)
+            if step == dies + 1 and len(killed) == 1:
+                kill(self.roles.engines.handles[0])
+            return groups
+
         def update(self, experience: Experience) -> Mapping[str, float]:
             if self.done == dies and not killed:
-                killed.append(process_of(self.roles.critics["critic"].actors.handles[0]))
-                os.kill(killed[0], signal.SIGKILL)
+                kill(self.roles.critics["critic"].actors.handles[0])
             return super().update(experience)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo, "PPOActs", Killing)
         ppo.run(PPOConfig.model_validate(ppo_settings(tmp_path / "run")))
-    assert killed
+    assert len(killed) == 2
     assert [untimed(row) for row in metrics_of(tmp_path / "run")] == [untimed(row) for row in metrics_of(learned)]
     for role in ("policy", "critic"):
         expected = saved_tensors(learned, 10, role)
