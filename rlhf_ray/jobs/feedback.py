@@ -15,7 +15,7 @@ from rlhf_ray.feedback.pictures import PICTURE_FILE, draw_feedback
 from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, read_for_replay, vocabulary_of
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.model_checks import job_tokenizer
-from rlhf_ray.jobs.ppo import begin_acts, check_models, export, policy_finished_before, recover_acts
+from rlhf_ray.jobs.ppo import announce, begin_acts, check_models, export, policy_finished_before, recover_acts
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_data import PPOData
 from rlhf_ray.jobs.ppo_roles import longest_sequence
@@ -126,30 +126,31 @@ def run(config: FeedbackConfig) -> None:
             notes=folder.notes,
             terminal=Terminal(None, bars=False),
         ) as tracker,
-        connect(config.cluster, config.groups) as cluster,
-        start_roles(config, cluster) as roles,
-        stop_on_signals() as stop,
     ):
-        for line in data.report():
-            tracker.message(line)
-        terminal = ScoringTerminal(*config.reward_range, config.language)
-        session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
+        announce(config, data, tracker)
+        with (
+            connect(config.cluster, config.groups) as cluster,
+            start_roles(config, cluster) as roles,
+            stop_on_signals() as stop,
+        ):
+            terminal = ScoringTerminal(*config.reward_range, config.language)
+            session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
-        make = partial(FeedbackActs, session=session)
-        begin = partial(begin_acts, make, config, data, roles, tracker, checkpoints)
+            make = partial(FeedbackActs, session=session)
+            begin = partial(begin_acts, make, config, data, roles, tracker, checkpoints)
 
-        def make_steps(acts: PPOActs) -> int:
-            return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()
+            def make_steps(acts: PPOActs) -> int:
+                return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()
 
-        done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
-        if done:
-            roles.turns.begin(TRAIN)
-            export(config, roles.policy, folder)
-            tracker.message(
-                f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
-            )
-        else:
-            tracker.message("nothing was scored; the same command begins again")
+            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            if done:
+                roles.turns.begin(TRAIN)
+                export(config, roles.policy, folder)
+                tracker.message(
+                    f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
+                )
+            else:
+                tracker.message("nothing was scored; the same command begins again")
 
 
 def _replayed(config: FeedbackConfig, vocabulary: str) -> list[ScoredRow]:

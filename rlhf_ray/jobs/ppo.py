@@ -24,6 +24,7 @@ from rlhf_ray.jobs.model_checks import (
 )
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_data import PPOData
+from rlhf_ray.jobs.ppo_plan import role_placements
 from rlhf_ray.jobs.ppo_roles import PPORoles, critic_model, longest_sequence
 from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.recovery import run_through_deaths
@@ -61,27 +62,41 @@ def run(config: PPOConfig) -> None:
             total_steps=config.steps,
             notes=folder.notes,
         ) as tracker,
-        connect(config.cluster, config.groups) as cluster,
-        start_roles(config, cluster) as roles,
-        # After Ray, which sets handlers of its own; and until now there was nothing to save.
-        stop_on_signals() as stop,
     ):
-        for line in data.report():
-            tracker.message(line)
-        begin = partial(begin_acts, PPOActs, config, data, roles, tracker, checkpoints)
+        announce(config, data, tracker)
+        with (
+            connect(config.cluster, config.groups) as cluster,
+            start_roles(config, cluster) as roles,
+            # After Ray, which sets handlers of its own; and until now there was nothing to save.
+            stop_on_signals() as stop,
+        ):
+            begin = partial(begin_acts, PPOActs, config, data, roles, tracker, checkpoints)
 
-        def make_steps(acts: PPOActs) -> int:
-            return Loop(
-                acts, schedule, done=acts.done, saved=acts.saved, evaluated=acts.evaluated, stop=stop, turns=acts.turns
-            ).run()
+            def make_steps(acts: PPOActs) -> int:
+                return Loop(
+                    acts,
+                    schedule,
+                    done=acts.done,
+                    saved=acts.saved,
+                    evaluated=acts.evaluated,
+                    stop=stop,
+                    turns=acts.turns,
+                ).run()
 
-        done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
-        if done == config.steps:
-            roles.turns.begin(TRAIN)
-            export(config, roles.policy, folder)
-            tracker.message(f"finished: the policy is in {folder.final}")
-        else:
-            tracker.message(f"stopped after step {done}; the same command goes on from there")
+            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            if done == config.steps:
+                roles.turns.begin(TRAIN)
+                export(config, roles.policy, folder)
+                tracker.message(f"finished: the policy is in {folder.final}")
+            else:
+                tracker.message(f"stopped after step {done}; the same command goes on from there")
+
+
+def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
+    """Say what was read, and what starts now, which takes a while."""
+    for line in data.report():
+        tracker.message(line)
+    tracker.message(f"starting Ray and the roles: {', '.join(role_placements(config))}")
 
 
 def schedule_of(config: PPOConfig) -> Schedule:

@@ -112,6 +112,7 @@ def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
         for loaded in (task.train, task.held_out):
             for line in loaded.report.lines() if loaded else ():
                 tracker.message(line)
+        tracker.message("starting Ray and the trainer")
         cluster = stack.enter_context(connect(config.cluster, config.groups))
         trainer = TrainerGroup(
             cluster,

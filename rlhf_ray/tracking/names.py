@@ -26,7 +26,7 @@ class Metric:
 METRICS = (
     # What the run is for.
     Metric("reward", "mean reward of the batch, all sources weighed together", "", "Reward", "reward"),
-    Metric("reward_std", "standard deviation of that reward", "", "Reward spread", "standard deviation"),
+    Metric("reward_std", "standard deviation of that reward", "", "Reward spread", "all sources"),
     Metric("objective/rlhf_reward", "mean score less the KL penalty of the response", "", "Reward", "score - KL"),
     Metric(
         "objective/scores", "mean score of the reward sources, penalties and clipping applied", "", "Reward", "score"

@@ -117,9 +117,9 @@ def _facts(record: RunRecord | None, history: History) -> list[tuple[str, str]]:
     if record is None:
         return [("steps", last)]
     facts = [("run", record.run_id), ("steps", f"{last} of {record.total_steps:,}" if record.total_steps else last)]
-    facts.append(("started", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started))))
+    facts.append(("last started", time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(record.started))))
     if record.closed is not None:
-        facts.append(("took", duration(record.closed - record.started)))
+        facts.append(("which took", duration(record.closed - record.started)))
     if record.peak_memory is not None:
         facts.append(("memory at most", f"{record.peak_memory / 2**30:.1f} GiB"))
     return facts

@@ -73,7 +73,8 @@ def _alone(row: Mapping[str, Any], before: bool) -> SamplePair:
 def _shown(row: Mapping[str, Any]) -> ShownSample:
     rewards = row.get("rewards")
     facts = list(rewards.items()) if isinstance(rewards, Mapping) else []
-    facts += [(name, value) for name, value in row.items() if name not in _SHOWN_APART]
+    # A source may have the name of the weighted sum, which it is where it stands alone.
+    facts += [fact for fact in row.items() if fact[0] not in _SHOWN_APART and fact not in facts]
     return ShownSample(
         row["step"],
         cut(str(row.get("response", ""))),

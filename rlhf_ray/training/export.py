@@ -125,7 +125,10 @@ def _write(directory: str, save: Callable[[Path], None]) -> None:
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         save(partial)
+        # Temporary folders, and weights as safetensors writes them, are their owner's alone.
         partial.chmod(0o755)
+        for path in partial.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         _replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

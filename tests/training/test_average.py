@@ -42,6 +42,7 @@ def check(out):
         assert found.keys() == expected.keys()
         for name, value in found.items():
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in (out / "export").iterdir()), "others may read a model"
     exported, last = (load_file(out / name / "model.safetensors") for name in ("export", "last"))
     present = saved_weights(out / str(STEPS))
     for name, value in exported.items():
