@@ -8,7 +8,7 @@ class ClusterError(RlhfError):
 
 
 class ClusterUnreachable(ClusterError):
-    """No Ray answers at the address, or it refuses us."""
+    """No Ray answers at the address, it refuses us, or none starts here."""
 
 
 class ResourcesUnavailable(ClusterError):

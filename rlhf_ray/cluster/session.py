@@ -146,8 +146,8 @@ def start_local(groups: Mapping[str, GroupConfig]) -> None:
     except Exception as error:
         # Of no narrower class: Ray raises a plain Exception where its processes take longer than it waits for them.
         raise ClusterUnreachable(
-            f"Ray did not start on this machine: {error} Where other work keeps all cores busy, wait for it and give "
-            "the same command again; Ray's own logs are in /tmp/ray/session_latest/logs"
+            "Ray did not start on this machine; where other work keeps all cores busy, wait for it and give the same "
+            f"command again. Ray's own logs are in /tmp/ray/session_latest/logs, and it said: {error}"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """A trained network as a Hugging Face directory, written whole or not at all."""
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -122,13 +123,14 @@ def _write(directory: str, save: Callable[[Path], None]) -> None:
         return
     target = Path(local)
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    # Not by tempfile, whose folders are their owner's alone whatever the umask says; so are safetensors' files.
+    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}"
+    partial.mkdir()
     try:
         save(partial)
-        # Temporary folders, and weights as safetensors writes them, are their owner's alone.
-        partial.chmod(0o755)
         for path in partial.rglob("*"):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+            if path.is_file():
+                path.chmod(partial.stat().st_mode & 0o666)
         _replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

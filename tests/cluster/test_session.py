@@ -88,5 +88,5 @@ def test_a_ray_that_does_not_start_is_a_plain_error(monkeypatch: pytest.MonkeyPa
         raise Exception("The current node timed out during startup.")
 
     monkeypatch.setattr("ray.init", time_out)
-    with pytest.raises(ClusterUnreachable, match=r"Ray did not start .* timed out during startup\. Where other work"):
+    with pytest.raises(ClusterUnreachable, match=r"Ray did not start .* it said: .* timed out during startup"):
         start_local({"main": GroupConfig()})
