@@ -159,6 +159,17 @@ def test_without_evaluation_first_and_last_step_are_shown(tmp_path):
     assert pairs[0].prompt == "user: hi"
 
 
+def test_a_source_named_as_the_sum_is_shown_once_where_it_is_the_sum(tmp_path):
+    rows = [
+        {"step": 1, "kind": "evaluation", "prompt": prompt, "response": "r", "rewards": rewards, "reward": 2.0}
+        for prompt, rewards in [("alone", {"reward": 2.0}), ("weighed", {"reward": 5.0})]
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alone, weighed = (pair.before.facts for pair in read_sample_pairs(tmp_path))
+    assert alone == [("reward", "2")]
+    assert weighed == [("reward", "5"), ("reward", "2")]
+
+
 def test_comparison_escapes_names_of_runs(tmp_path):
     write_comparison({"<script>a": history(), "b": History()}, tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
