@@ -96,7 +96,7 @@ def open_pool(
         renew: starts an engine again, with the weights of the others; None where they never change.
     """
 
-    def restore(number: int, error: Exception) -> EngineClient | None:
+    def restore(number: int, error: Exception) -> EngineClient | RoleError:
         logger.warning("%s; starting it again", error)
         try:
             return renew(number) if renew is not None else restart_engine(engines, number)
@@ -104,7 +104,7 @@ def open_pool(
             if isinstance(failure, RoleDied) and failure.role != engines.name:
                 raise  # the engine is well; who gives it weights is not
             logger.warning("rollout engine %d stays out: %s", number, failure)
-            return None
+            return failure
 
     return RolloutPool(
         [RemoteEngine(handle, number) for number, handle in enumerate(engines.handles)],

@@ -16,14 +16,6 @@ from rlhf_ray.schedule import GENERATE, SCORE, SYNC, TRAIN
 Phases = Mapping[str, tuple[str, ...]]
 """Sections of the config whose roles are awake, by phase."""
 
-PPO_PHASES: Phases = {
-    GENERATE: ("rollout",),
-    SCORE: ("policy", "critics", "reference", "rewards"),
-    TRAIN: ("policy", "critics"),
-    SYNC: ("policy", "rollout"),
-}
-"""Of roles that share devices; those that share none are always awake."""
-
 LOGPROBS = "log-probabilities"
 
 EVALUATE_PARTS: Phases = {GENERATE: ("rollout",), SCORE: ("rewards", "oracle"), LOGPROBS: ("measure",)}
@@ -37,6 +29,31 @@ class Part(NamedTuple):
     """When each is awake."""
     layout: Layout
     """Where each is."""
+
+
+def ppo_phases(config: PPOConfig) -> Phases:
+    """Phases of a step of PPO, of roles that share devices; those that share none are always awake."""
+    return {
+        GENERATE: ("rollout",),
+        SCORE: (*(["policy"] if policy_infers(config) else []), "critics", "reference", "rewards"),
+        TRAIN: ("policy", "critics"),
+        SYNC: ("policy", "rollout"),
+    }
+
+
+def policy_infers(config: PPOConfig) -> bool:
+    """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
+    return config.algorithm.old_logprobs == "trainer" or adapter_off_is_reference(config)
+
+
+def compares(config: PPOConfig) -> bool:
+    """Whether the policy is compared with the model that it began from."""
+    return config.algorithm.kl.coefficient > 0 or config.algorithm.kl.target is not None
+
+
+def adapter_off_is_reference(config: PPOConfig) -> bool:
+    """Whether the policy with its adapter switched off is what it is compared with."""
+    return compares(config) and config.policy.lora is not None
 
 
 def parts_of(config: Section) -> list[Part]:
@@ -61,7 +78,7 @@ def parts_of(config: Section) -> list[Part]:
 def _phases(config: Section) -> Phases:
     """Phases of a job; none where it has no roles."""
     if isinstance(config, PPOConfig):
-        return PPO_PHASES
+        return ppo_phases(config)
     if isinstance(config, GenerateConfig):
         return {GENERATE: ("rollout", "safety")}
     if isinstance(config, ScoreConfig):

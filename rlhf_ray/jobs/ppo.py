@@ -89,7 +89,7 @@ def run(config: PPOConfig) -> None:
                 export(config, roles.policy, folder)
                 tracker.message(f"finished: the policy is in {folder.final}")
             else:
-                tracker.message(f"stopped after step {done}; the same command goes on from there")
+                tracker.message(folder.stopped(done, config.steps))
 
 
 def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:

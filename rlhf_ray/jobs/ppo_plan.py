@@ -1,7 +1,6 @@
 """The roles of a PPO run by the names that they have in it: where each goes, and who works in which phase."""
 
 from collections import Counter
-from collections.abc import Collection
 
 from rlhf_ray.cluster.environment import CPU_THREADS
 from rlhf_ray.cluster.placement import lay_out
@@ -11,8 +10,7 @@ from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.ppo import COST_CRITIC, PPOConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
-from rlhf_ray.jobs.phases import PPO_PHASES
-from rlhf_ray.jobs.ppo_roles import adapter_off_is_reference
+from rlhf_ray.jobs.phases import ppo_phases
 from rlhf_ray.schedule import SCORE, TRAIN
 from rlhf_ray.training.threads import Crowd
 
@@ -22,15 +20,12 @@ def critic_role(name: str) -> str:
     return COST_CRITIC_ROLE if name == COST_CRITIC else "critic"
 
 
-def uses(critics: Collection[str]) -> dict[str, list[str]]:
-    """Roles that each phase needs.
-
-    Args:
-        critics: roles of the critics.
-    """
+def uses(config: PPOConfig) -> dict[str, list[str]]:
+    """Roles that each phase needs."""
+    critics = [critic_role(name) for name in config.critics]
     return {
         phase: [role for section in sections for role in (critics if section == "critics" else [section])]
-        for phase, sections in PPO_PHASES.items()
+        for phase, sections in ppo_phases(config).items()
     }
 
 
@@ -61,9 +56,7 @@ def crowd_of(role: str, config: PPOConfig) -> Crowd:
 def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
     """Threads of all networks that compute in a phase on the fullest of a role's machines; 0 where it rests."""
     placements = role_placements(config)
-    awake = set(uses([critic_role(name) for name in config.critics])[phase])
-    if phase == SCORE and not _policy_infers(config):
-        awake.remove("policy")
+    awake = uses(config)[phase]
     if role not in placements or role not in awake:
         return 0
     slots = lay_out(config.groups, placements).slots
@@ -74,11 +67,6 @@ def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
             for slot in slots[name]:
                 asked[slot.group, slot.bundle] += placement.threads or CPU_THREADS
     return max(asked[slot.group, slot.bundle] for slot in slots[role])
-
-
-def _policy_infers(config: PPOConfig) -> bool:
-    """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
-    return config.algorithm.old_logprobs == "trainer" or adapter_off_is_reference(config)
 
 
 def _role(config: PPOConfig, key: KeyPath) -> str:

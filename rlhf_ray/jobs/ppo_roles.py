@@ -68,7 +68,7 @@ class PPORoles:
             raise error
         for number in broken:
             logger.warning("rollout engine %d: %s; starting it again", number, error)
-            engine: RemoteEngine | None = None
+            engine: RemoteEngine | RoleLost
             try:
                 with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
                     engine = restart_engine(self.engines, number)
@@ -76,6 +76,7 @@ class PPORoles:
                 if self.pool.serving == [number]:
                     raise
                 logger.warning("rollout engine %d stays out: %s", number, lost)
+                engine = lost
             self.pool.replace(number, engine)
 
     @property
@@ -105,16 +106,6 @@ class PPORoles:
             self.trained[name].restart(failed_rank=None)
         if death.role == self.policy.name or from_start:
             self.sync.prepare()
-
-
-def compares(config: PPOConfig) -> bool:
-    """Whether the policy is compared with the model that it began from."""
-    return config.algorithm.kl.coefficient > 0 or config.algorithm.kl.target is not None
-
-
-def adapter_off_is_reference(config: PPOConfig) -> bool:
-    """Whether the policy with its adapter switched off is what it is compared with."""
-    return compares(config) and config.policy.lora is not None
 
 
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:

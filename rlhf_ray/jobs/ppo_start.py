@@ -15,11 +15,10 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
+from rlhf_ray.jobs.phases import adapter_off_is_reference, compares
 from rlhf_ray.jobs.ppo_plan import critic_role, crowd_of, turn_takers, uses
 from rlhf_ray.jobs.ppo_roles import (
     PPORoles,
-    adapter_off_is_reference,
-    compares,
     cost_weight,
     critic_model,
     longest_sequence,
@@ -65,7 +64,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     rewards.ready()
 
     sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
-    turns = Turns(_sleepers(trainers, engines, rewards), uses(critics), start.asleep)
+    turns = Turns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
     turn = SingleTurn(tokenizer, Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:

@@ -116,6 +116,13 @@ class RunFolder:
         """Models in Hugging Face format of steps before the last, where they are asked for."""
         return self.path / "exports"
 
+    def stopped(self, done: int, steps: int) -> str:
+        """What to say of a run that was asked to leave before its last step."""
+        message = f"stopped after step {done} of {steps}; the same command goes on from there"
+        if self.final.exists():  # the run had ended before, and was then asked for more steps
+            message += f". Until it ends, {self.final} is the model of an earlier end"
+        return message
+
     def _keep_others_out(self) -> None:
         """Take the folder's lock, which the system gives back when this process ends, however it ends."""
         me = f"process {os.getpid()} on {platform.node()}"

@@ -153,7 +153,7 @@ def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
                 task.finish(trainer, folder)
             tracker.message(f"finished: the model is in {folder.final}")
         else:
-            tracker.message(f"stopped after step {job.done} of {passes.steps}; the same command goes on from there")
+            tracker.message(folder.stopped(job.done, passes.steps))
     return job.finished
 
 

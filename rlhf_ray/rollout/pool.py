@@ -15,8 +15,8 @@ from rlhf_ray.rollout.interfaces import EngineClient, Rollout
 from rlhf_ray.rollout.seating import Seating
 from rlhf_ray.rollout.tasks import make_tasks
 
-Restore = Callable[[int, Exception], EngineClient | None]
-"""Brings engine number i back after its error, with the current weights, or returns None where that cannot be done."""
+Restore = Callable[[int, Exception], EngineClient | Exception]
+"""Brings engine number i back after its error, with the current weights, or returns why that cannot be done."""
 
 LOOP_SECONDS = 60.0
 """For the pool's own thread to take up what it is told, which takes a moment unless a rollout blocks it."""
@@ -108,8 +108,8 @@ class RolloutPool:
             if self._restore is not None and seat.lost is not None:
                 self._settle(seat.rank, self._restore(seat.rank, seat.lost))
 
-    def replace(self, rank: int, engine: EngineClient | None) -> None:
-        """Let a new engine take place `rank`, for instance after the driver restarted it; None gives the place up."""
+    def replace(self, rank: int, engine: EngineClient | Exception) -> None:
+        """Let a new engine take place `rank`, for instance after a restart; an error gives the place up."""
         self._settle(rank, engine)
 
     def close(self) -> None:
@@ -132,7 +132,7 @@ class RolloutPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _settle(self, rank: int, engine: EngineClient | None) -> None:
+    def _settle(self, rank: int, engine: EngineClient | Exception) -> None:
         async def settle() -> None:
             self._seating.settle(rank, engine)
 

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-from rlhf_ray.cluster.errors import RoleLost
 from rlhf_ray.rollout.errors import NoEngineLeft
 from rlhf_ray.rollout.interfaces import EngineClient
 from rlhf_ray.rollout.seats import Seat
@@ -21,7 +20,7 @@ class Seating:
         self._queued = queued
         self._deadline = deadline_seconds
         self._restorable = restorable
-        self._given_up: set[int] = set()
+        self._given_up: dict[int, Exception] = {}
         self._changed = asyncio.Event()
         self.seats = [self._seat(engine, rank) for rank, engine in enumerate(engines)]
 
@@ -50,13 +49,13 @@ class Seating:
             await self._change()
         return self.seats[rank] if self.seats[rank].lost is None else await self.least_loaded()
 
-    def settle(self, rank: int, engine: EngineClient | None) -> None:
-        """Seat a new engine, or give the place up."""
-        if engine is None:
-            self._given_up.add(rank)
-            self.seats[rank].lose(RoleLost(f"rollout engine {rank} was given up", "rollout", rank, "restart"))
+    def settle(self, rank: int, engine: EngineClient | Exception) -> None:
+        """Seat a new engine, or give the place up for the reason given."""
+        if isinstance(engine, Exception):
+            self._given_up[rank] = engine
+            self.seats[rank].lose(engine)
         else:
-            self._given_up.discard(rank)
+            self._given_up.pop(rank, None)
             self.seats[rank] = self._seat(engine, rank)
         self._changed.set()
         self._changed = asyncio.Event()
@@ -64,8 +63,12 @@ class Seating:
     def _seat(self, engine: EngineClient, rank: int) -> Seat:
         return Seat(engine, rank, queued=self._queued, deadline_seconds=self._deadline)
 
+    def _why_lost(self, seat: Seat) -> str:
+        restart = self._given_up.get(seat.rank, seat.lost)
+        return f"{seat.lost}" if restart is seat.lost else f"{seat.lost}; its restart: {restart}"
+
     async def _change(self) -> None:
         if not self.serving and not self.restorable:
-            reasons = "; ".join(str(seat.lost) for seat in self.seats)
+            reasons = "; ".join(map(self._why_lost, self.seats))
             raise NoEngineLeft(f"no rollout engine is left: {reasons}", "rollout", None, "generate")
         await self._changed.wait()

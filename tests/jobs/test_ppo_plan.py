@@ -13,11 +13,12 @@ from rlhf_ray.config.parts import placements_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import load_job
 from rlhf_ray.jobs import ppo_start
-from rlhf_ray.jobs.phases import PPO_PHASES
+from rlhf_ray.jobs.phases import ppo_phases
 from rlhf_ray.jobs.plan import checked_parts
 from rlhf_ray.jobs.ppo_plan import crowd_of, role_placements, uses
 from rlhf_ray.training.threads import Crowd
 
+REWARD = {"kind": "function", "function": "judge.py:right"}
 CONFIGS = Path(__file__).parents[2] / "configs"
 
 
@@ -74,11 +75,25 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
 
 
 def test_a_run_takes_turns_by_the_table_of_phases() -> None:
-    assert uses(["critic"]) == {
-        phase: [s.replace("critics", "critic") for s in PPO_PHASES[phase]] for phase in PPO_PHASES
-    }
-    assert uses(["critic", "cost_critic"])["train"] == ["policy", "critic", "cost_critic"]
-    assert uses([])["score"] == ["policy", "reference", "rewards"]
+    config = small_run()
+    sections = [section for phase in ppo_phases(config).values() for section in phase]
+    assert [role.replace("critic", "critics") for roles in uses(config).values() for role in roles] == sections
+    cost = {"kind": "function", "function": "judge.py:harm", "measures": "cost"}
+    constraint = {"lagrangian": {"cost_limit": 0.3}}
+    safe = small_run(critics={"value": {}, "cost": {}}, rewards=[REWARD, cost], algorithm=constraint)
+    assert uses(safe)["train"] == ["policy", "critic", "cost_critic"]
+
+
+def test_a_policy_sleeps_through_the_scoring_of_a_batch_that_it_does_not_read() -> None:
+    assert uses(small_run())["score"] == ["policy", "critic", "reference", "rewards"]
+    sampled = {"old_logprobs": "engine"}
+    assert uses(small_run(algorithm=sampled))["score"] == ["critic", "reference", "rewards"]
+    its_own_reference = small_run(algorithm=sampled, policy={"lora": {}})
+    assert uses(its_own_reference)["score"] == ["policy", "critic", "reference", "rewards"]
+
+
+def small_run(**sections: Any) -> PPOConfig:
+    return crowded_run(**{"rewards": [REWARD]} | sections)
 
 
 def crowded_run(**sections: Any) -> PPOConfig:

@@ -74,8 +74,9 @@ def test_an_engine_that_failed_too_often_stays_out_where_others_serve(
     serving: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def restart(engines: Any, number: int) -> None:
-        raise RoleLost("failed 4 times", "rollout", number, "restart")
+        raise lost
 
+    lost = RoleLost("failed 4 times", "rollout", 0, "restart")
     monkeypatch.setattr(ppo_roles, "restart_engine", restart)
     replaced: dict[int, Any] = {}
     error = RoleDied("gone", "rollout", 0, "transfer")
@@ -84,7 +85,7 @@ def test_an_engine_that_failed_too_often_stays_out_where_others_serve(
             PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
     else:
         PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
-        assert replaced == {0: None}
+        assert replaced == {0: lost}
 
 
 class Sleeper:

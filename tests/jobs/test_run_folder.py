@@ -200,6 +200,13 @@ def test_an_interrupted_start_says_so_in_one_line(tmp_path: Path, signalled: Bas
         start(run, "samples.jsonl", signalled)
 
 
+def test_a_stopped_run_says_of_which_end_its_model_is(tmp_path: Path) -> None:
+    folder = RunFolder.of(config(tmp_path))
+    assert folder.stopped(3, 8) == "stopped after step 3 of 8; the same command goes on from there"
+    folder.final.mkdir()
+    assert folder.stopped(3, 8).endswith(f". Until it ends, {tmp_path}/final is the model of an earlier end")
+
+
 def test_after_the_block_another_process_may_work_there(tmp_path: Path) -> None:
     with RunFolder.open(config(tmp_path)) as folder:
         pass

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.cluster.errors import DeadlineExceeded
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied
 from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout import collection
 from rlhf_ray.rollout import pool as pool_module
@@ -27,6 +27,7 @@ from rlhf_ray.rollout.tasks import make_tasks, prompt_seed
 from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
 
 SINGLE_TURN = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
+NO_ROOM = RoleDied("rollout engine 0 found no memory", "rollout", 0, "restart")
 
 
 def pool_of(
@@ -67,7 +68,7 @@ def test_each_prompt_is_answered_exactly_once_whatever_dies(
     count: int, samples: int, deaths: list[int | None], shuffle: int, deterministic: bool, comes_back: bool
 ) -> None:
     engines = [FakeEngine(i, dies_after=after, shuffle=shuffle + i) for i, after in enumerate(deaths)]
-    reborn = [FakeEngine(i, shuffle=shuffle) if comes_back else None for i in range(len(deaths))]
+    reborn = [FakeEngine(i, shuffle=shuffle) if comes_back else NO_ROOM for i in range(len(deaths))]
     with pool_of([FakeEngine()]) as healthy:
         expected = collect(healthy, count, samples_per_prompt=samples)
     with pool_of(engines, deterministic=deterministic, restore=lambda rank, error: reborn[rank]) as pool:
@@ -158,6 +159,14 @@ def test_no_engine_left_says_why_each_was_lost() -> None:
     with (
         pool_of([FakeEngine(0, dies_after=1), FakeEngine(1, dies_after=0)]) as pool,
         pytest.raises(NoEngineLeft, match=r"fake engine 0 died; fake engine 1 died"),
+    ):
+        collect(pool, 6)
+
+
+def test_no_engine_left_says_why_one_was_not_started_again() -> None:
+    with (
+        pool_of([FakeEngine(0, dies_after=1)], restore=lambda *_: NO_ROOM) as pool,
+        pytest.raises(NoEngineLeft, match=r"fake engine 0 died; its restart: rollout engine 0 found no memory$"),
     ):
         collect(pool, 6)
 
@@ -317,7 +326,7 @@ def test_deterministic_mode_sends_each_engine_its_queue_by_index_in_one_call() -
 @pytest.mark.parametrize("restored", [True, False])
 def test_deterministic_mode_repeats_the_whole_queue_of_a_dead_engine(restored: bool) -> None:
     dying, other, reborn = FakeEngine(0, dies_after=2), FakeEngine(1), FakeEngine(0)
-    with pool_of([dying, other], deterministic=True, restore=lambda *_: reborn if restored else None) as pool:
+    with pool_of([dying, other], deterministic=True, restore=lambda *_: reborn if restored else NO_ROOM) as pool:
         groups = collect(pool, 8)
     repeated = (reborn if restored else other).calls[-1]
     assert [r.request_id for r in repeated] == ["0/3/0/1", "0/3/2/1", "0/3/4/1", "0/3/6/1"]
