@@ -30,9 +30,9 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import Sample
+from rlhf_ray.jobs.phases import compares
 from rlhf_ray.jobs.ppo import kl_controller
 from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import compares
 from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.models.loading import load_tokenizer

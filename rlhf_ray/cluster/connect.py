@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 # Where resources are slow to come the user sees what is missing long before the deadline.
 NOTICE_SECONDS = 10.0
 
+LOOK_SECONDS = 0.5
+"""Between two looks at where Ray moved a group."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,10 +44,10 @@ class Cluster:
         self._roles: list[ActorGroup] = []
         self._given_ports: set[tuple[str, int]] = set()
         """Node and port of every process group so far."""
+        self._groups = groups
         self._nodes = {name: _nodes_of(placed[name]) for name in groups}
-        self._devices = _probe_devices(groups, placed, deadlines.start_seconds)
-        used = {node for nodes in self._nodes.values() for node in nodes}
-        self.one_node = len(used) == 1
+        self._devices = _probe_devices(self._bundles(), placed, deadlines.start_seconds)
+        self.one_node = len(self._used()) == 1
 
     def device_ids(self, slot: Slot) -> list[str]:
         """A worker's CUDA devices, as its node numbers them."""
@@ -55,21 +58,72 @@ class Cluster:
         """Ray's id of the node on which a worker runs."""
         return self._nodes[slot.group][slot.bundle]
 
+    def look_again(self) -> None:
+        """Find out where the groups are: Ray moves what was on a machine that died to another one.
+
+        Raises:
+            ResourcesUnavailable: none took its place within `deadlines.start_seconds`.
+        """
+        if self._used() <= _alive():
+            return
+        logger.warning("a machine left the cluster; waiting for another one in its place")
+        before = self._nodes
+        self._nodes = {name: self._moved(name) for name in before}
+        moved = {
+            (name, bundle): gpus
+            for (name, bundle), gpus in self._bundles().items()
+            if self._nodes[name][bundle] != before[name][bundle]
+        }
+        self._devices |= _probe_devices(moved, self.placement_groups, self.deadlines.start_seconds)
+        logger.warning("the groups are whole again")
+        # Those who still run were told at their start by which network they meet.
+        self.one_node = self.one_node and len(self._used()) == 1
+
+    def _moved(self, name: str) -> list[str]:
+        """Nodes of a group once all of them live."""
+        deadline = time.monotonic() + self.deadlines.start_seconds
+        while True:
+            nodes = _nodes_of(self.placement_groups[name])
+            if _alive().issuperset(nodes):
+                return nodes
+            if time.monotonic() > deadline:
+                raise ResourcesUnavailable(
+                    f"a machine left the cluster, and after {self.deadlines.start_seconds:g} s "
+                    f"{_missing([name], self._groups)}"
+                )
+            time.sleep(LOOK_SECONDS)
+
+    def _used(self) -> set[str]:
+        return {node for nodes in self._nodes.values() for node in nodes}
+
+    def _bundles(self) -> dict[tuple[str, int], float]:
+        """GPUs of each bundle that has some, by group and number."""
+        return {
+            (name, bundle): group.gpus_per_node
+            for name, group in self._groups.items()
+            if group.gpus_per_node
+            for bundle in range(group.nodes)
+        }
+
+    def host(self, role: str, *others: str) -> str:
+        """Address at which a role's rank 0 meets its other ranks and other roles; the loopback one on one node."""
+        slots = [slot for name in (role, *others) for slot in self.layout.slots[name]]
+        nodes = {self.node(slot) for slot in slots}
+        return LOOPBACK if len(nodes) == 1 else _address_of(self.node(slots[0]))
+
     def endpoint(self, role: str, *others: str) -> tuple[str, int]:
         """Host and a free port on the node of a role's rank 0, for a process group of it and other roles.
 
         The host is the loopback address where all of them are on one node. The roles must be placed: call it in
         `make_arguments` (at rank 0, so that a restarted group gets a new port) or after the groups are made.
         """
-        slots = [slot for name in (role, *others) for slot in self.layout.slots[name]]
-        nodes = {self.node(slot) for slot in slots}
-        first = self.node(slots[0])
+        first = self.node(self.layout.slots[role][0])
         # A port stays free until its group binds it, seconds later: the system may name it again to the next one.
         port = self._free_port(first, role)
         while (first, port) in self._given_ports:
             port = self._free_port(first, role)
         self._given_ports.add((first, port))
-        return (LOOPBACK if len(nodes) == 1 else _address_of(first)), port
+        return self.host(role, *others), port
 
     def _free_port(self, node: str, role: str) -> int:
         if node == ray.get_runtime_context().get_node_id():
@@ -155,26 +209,33 @@ def _listed(resources: Mapping[str, float]) -> str:
 
 
 def _nodes_of(group: PlacementGroup) -> list[str]:
+    """Node of each bundle; one that has no node at present has an empty name, or the one that it had."""
     by_bundle = placement_group_table(group)["bundles_to_node_id"]
     return [by_bundle[index] for index in sorted(by_bundle)]
 
 
+def _alive() -> set[str]:
+    """Ids of the nodes that live, as far as Ray knows."""
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
 def _probe_devices(
-    groups: Mapping[str, GroupConfig], placed: Mapping[str, PlacementGroup], seconds: float
+    bundles: Mapping[tuple[str, int], float], placed: Mapping[str, PlacementGroup], seconds: float
 ) -> dict[tuple[str, int], list[str]]:
-    """Ids of the GPUs that Ray gave to each bundle, which stay the same as long as the placement group lives."""
+    """Ids of the GPUs that Ray gave to each bundle, which stay the same as long as the bundle does not move.
+
+    Args: bundles, GPUs of each by group and number; placed, the groups; seconds, for all of them to answer.
+    """
     refs = {
         (name, bundle): ray.remote(_visible_devices)
         .options(
             num_cpus=0,
-            num_gpus=group.gpus_per_node,
+            num_gpus=gpus,
             max_retries=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(placed[name], placement_group_bundle_index=bundle),
         )
         .remote()
-        for name, group in groups.items()
-        if group.gpus_per_node
-        for bundle in range(group.nodes)
+        for (name, bundle), gpus in bundles.items()
     }
     found = wait(list(refs.values()), role="cluster", phase="look for GPUs", seconds=seconds)
     return dict(zip(refs, found, strict=True))

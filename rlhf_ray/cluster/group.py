@@ -1,5 +1,6 @@
 """A role's workers: Ray actors placed by the config, called together, restarted one by one or all."""
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rlhf_ray.cluster.connect import Cluster
 
 HEALTH_SECONDS = 10.0
+
+logger = logging.getLogger(__name__)
 
 
 def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None) -> None:
@@ -183,37 +186,52 @@ class ActorGroup:
         return states
 
     def restart(self, rank: int) -> None:
-        """Replace one worker and wait until it has started.
+        """Replace one worker and wait until it has started; one that dies before is replaced again.
 
         Raises:
             RoleLost: the rank was restarted too often.
             DeadlineExceeded, RoleRaised: the new worker did not start.
+            ResourcesUnavailable: its machine died, and no other took its place.
         """
-        self._spend(rank)
-        self.kill_one(rank)
-        self.handles[rank], self.starting[rank] = self._start(rank)
-        self.wait([self.starting[rank]], phase="restart", seconds=self.cluster.deadlines.start_seconds, rank=rank)
-        self._supervision.restarted(rank)
+        while True:
+            self._spend(rank)
+            self.kill_one(rank)
+            self.cluster.look_again()
+            try:
+                self.handles[rank], self.starting[rank] = self._start(rank)
+                self.wait([self.starting[rank]], phase="restart", seconds=self._start_seconds, rank=rank)
+                return
+            except RoleDied as death:
+                logger.warning("%s; starting it again", death)
 
     def restart_all(self, failed_rank: int | None = 0) -> None:
         """Replace all workers, as a group of collectives needs when one of them failed, and wait for them.
+
+        Where one dies before all have started, they are replaced again.
 
         Args:
             failed_rank: whose failure counts; None: nobody failed, the group shall be as new.
 
         Raises:
-            RoleLost: the failed rank was restarted too often.
+            RoleLost: a rank was restarted too often.
             DeadlineExceeded, RoleRaised: a new worker did not start.
+            ResourcesUnavailable: a machine died, and no other took its place.
         """
-        if failed_rank is not None:
-            self._spend(failed_rank)
-        self.kill()
-        self._start_all()
-        self.ready()
-        if failed_rank is not None:
-            self._supervision.restarted(failed_rank)
+        while True:
+            if failed_rank is not None:
+                self._spend(failed_rank)
+            self.kill()
+            self.cluster.look_again()
+            try:
+                self._start_all()
+                self.ready()
+                return
+            except RoleDied as death:
+                logger.warning("%s; starting it again", death)
+                failed_rank = death.rank or 0
 
     def _spend(self, rank: int) -> None:
+        """Count a failure, and wait as long as it asks before the restart."""
         if self._supervision.failed(rank) is Health.LOST:
             policy = self._supervision.policy
             raise RoleLost(
@@ -224,6 +242,12 @@ class ActorGroup:
                 "restart",
             )
         time.sleep(self._supervision.wait(rank))
+        # What befalls the new worker, from its first breath, is a failure of its own.
+        self._supervision.restarted(rank)
+
+    @property
+    def _start_seconds(self) -> float:
+        return self.cluster.deadlines.start_seconds
 
     def kill(self) -> None:
         """End all workers at once."""

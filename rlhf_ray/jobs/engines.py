@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster
@@ -98,13 +99,7 @@ def open_pool(
 
     def restore(number: int, error: Exception) -> EngineClient | RoleError:
         logger.warning("%s; starting it again", error)
-        try:
-            return renew(number) if renew is not None else restart_engine(engines, number)
-        except RoleError as failure:
-            if isinstance(failure, RoleDied) and failure.role != engines.name:
-                raise  # the engine is well; who gives it weights is not
-            logger.warning("rollout engine %d stays out: %s", number, failure)
-            return failure
+        return engine_or_reason(renew or partial(restart_engine, engines), engines, number)
 
     return RolloutPool(
         [RemoteEngine(handle, number) for number, handle in enumerate(engines.handles)],
@@ -115,12 +110,39 @@ def open_pool(
     )
 
 
+def engine_or_reason(
+    start: Callable[[int], EngineClient], engines: ActorGroup, number: int
+) -> EngineClient | RoleError:
+    """An engine that starts again, or why it stays out; then its process has ended and its devices are free.
+
+    Args:
+        start: starts engine `number`, and may give it weights.
+        engines: all of them.
+        number: the engine.
+
+    Raises:
+        RoleDied: of another role, which gives it weights; the engine may be tried again when that one has recovered.
+    """
+    try:
+        return start(number)
+    except RoleError as failure:
+        if isinstance(failure, RoleDied) and failure.role != engines.name:
+            raise
+        logger.warning("rollout engine %d stays out: %s", number, failure)
+        engines.kill_one(number)
+        return failure
+
+
 def restart_engine(engines: ActorGroup, number: int) -> RemoteEngine:
-    """A new process for an engine, with the weights that the job began with.
+    """A new process for an engine, with the weights that the job began with; one that dies before is replaced again.
 
     Raises:
         RoleError: it was restarted too often, or does not start.
     """
-    engines.restart(number)
-    engines.call_one(number, "start", phase="restart", seconds=engines.cluster.deadlines.start_seconds)
-    return RemoteEngine(engines.handles[number], number)
+    while True:
+        engines.restart(number)
+        try:
+            engines.call_one(number, "start", phase="restart", seconds=engines.cluster.deadlines.start_seconds)
+            return RemoteEngine(engines.handles[number], number)
+        except RoleDied as death:
+            logger.warning("%s; starting it again", death)

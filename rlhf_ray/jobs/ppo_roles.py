@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.parts import critic_path
 from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs.engines import restart_engine
+from rlhf_ray.jobs.engines import engine_or_reason, restart_engine
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
@@ -58,7 +58,11 @@ class PPORoles:
         return None if self.reference is None else self.reference.submit_logprobs(shared)
 
     def replace_broken_engines(self, error: RoleFailed | DeadlineExceeded) -> None:
-        """Start engines anew that no longer answer, or hang in a transfer; raises `error` where there are none."""
+        """Start engines anew that no longer answer, or hang in a transfer; who does not come back stays out.
+
+        Raises:
+            RoleFailed, DeadlineExceeded: `error`, where every engine answers.
+        """
         health = self.engines.health(method="health")
         stuck = self.sync.stuck
         broken = [number for number in self.pool.serving if health[number] is Health.DOWN or number in stuck]
@@ -68,16 +72,11 @@ class PPORoles:
             raise error
         for number in broken:
             logger.warning("rollout engine %d: %s; starting it again", number, error)
-            engine: RemoteEngine | RoleLost
-            try:
-                with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
-                    engine = restart_engine(self.engines, number)
-            except RoleLost as lost:
-                if self.pool.serving == [number]:
-                    raise
-                logger.warning("rollout engine %d stays out: %s", number, lost)
-                engine = lost
-            self.pool.replace(number, engine)
+            self.pool.replace(number, engine_or_reason(self._start_engine, self.engines, number))
+
+    def _start_engine(self, number: int) -> RemoteEngine:
+        with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
+            return restart_engine(self.engines, number)
 
     @property
     def trainers(self) -> dict[str, TrainerGroup]:

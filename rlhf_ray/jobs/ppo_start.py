@@ -1,5 +1,6 @@
 """The start of a PPO run: its roles placed in one order, loaded side by side, or in turns where they share devices."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import ray
 
 from rlhf_ray.cluster.connect import Cluster
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PPOConfig
@@ -40,6 +42,8 @@ from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import probe_sequences
 
 MEGABYTE = 2**20
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -156,13 +160,28 @@ class _Start:
 
 
 def _renew(engines: ActorGroup, sync: PolicySync, turns: Turns, number: int) -> RemoteEngine:
-    """Start an engine again, with the weights of the others."""
+    """Start an engine again, with the weights of the others.
+
+    Raises:
+        RoleError: it does not start, or got no weights, also not at a second start.
+    """
+    tried = False
     with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
-        engine = restart_engine(engines, number)
-    if sync.version >= 0:
-        with turns.during(SYNC):
-            sync.catch_up(number)
-    return engine
+        while True:
+            engine = restart_engine(engines, number)
+            if sync.version < 0:
+                return engine
+            try:
+                with turns.during(SYNC):
+                    sync.catch_up(number)
+                return engine
+            except (RoleFailed, DeadlineExceeded) as error:
+                # A policy that lives may have raised, or waited, because this engine died.
+                if tried or (isinstance(error, RoleDied) and error.role != engines.name):
+                    raise
+                logger.warning("%s; starting rollout engine %d once more", error, number)
+                tried = True
+            turns.begin(GENERATE)
 
 
 def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:

@@ -119,8 +119,9 @@ class RunFolder:
     def stopped(self, done: int, steps: int) -> str:
         """What to say of a run that was asked to leave before its last step."""
         message = f"stopped after step {done} of {steps}; the same command goes on from there"
-        if self.final.exists():  # the run had ended before, and was then asked for more steps
-            message += f". Until it ends, {self.final} is the model of an earlier end"
+        ends = [path for path in (self.final, self.final_average) if path.exists()]
+        if ends:  # the run had ended before, and was then asked for more steps
+            message += f". Until then, the model in {' and '.join(map(str, ends))} is that of an earlier end"
         return message
 
     def _keep_others_out(self) -> None:

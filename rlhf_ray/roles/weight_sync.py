@@ -44,7 +44,6 @@ class WeightSync(PolicySync):
         self._transport: Transport = transport
         self._bucket_bytes = bucket_bytes
         self._engine_workers = engine_workers
-        self._host = engines.cluster.endpoint(policy.name, engines.name)[0]
         self._generation = 0
         super().__init__(policy, engines, dtype=dtype, tolerance=tolerance, probes=probes)
 
@@ -109,7 +108,9 @@ class WeightSync(PolicySync):
         """Make the next generation of the transfer group."""
         self._generation += 1
         workers = [self._engine_workers[engine] for engine in members]
-        group = self._policy.call_one(0, "open_transfer", self._generation, workers, self._host, seconds=self._seconds)
+        # Anew each time: a role whose machine died is on another one.
+        host = self._engines.cluster.host(self._policy.name, self._engines.name)
+        group = self._policy.call_one(0, "open_transfer", self._generation, workers, host, seconds=self._seconds)
         joining = [self._policy.submit_one(0, "join_transfer")]
         connecting = [
             self._engines.submit_one(engine, "connect_transfer", group, position)

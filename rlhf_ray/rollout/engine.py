@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -341,12 +341,12 @@ class Engine:
     async def sleep(self, level: int = 1) -> None:
         """Free GPU memory: 1 moves weights to the host and drops the cache, 2 drops both. Nothing on CPU."""
         if self._rollout.gpus_per_worker > 0:
-            await self._llm.sleep(level)
+            await _unless_dead(self._llm.sleep(level))
 
     async def wake(self, tags: Sequence[str] | None = None) -> None:
         """Take GPU memory back: `weights`, `kv_cache`, or everything. Nothing on CPU."""
         if self._rollout.gpus_per_worker > 0:
-            await self._llm.wake_up(list(tags) if tags is not None else None)
+            await _unless_dead(self._llm.wake_up(list(tags) if tags is not None else None))
 
     def shutdown(self) -> None:
         """End the engine's processes."""
@@ -355,6 +355,14 @@ class Engine:
             self._started = None
             # The engine is part of reference cycles; collected at the interpreter's end, its destructor would fail.
             gc.collect()
+
+
+async def _unless_dead(change: Awaitable[object]) -> None:
+    """Wait for a change of turns. Processes that are dead hold no device, and the next request finds them dead."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    with suppress(EngineDeadError):
+        await change
 
 
 async def _put_result(output: Any, finished: "asyncio.Queue[GenerationResult | BaseException]") -> None:

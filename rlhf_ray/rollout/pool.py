@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
 
-from rlhf_ray.cluster.errors import DeadlineExceeded
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.dispatch import Dispatch, DispatchInOrder
@@ -15,7 +15,7 @@ from rlhf_ray.rollout.interfaces import EngineClient, Rollout
 from rlhf_ray.rollout.seating import Seating
 from rlhf_ray.rollout.tasks import make_tasks
 
-Restore = Callable[[int, Exception], EngineClient | Exception]
+Restore = Callable[[int, Exception], EngineClient | RoleError]
 """Brings engine number i back after its error, with the current weights, or returns why that cannot be done."""
 
 LOOP_SECONDS = 60.0
@@ -71,9 +71,9 @@ class RolloutPool:
         """Start `samples_per_prompt` responses to each prompt, and return an iterator over the finished groups.
 
         Generation runs whether or not groups are taken. Equal `seed`, `step` and prompts give equal request seeds.
-        Taking a group raises NoEngineLeft when no engine is left, BadRollout on answers that are not what was asked
-        for or were written by weights older than `version`, and whatever a rollout itself raises. With `greedy_last`,
-        the last response to each prompt is the most likely one.
+        Starting and taking a group raise NoEngineLeft when no engine is left; taking one, BadRollout on answers that
+        are not what was asked for or were written by weights older than `version`, and whatever a rollout itself
+        raises. With `greedy_last`, the last response to each prompt is the most likely one.
         """
         self.restore_lost()
         tasks = make_tasks(
@@ -103,12 +103,18 @@ class RolloutPool:
         return [seat.rank for seat in self._seating.serving]
 
     def restore_lost(self) -> None:
-        """Ask for each lost engine back. Without a `restore` callback, they stay out."""
+        """Ask for each lost engine back. Without a `restore` callback, they stay out.
+
+        Raises:
+            NoEngineLeft: none serves then, or will.
+        """
         for seat in self._seating.restorable:
             if self._restore is not None and seat.lost is not None:
                 self._settle(seat.rank, self._restore(seat.rank, seat.lost))
+        if not self.serving and not self._seating.restorable:
+            raise self._seating.no_engine_left()
 
-    def replace(self, rank: int, engine: EngineClient | Exception) -> None:
+    def replace(self, rank: int, engine: EngineClient | RoleError) -> None:
         """Let a new engine take place `rank`, for instance after a restart; an error gives the place up."""
         self._settle(rank, engine)
 
@@ -132,7 +138,7 @@ class RolloutPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _settle(self, rank: int, engine: EngineClient | Exception) -> None:
+    def _settle(self, rank: int, engine: EngineClient | RoleError) -> None:
         async def settle() -> None:
             self._seating.settle(rank, engine)
 

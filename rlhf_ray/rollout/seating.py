@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from rlhf_ray.cluster.errors import RoleError, RoleLost
 from rlhf_ray.rollout.errors import NoEngineLeft
 from rlhf_ray.rollout.interfaces import EngineClient
 from rlhf_ray.rollout.seats import Seat
@@ -20,7 +21,7 @@ class Seating:
         self._queued = queued
         self._deadline = deadline_seconds
         self._restorable = restorable
-        self._given_up: dict[int, Exception] = {}
+        self._given_up: dict[int, RoleError] = {}
         self._changed = asyncio.Event()
         self.seats = [self._seat(engine, rank) for rank, engine in enumerate(engines)]
 
@@ -49,11 +50,11 @@ class Seating:
             await self._change()
         return self.seats[rank] if self.seats[rank].lost is None else await self.least_loaded()
 
-    def settle(self, rank: int, engine: EngineClient | Exception) -> None:
+    def settle(self, rank: int, engine: EngineClient | RoleError) -> None:
         """Seat a new engine, or give the place up for the reason given."""
-        if isinstance(engine, Exception):
+        if isinstance(engine, RoleError):
             self._given_up[rank] = engine
-            self.seats[rank].lose(engine)
+            self.seats[rank].lose(RoleLost(f"rollout engine {rank} was given up", "rollout", rank, "restart"))
         else:
             self._given_up.pop(rank, None)
             self.seats[rank] = self._seat(engine, rank)
@@ -63,12 +64,21 @@ class Seating:
     def _seat(self, engine: EngineClient, rank: int) -> Seat:
         return Seat(engine, rank, queued=self._queued, deadline_seconds=self._deadline)
 
+    def no_engine_left(self) -> NoEngineLeft:
+        """The error of a pool whose engines are all lost, with why each is."""
+        reasons = "; ".join(map(self._why_lost, self.seats))
+        return NoEngineLeft(f"no rollout engine is left: {reasons}", "rollout", None, "generate")
+
     def _why_lost(self, seat: Seat) -> str:
-        restart = self._given_up.get(seat.rank, seat.lost)
-        return f"{seat.lost}" if restart is seat.lost else f"{seat.lost}; its restart: {restart}"
+        restart = self._given_up.get(seat.rank)
+        return _in_short(seat.lost) if restart is None else f"{_in_short(seat.lost)}; its restart: {_in_short(restart)}"
 
     async def _change(self) -> None:
         if not self.serving and not self.restorable:
-            reasons = "; ".join(map(self._why_lost, self.seats))
-            raise NoEngineLeft(f"no rollout engine is left: {reasons}", "rollout", None, "generate")
+            raise self.no_engine_left()
         await self._changed.wait()
+
+
+def _in_short(error: Exception | None) -> str:
+    """What an error says, without the traceback of a rank."""
+    return str(error.args[0] if isinstance(error, RoleError) else error)

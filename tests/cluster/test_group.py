@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleRaised
+from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
@@ -33,6 +33,8 @@ class Worker:
             raise ValueError(broken)
 
     def begin(self) -> None:
+        if self.unable == "no memory":
+            os.kill(os.getpid(), signal.SIGKILL)
         if self.unable:
             raise BadInput(self.unable)
 
@@ -182,6 +184,32 @@ def test_an_error_of_the_first_call_keeps_its_type_at_each_start(cluster: Cluste
         with pytest.raises(RoleRaised, match=r"^model.path: nothing there .critic rank 1, (re)?start.$") as raised:
             again()
         assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize(("deaths", "comes_back"), [(1, True), (9, False)])
+@pytest.mark.parametrize("method", ["restart", "restart_all"])
+def test_a_worker_that_dies_as_it_starts_is_replaced_as_often_as_allowed(
+    cluster: Cluster, method: str, deaths: int, comes_back: bool
+):
+    def arguments(rank: int) -> dict[str, object]:
+        started.append(rank)
+        dies = len(before) == 1 and len(started) - 1 <= deaths
+        return {"rank": rank, "unable": "no memory" if dies else ""}
+
+    started: list[int] = []
+    before: list[object] = []
+    policy = RestartPolicy(restarts=2, first_delay=0)
+    group = ActorGroup(cluster, Worker, PlacementConfig(on="cpu"), "policy", arguments, policy=policy, start="begin")
+    group.ready()
+    before += group.call("process")
+    if comes_back:
+        getattr(group, method)(0)
+        assert group.call("process") != before
+        assert len(started) == 1 + deaths + 1
+    else:
+        with pytest.raises(RoleLost, match=r"policy rank 0 failed 3 times within 3600 s; 2 restarts are allowed"):
+            getattr(group, method)(0)
+        assert len(started) == 1 + 2
 
 
 def test_a_killed_worker_is_a_dead_machine_and_restarts(cluster: Cluster):

@@ -76,8 +76,9 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
 
 def test_a_run_takes_turns_by_the_table_of_phases() -> None:
     config = small_run()
-    sections = [section for phase in ppo_phases(config).values() for section in phase]
-    assert [role.replace("critic", "critics") for roles in uses(config).values() for role in roles] == sections
+    expected = {phase: [s.replace("critics", "critic") for s in names] for phase, names in ppo_phases(config).items()}
+    assert uses(config) == expected
+    assert (expected["generate"], expected["sync"]) == (["rollout"], ["policy", "rollout"])
     cost = {"kind": "function", "function": "judge.py:harm", "measures": "cost"}
     constraint = {"lagrangian": {"cost_limit": 0.3}}
     safe = small_run(critics={"value": {}, "cost": {}}, rewards=[REWARD, cost], algorithm=constraint)

@@ -1,17 +1,19 @@
 """What a PPO run does about a sync that fails: which engines start again, and which errors end the run."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost, RoleRaised
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleError, RoleFailed, RoleLost, RoleRaised
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.jobs import engines as engines_module
-from rlhf_ray.jobs import ppo_roles
+from rlhf_ray.jobs import ppo_roles, ppo_start
 from rlhf_ray.jobs.engines import open_pool
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_roles import PPORoles
+from rlhf_ray.rollout.errors import NoEngineLeft
 from rlhf_ray.schedule import GENERATE, SYNC, Turns
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 
@@ -61,31 +63,102 @@ def test_another_model_is_not_tried_twice() -> None:
 
 
 def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
-    return SimpleNamespace(
-        engines=SimpleNamespace(name="rollout", health=lambda method: [Health.DOWN, Health.HEALTHY]),
+    roles: Any = SimpleNamespace(
+        engines=SimpleNamespace(
+            name="rollout",
+            health=lambda method: [Health.DOWN, Health.HEALTHY],
+            kill_one=lambda number: replaced.update(killed=number),
+        ),
         sync=SimpleNamespace(stuck=[]),
         pool=SimpleNamespace(serving=serving, replace=replaced.__setitem__),
         turns=Turns(),
     )
+    roles._start_engine = partial(PPORoles._start_engine, roles)
+    return roles
 
 
-@pytest.mark.parametrize("serving", [[0, 1], [0]])
-def test_an_engine_that_failed_too_often_stays_out_where_others_serve(
-    serving: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RoleLost("failed 4 times", "rollout", 0, "restart"),
+        RoleRaised("no memory", "rollout", 0, "restart"),
+        DeadlineExceeded("late", "rollout", 0, "restart"),
+    ],
+)
+def test_an_engine_that_does_not_start_after_a_sync_stays_out_and_holds_no_device(
+    failure: RoleError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def restart(engines: Any, number: int) -> None:
-        raise lost
+        raise failure
 
-    lost = RoleLost("failed 4 times", "rollout", 0, "restart")
     monkeypatch.setattr(ppo_roles, "restart_engine", restart)
-    replaced: dict[int, Any] = {}
-    error = RoleDied("gone", "rollout", 0, "transfer")
-    if serving == [0]:
-        with pytest.raises(RoleLost, match="failed 4 times"):
-            PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
+    replaced: dict[Any, Any] = {}
+    PPORoles.replace_broken_engines(roles_with([0, 1], replaced), RoleDied("gone", "rollout", 0, "transfer"))
+    assert replaced == {0: failure, "killed": 0}
+
+
+def test_a_policy_that_dies_while_an_engine_starts_is_no_reason_to_give_the_engine_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def restart(engines: Any, number: int) -> None:
+        raise RoleDied("policy rank 0 died", "policy", 0, "sleep")
+
+    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
+    replaced: dict[Any, Any] = {}
+    with pytest.raises(RoleDied, match="policy rank 0 died"):
+        PPORoles.replace_broken_engines(roles_with([0, 1], replaced), RoleDied("gone", "rollout", 0, "transfer"))
+    assert replaced == {}
+
+
+def test_an_engine_that_dies_while_it_loads_is_started_as_often_as_its_group_allows() -> None:
+    starts: list[int] = []
+
+    def call_one(number: int, method: str, **_: Any) -> None:
+        starts.append(number)
+        if len(starts) < 3:
+            raise RoleDied("out of memory", "rollout", number, "restart")
+
+    deadlines = SimpleNamespace(start_seconds=5.0)
+    group: Any = SimpleNamespace(
+        restart=lambda number: None,
+        call_one=call_one,
+        handles={1: "engine"},
+        cluster=SimpleNamespace(deadlines=deadlines),
+    )
+    assert engines_module.restart_engine(group, 1).name == "rollout engine 1"
+    assert starts == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("failures", "outcome"),
+    [
+        ([DeadlineExceeded("late", "policy", 0, "transfer")], "serves"),
+        ([RoleDied("gone", "rollout", 0, "transfer")], "serves"),
+        ([RoleRaised("reset", "policy", 0, "transfer"), RoleRaised("again", "policy", 0, "transfer")], "again"),
+        ([RoleDied("gone", "policy", 0, "transfer")], "gone"),
+    ],
+)
+def test_an_engine_that_gets_no_weights_is_started_once_more(
+    failures: list[RoleError], outcome: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ppo_start, "restart_engine", lambda engines, number: "serves")
+    turns = Turns({"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]})
+    turns.begin(GENERATE)
+
+    def catch_up(number: int) -> None:
+        assert not turns.asleep
+        if failures:
+            raise failures.pop(0)
+
+    group: Any = SimpleNamespace(name="rollout")
+    sync: Any = SimpleNamespace(version=3, catch_up=catch_up)
+    if outcome == "serves":
+        assert ppo_start._renew(group, sync, turns, 0) == "serves"
+        assert turns.asleep == {"policy"}, "generation goes on"
     else:
-        PPORoles.replace_broken_engines(roles_with(serving, replaced), error)
-        assert replaced == {0: lost}
+        with pytest.raises(RoleError, match=outcome):
+            ppo_start._renew(group, sync, turns, 0)
+    assert not failures
 
 
 class Sleeper:
@@ -126,7 +199,10 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
 def lost_pool(monkeypatch: pytest.MonkeyPatch, failure: RoleFailed) -> Any:
     """A pool of one engine that died, whose restart fails."""
     group: Any = SimpleNamespace(
-        name="rollout", handles=["engine"], cluster=SimpleNamespace(deadlines=SimpleNamespace(call_seconds=5.0))
+        name="rollout",
+        handles=["engine"],
+        cluster=SimpleNamespace(deadlines=SimpleNamespace(call_seconds=5.0)),
+        kill_one=lambda number: None,
     )
     monkeypatch.setattr(engines_module, "RemoteEngine", lambda handle, number: handle)
 
@@ -148,5 +224,6 @@ def test_an_engine_is_not_given_up_because_the_policy_died(monkeypatch: pytest.M
 
 def test_an_engine_that_does_not_start_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     with lost_pool(monkeypatch, RoleDied("rollout rank 0 died", "rollout", 0, "start")) as pool:
-        pool.restore_lost()
+        with pytest.raises(NoEngineLeft, match=r"no rollout engine is left: gone; its restart: rollout rank 0 died$"):
+            pool.restore_lost()
         assert not pool._seating.restorable

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleRaised
 from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout import collection
 from rlhf_ray.rollout import pool as pool_module
@@ -27,7 +27,8 @@ from rlhf_ray.rollout.tasks import make_tasks, prompt_seed
 from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
 
 SINGLE_TURN = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
-NO_ROOM = RoleDied("rollout engine 0 found no memory", "rollout", 0, "restart")
+NO_ROOM = RoleRaised("rollout engine 0 found no memory", "rollout", 0, "restart")
+NO_ROOM.trace = "Traceback (most recent call last): ..."
 
 
 def pool_of(

@@ -1,0 +1,108 @@
+"""A machine that dies: its workers come up on another one, and meet there. Nodes are Ray's, all on this machine."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster as Nodes
+
+from rlhf_ray.cluster.connect import Cluster, _alive, connect
+from rlhf_ray.cluster.errors import ResourcesUnavailable, RoleDied
+from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig, PlacementConfig
+
+# Workers cannot import this module, which pytest found by its path.
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SMALL = {"object_store_memory": 80 * 2**20}
+
+
+class Worker:
+    """A role that knows where it is and meets its peers."""
+
+    def __init__(self, rank: int, master: tuple[str, int]) -> None:
+        self.rank, self.master = rank, master
+
+    def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+    def all_reduce(self) -> float:
+        import torch
+        import torch.distributed as dist
+
+        host, port = self.master
+        dist.init_process_group("gloo", f"tcp://{host}:{port}", rank=self.rank, world_size=2)
+        total = torch.tensor(float(self.rank + 1))
+        dist.all_reduce(total)
+        dist.destroy_process_group()
+        return total.item()
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A head for the driver, and two machines of two CPUs."""
+    made = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
+    for _ in range(2):
+        made.add_node(num_cpus=2, **SMALL)
+    ray.init(address=made.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield made
+    finally:
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes: Nodes) -> Iterator[Cluster]:
+    deadlines = DeadlineConfig(start_seconds=30, call_seconds=60)
+    with connect(ClusterConfig(deadlines=deadlines), {"main": GroupConfig(nodes=2, cpus_per_node=2)}) as joined:
+        yield joined
+
+
+def trainers(cluster: Cluster) -> ActorGroup:
+    """Two ranks, each with a machine of its own."""
+    masters: list[tuple[str, int]] = []
+
+    def arguments(rank: int) -> dict[str, object]:
+        if rank == 0:
+            masters.append(cluster.endpoint("policy"))
+        return {"rank": rank, "master": masters[-1]}
+
+    placement = PlacementConfig(workers=2, cpus_per_worker=2)
+    group = ActorGroup(cluster, Worker, placement, "policy", arguments, max_restarts=3)
+    group.ready()
+    return group
+
+
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.chaos)])
+def test_its_workers_come_up_on_another_one_and_meet(
+    nodes: Nodes, cluster: Cluster, rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = trainers(cluster)
+    before = group.call("node")
+    assert [cluster.node(slot) for slot in group.slots] == before
+    remove(nodes, before[rank])
+    with pytest.raises(RoleDied, match=f"policy rank {rank} died"):
+        group.call("all_reduce")
+    nodes.add_node(num_cpus=2, **SMALL)
+    group.restart_all(rank)
+    after = group.call("node")
+    assert after[rank] != before[rank]
+    assert after[1 - rank] == before[1 - rank]
+    assert [cluster.node(slot) for slot in group.slots] == after
+    assert group.call("all_reduce") == [3.0, 3.0]
+
+    remove(nodes, after[rank])  # nobody replaces it
+    while after[rank] in _alive():
+        time.sleep(0.5)
+    monkeypatch.setattr(cluster, "deadlines", DeadlineConfig(start_seconds=2))
+    with pytest.raises(ResourcesUnavailable, match=r"a machine left the cluster, and after 2 s .* asks 2 x \(2 CPU"):
+        group.restart_all(rank)
+
+
+def remove(nodes: Nodes, node_id: str) -> None:
+    """End a machine at once, as a power cut does."""
+    nodes.remove_node(next(node for node in nodes.worker_nodes if node.node_id == node_id), allow_graceful=False)
