@@ -57,7 +57,7 @@ class Engines:
     name = "rollout"
 
     def __init__(self, cluster: Any) -> None:
-        cluster.endpoint = lambda *_: ("127.0.0.1", 0)
+        cluster.host = lambda *_: "127.0.0.1"
         self.cluster = cluster
         self.calls: list[Future[None]] = []
 
