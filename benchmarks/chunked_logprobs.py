@@ -12,12 +12,16 @@ import statistics
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCAB, TOKENS = 32_000, 2_048
 WAYS = ("plain", "chunked")
 
 
-def inputs(hidden: int, device: str):
+def inputs(hidden: int, device: str) -> "tuple[Tensor, Tensor, Tensor]":
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -27,7 +31,7 @@ def inputs(hidden: int, device: str):
     return states, weight, targets
 
 
-def run(way: str, states, weight, targets) -> None:
+def run(way: str, states: "Tensor", weight: "Tensor", targets: "Tensor") -> None:
     import torch
 
     from rlhf_ray.models.logprobs import chunked_logprobs

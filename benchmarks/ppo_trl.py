@@ -7,7 +7,7 @@ the answer is a line of JSON with the step's seconds and what it worked on.
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from datasets import Dataset
@@ -34,7 +34,8 @@ def train(workload: Workload, output: Path, epochs: int, minibatches: int, threa
     load_scalar = partial(
         AutoModelForSequenceClassification.from_pretrained, workload.reward, num_labels=1, dtype=torch.float32
     )
-    policy = load()
+    # Any: its `generate` is replaced.
+    policy: Any = load()
     policy.generate = partial(policy.generate, logits_processor=LogitsProcessorList([schedule]))
     samples = len(prompts)
     turns = Turns(

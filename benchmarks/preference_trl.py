@@ -49,13 +49,11 @@ def main() -> None:
         trainer = dpo_trainer(workload.policy, rows, Path(output), [turns], **settings)
     else:
         tokenizer = AutoTokenizer.from_pretrained(workload.reward)
-        pairs = [
-            tuple(
-                [*tokenizer(row["prompt"] + row[side])["input_ids"], tokenizer.eos_token_id]
-                for side in ("chosen", "rejected")
-            )
-            for row in rows
-        ]
+
+        def ids(text: str) -> list[int]:
+            return [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
+
+        pairs = [(ids(row["prompt"] + row["chosen"]), ids(row["prompt"] + row["rejected"])) for row in rows]
         trainer = reward_trainer(workload.reward, pairs, Path(output), [turns], **settings)
     found = sum(len(row[name]) for row in trainer.train_dataset for name in ("chosen_ids", "rejected_ids"))
     prompts = 0 if job == "dpo" else 1

@@ -98,7 +98,8 @@ def start_model(rows: list[Row], folder: Path, options: argparse.Namespace, seed
         folder / "base", texts, hidden=options.hidden, layers=2, heads=4, vocab_size=options.vocabulary, seed=seed
     )
     model = ModelConfig(path=str(base), dtype="float32")
-    load_scalar(model, seed).save_pretrained(folder / "start")
+    network: Any = load_scalar(model, seed)
+    network.save_pretrained(folder / "start")
     load_tokenizer(model).save_pretrained(folder / "start")
     return folder / "start"
 

@@ -6,11 +6,13 @@ bare one is vLLM's offline `LLM`, timed within its process. Prints the ratio of 
 
 import argparse
 import json
+import logging
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.roles.rollout import RolloutActor
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
+from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.rollout.tasks import make_tasks
 
@@ -92,8 +95,8 @@ def measure(workload: Workload, repeats: int, warm_up: int, directory: Path) -> 
         tasks = make_tasks(prompts, run=0, step=repeat, samples_per_prompt=workload.samples_per_prompt, seed=0)
         requests = [pool.rollout.request(task) for task in tasks]
         turns: dict[str, Callable[[], float]] = {
-            "bare": lambda requests=requests: ray.get(bare.seconds.remote(requests), timeout=ANSWER_SECONDS),
-            "pool": lambda repeat=repeat: pool.seconds(prompts, repeat),
+            "bare": partial(_bare_seconds, bare, requests),
+            "pool": partial(pool.seconds, prompts, repeat),
         }
         # Who comes first changes, so that what else the machine does meets both alike.
         for name in sorted(turns, reverse=repeat % 2 == 0):
@@ -107,6 +110,11 @@ def measure(workload: Workload, repeats: int, warm_up: int, directory: Path) -> 
         "repeats": {name: [round(value) for value in values] for name, values in speeds.items()},
         "workload": asdict(workload),
     }
+
+
+def _bare_seconds(bare: Any, requests: Sequence[GenerationRequest]) -> float:
+    seconds: float = ray.get(bare.seconds.remote(requests), timeout=ANSWER_SECONDS)
+    return seconds
 
 
 def _remote(actor_class: type) -> Any:
@@ -124,7 +132,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2)
     given = parser.parse_args()
     workload = Workload(given.requests, given.samples_per_prompt, given.prompt_tokens, given.response_tokens)
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
         with tempfile.TemporaryDirectory() as directory:
             print(json.dumps(measure(workload, given.repeats, given.warm_up, Path(directory)), indent=2))

@@ -75,7 +75,7 @@ def pipeline(output: Path, seed: int, scale: float) -> list[Stage]:
 
     data, sft, reward = output / "data", output / "sft_merged", output / "reward_merged"
     steps = {} if scale == 1 else {"steps": share(PPO_STEPS)}
-    judged = {f"models__{name}__path": output / name / "final" for name in ("dpo", "ppo")}
+    judged: dict[str, str | Path] = {f"models__{name}__path": output / name / "final" for name in ("dpo", "ppo")}
     judged |= {"models__sft__path": sft, "models__sft__run": output / "sft", "rewards__0__path": reward}
     held_out = {"data__path": data / "prompts_held_out.jsonl", "texts__path": data / "texts_held_out.txt"}
     judged |= {"oracle__function": f"{HERE / 'judgement.py'}:positive"}

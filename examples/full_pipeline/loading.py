@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from rlhf_ray.config.errors import RlhfError
 
@@ -28,7 +29,7 @@ def check_loading(output: Path) -> None:
         kind = AutoModelForCausalLM if name in POLICIES else AutoModelForSequenceClassification
         options = {} if name in POLICIES else {"num_labels": 1}
         try:
-            network = kind.from_pretrained(folder, dtype=torch.float32, **options)
+            network: Any = kind.from_pretrained(folder, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise RlhfError(f"{folder} does not load in plain Transformers: {error}") from error

@@ -69,6 +69,7 @@ class Agent(nn.Module):
         mean = distribution.mean
         noise = 0.0 if generator is None else torch.randn(mean.shape, generator=generator)
         action = mean + noise * self.log_std.exp()
+        assert self.task.action_scale is not None, "the distribution is continuous, and so is the action"
         order = action.clamp(-1, 1) * self.task.action_scale
         return order.numpy(), action.numpy(), distribution.log_prob(action).numpy()
 

@@ -1,5 +1,6 @@
 """The three roles as Ray actors, and the calls by which they work side by side."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,9 +64,7 @@ class Roles:
         self._seconds = cluster.deadlines.call_seconds
         self._groups: dict[str, ActorGroup] = {}
         for name, (kind, arguments) in self._kinds().items():
-            self._groups[name] = ActorGroup(
-                cluster, kind, PlacementConfig(), name, lambda _, given=arguments: given, RESTARTS
-            )
+            self._groups[name] = ActorGroup(cluster, kind, PlacementConfig(), name, _always(arguments), RESTARTS)
         ready_together(list(self._groups.values()))
 
     @property
@@ -168,3 +167,8 @@ class Roles:
         for role, method, *arguments in calls:
             refs.append((self._groups[role].submit_one(0, method, *arguments), Caller(role, 0)))
         return wait_together(refs, phase=phase, seconds=self._seconds)
+
+
+def _always(arguments: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
+    """The same for whichever rank."""
+    return lambda _: arguments

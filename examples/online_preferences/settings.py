@@ -1,7 +1,7 @@
 """What may be said on the command line."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from rlhf_ray.config.run import CheckpointConfig, JobConfig, TrackingConfig
 
 Judge = Literal["oracle", "people"]
 RewardKind = Literal["true", "preferences"]
+REWARD_KINDS: tuple[RewardKind, ...] = get_args(RewardKind)
 
 LARGEST_SEED = 2**31 - 1
 FIRST_COMPARISONS = 4
@@ -25,7 +26,7 @@ class Settings(JobConfig):
     task: Literal["pendulum", "cartpole"] = "pendulum"
     """What is to be learned."""
 
-    rewards: list[RewardKind] = Field(default_factory=lambda: ["true", "preferences"], min_length=1)
+    rewards: list[RewardKind] = Field(default_factory=lambda: list(REWARD_KINDS), min_length=1)
     """From what: the task's own reward, choices between clips, or one after the other."""
 
     judge: Judge = "oracle"

@@ -7,6 +7,7 @@ does in its place: judge.py says how.
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification, set_seed
@@ -40,7 +41,6 @@ def train_classifier(directory: Path, tokenizer_of: Path, reviews: Sequence[Revi
             num_key_value_heads=2,
             max_position_embeddings=256,
             pad_token_id=tokenizer.pad_token_id,
-            num_labels=len(LABELS),
             id2label=dict(enumerate(LABELS)),
             label2id={label: number for number, label in enumerate(LABELS)},
         )
@@ -60,7 +60,7 @@ def train_classifier(directory: Path, tokenizer_of: Path, reviews: Sequence[Revi
 
 
 @torch.inference_mode()
-def accuracy(network: Qwen2ForSequenceClassification, tokenizer: object, rows: Sequence[tuple[str, int]]) -> float:
+def accuracy(network: Qwen2ForSequenceClassification, tokenizer: Any, rows: Sequence[tuple[str, int]]) -> float:
     right = 0
     for start in range(0, len(rows), BATCH):
         texts, labels = zip(*rows[start : start + BATCH], strict=True)
@@ -69,6 +69,6 @@ def accuracy(network: Qwen2ForSequenceClassification, tokenizer: object, rows: S
     return right / len(rows)
 
 
-def encode(tokenizer: object, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+def encode(tokenizer: Any, texts: Sequence[str]) -> dict[str, torch.Tensor]:
     batch = tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
     return {name: batch[name] for name in ("input_ids", "attention_mask")}

@@ -5,6 +5,7 @@ uer/roberta-base-finetuned-jd-binary-chinese; what counts is that its labels beg
 """
 
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -49,7 +50,8 @@ def classify(texts: list[str]) -> list[tuple[str, float]]:
 
 
 @cache
-def load() -> tuple[object, torch.nn.Module]:
+def load() -> tuple[Any, Any]:
+    """Tokenizer and network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.set_num_threads(1)
