@@ -2,16 +2,17 @@
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rlhf_ray.cluster.endpoint import LOOPBACK, free_port, free_port_on
-from rlhf_ray.cluster.errors import ResourcesUnavailable
+from rlhf_ray.cluster.endpoint import LOOPBACK, free_port, free_port_on, run_on
+from rlhf_ray.cluster.errors import DeadlineExceeded, ResourcesUnavailable
 from rlhf_ray.cluster.outcome import wait
 from rlhf_ray.cluster.placement import Layout, Slot
 from rlhf_ray.cluster.session import ray_session
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 NOTICE_SECONDS = 10.0
 
 LOOK_SECONDS = 0.5
-"""Between two looks at where Ray moved a group."""
+"""Between two looks at what Ray knows of its nodes."""
+
+MISSED_SECONDS = 60.0
+"""In which Ray misses a machine that fell silent; it takes about a quarter of that."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +50,7 @@ class Cluster:
         """Node and port of every process group so far."""
         self._groups = groups
         self._nodes = {name: _nodes_of(placed[name]) for name in groups}
-        self._devices = _probe_devices(self._bundles(), placed, deadlines.start_seconds)
+        self._devices = _probe_devices(self._bundles(), placed, deadlines.start_seconds, "cluster")
         self.one_node = len(self._used()) == 1
 
     def device_ids(self, slot: Slot) -> list[str]:
@@ -58,40 +62,57 @@ class Cluster:
         """Ray's id of the node on which a worker runs."""
         return self._nodes[slot.group][slot.bundle]
 
-    def look_again(self) -> None:
-        """Find out where the groups are: Ray moves what was on a machine that died to another one.
+    def look_again(self, role: str, slots: Sequence[Slot]) -> None:
+        """Find out where workers are to start: Ray moves what was on a machine that died to another one.
+
+        Args:
+            role: whose workers, for messages.
+            slots: their places.
 
         Raises:
-            ResourcesUnavailable: none took its place within `deadlines.start_seconds`.
+            DeadlineExceeded: none took its place within `deadlines.start_seconds`.
+            RoleDied, RoleRaised: the new machine does not say which GPUs it gave.
         """
-        if self._used() <= _alive():
+        bundles = {(slot.group, slot.bundle) for slot in slots}
+        if all(map(_lives, {self._node(bundle) for bundle in bundles})):
             return
-        logger.warning("a machine left the cluster; waiting for another one in its place")
-        before = self._nodes
-        self._nodes = {name: self._moved(name) for name in before}
-        moved = {
-            (name, bundle): gpus
-            for (name, bundle), gpus in self._bundles().items()
-            if self._nodes[name][bundle] != before[name][bundle]
-        }
-        self._devices |= _probe_devices(moved, self.placement_groups, self.deadlines.start_seconds)
-        logger.warning("the groups are whole again")
+        logger.warning("a machine of %s left the cluster; waiting for another one in its place", role)
+        nodes = self._moved(role, bundles)
+        moved = {key: gpus for key, gpus in self._bundles().items() if key in bundles and nodes[key] != self._node(key)}
+        self._devices |= _probe_devices(moved, self.placement_groups, self.deadlines.start_seconds, role)
+        for (group, bundle), node in nodes.items():
+            self._nodes[group][bundle] = node
         # Those who still run were told at their start by which network they meet.
         self.one_node = self.one_node and len(self._used()) == 1
+        logger.warning("%s has a machine again", role)
 
-    def _moved(self, name: str) -> list[str]:
-        """Nodes of a group once all of them live."""
-        deadline = time.monotonic() + self.deadlines.start_seconds
+    def _moved(self, role: str, bundles: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
+        """Nodes of some bundles once all of them live."""
+        began = time.monotonic()
+        noticed = False
+        groups = sorted({group for group, _ in bundles})
         while True:
-            nodes = _nodes_of(self.placement_groups[name])
-            if _alive().issuperset(nodes):
-                return nodes
-            if time.monotonic() > deadline:
-                raise ResourcesUnavailable(
-                    f"a machine left the cluster, and after {self.deadlines.start_seconds:g} s "
-                    f"{_missing([name], self._groups)}"
+            nodes = {name: _nodes_of(self.placement_groups[name]) for name in groups}
+            found = {(group, bundle): nodes[group][bundle] for group, bundle in bundles}
+            if _alive().issuperset(found.values()):
+                return found
+            passed = time.monotonic() - began
+            if passed > self.deadlines.start_seconds:
+                raise DeadlineExceeded(
+                    f"a machine of {role} left the cluster, and after {self.deadlines.start_seconds:g} s "
+                    f"{_missing(groups, self._groups)}",
+                    role,
+                    None,
+                    "restart",
                 )
+            if passed > NOTICE_SECONDS and not noticed:
+                logger.warning("waiting for a machine: %s", _missing(groups, self._groups))
+                noticed = True
             time.sleep(LOOK_SECONDS)
+
+    def _node(self, bundle: tuple[str, int]) -> str:
+        group, number = bundle
+        return self._nodes[group][number]
 
     def _used(self) -> set[str]:
         return {node for nodes in self._nodes.values() for node in nodes}
@@ -214,17 +235,40 @@ def _nodes_of(group: PlacementGroup) -> list[str]:
     return [by_bundle[index] for index in sorted(by_bundle)]
 
 
+def _lives(node: str) -> bool:
+    """Whether a node lives; one that Ray has not missed yet is asked, until it answers or Ray misses it."""
+    if node == ray.get_runtime_context().get_node_id():
+        return True
+    deadline = time.monotonic() + MISSED_SECONDS
+    asked: ray.ObjectRef | None = None
+    while time.monotonic() < deadline:
+        if node not in _alive():
+            return False
+        asked = asked or run_on(node, _answer)
+        if ray.wait([asked], timeout=LOOK_SECONDS)[0]:
+            try:
+                return bool(ray.get(asked, timeout=LOOK_SECONDS))
+            except RayError:
+                asked = None
+                time.sleep(LOOK_SECONDS)
+    return True  # and too busy to answer: what is started there will tell
+
+
+def _answer() -> bool:
+    return True
+
+
 def _alive() -> set[str]:
     """Ids of the nodes that live, as far as Ray knows."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _probe_devices(
-    bundles: Mapping[tuple[str, int], float], placed: Mapping[str, PlacementGroup], seconds: float
+    bundles: Mapping[tuple[str, int], float], placed: Mapping[str, PlacementGroup], seconds: float, role: str
 ) -> dict[tuple[str, int], list[str]]:
     """Ids of the GPUs that Ray gave to each bundle, which stay the same as long as the bundle does not move.
 
-    Args: bundles, GPUs of each by group and number; placed, the groups; seconds, for all of them to answer.
+    Args: bundles, GPUs of each by group and number; placed, the groups; seconds, for all to answer; role, for errors.
     """
     refs = {
         (name, bundle): ray.remote(_visible_devices)
@@ -237,7 +281,7 @@ def _probe_devices(
         .remote()
         for (name, bundle), gpus in bundles.items()
     }
-    found = wait(list(refs.values()), role="cluster", phase="look for GPUs", seconds=seconds)
+    found = wait(list(refs.values()), role=role, phase="look for GPUs", seconds=seconds)
     return dict(zip(refs, found, strict=True))
 
 
@@ -248,5 +292,6 @@ def _visible_devices() -> list[str]:
 def _address_of(node_id: str) -> str:
     for node in ray.nodes():
         if node["NodeID"] == node_id:
+            # Also of one that died: a call to who was there tells whose death it was.
             return str(node["NodeManagerAddress"])
     raise ResourcesUnavailable(f"node {node_id} left the cluster")

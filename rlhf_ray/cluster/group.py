@@ -190,14 +190,13 @@ class ActorGroup:
 
         Raises:
             RoleLost: the rank was restarted too often.
-            DeadlineExceeded, RoleRaised: the new worker did not start.
-            ResourcesUnavailable: its machine died, and no other took its place.
+            DeadlineExceeded, RoleRaised: the new worker did not start, or a machine died and none took its place.
         """
         while True:
             self._spend(rank)
             self.kill_one(rank)
-            self.cluster.look_again()
             try:
+                self.cluster.look_again(self.name, [self.slots[rank]])
                 self.handles[rank], self.starting[rank] = self._start(rank)
                 self.wait([self.starting[rank]], phase="restart", seconds=self._start_seconds, rank=rank)
                 return
@@ -214,15 +213,14 @@ class ActorGroup:
 
         Raises:
             RoleLost: a rank was restarted too often.
-            DeadlineExceeded, RoleRaised: a new worker did not start.
-            ResourcesUnavailable: a machine died, and no other took its place.
+            DeadlineExceeded, RoleRaised: a new worker did not start, or a machine died and none took its place.
         """
         while True:
             if failed_rank is not None:
                 self._spend(failed_rank)
             self.kill()
-            self.cluster.look_again()
             try:
+                self.cluster.look_again(self.name, self.slots)
                 self._start_all()
                 self.ready()
                 return

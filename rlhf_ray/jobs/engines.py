@@ -113,7 +113,7 @@ def open_pool(
 def engine_or_reason(
     start: Callable[[int], EngineClient], engines: ActorGroup, number: int
 ) -> EngineClient | RoleError:
-    """An engine that starts again, or why it stays out; then its process has ended and its devices are free.
+    """An engine that starts again, or why it stays out; then its process is ended, so that its devices become free.
 
     Args:
         start: starts engine `number`, and may give it weights.
@@ -121,12 +121,12 @@ def engine_or_reason(
         number: the engine.
 
     Raises:
-        RoleDied: of another role, which gives it weights; the engine may be tried again when that one has recovered.
+        RoleError: of another role, which makes room for it or gives it weights.
     """
     try:
         return start(number)
     except RoleError as failure:
-        if isinstance(failure, RoleDied) and failure.role != engines.name:
+        if failure.role != engines.name:
             raise
         logger.warning("rollout engine %d stays out: %s", number, failure)
         engines.kill_one(number)

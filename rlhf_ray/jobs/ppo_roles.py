@@ -58,7 +58,7 @@ class PPORoles:
         return None if self.reference is None else self.reference.submit_logprobs(shared)
 
     def replace_broken_engines(self, error: RoleFailed | DeadlineExceeded) -> None:
-        """Start engines anew that no longer answer, or hang in a transfer; who does not come back stays out.
+        """Start engines anew that no longer answer, or hang in a transfer; one that does not come back stays out.
 
         Raises:
             RoleFailed, DeadlineExceeded: `error`, where every engine answers.

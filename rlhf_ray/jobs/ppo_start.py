@@ -38,6 +38,7 @@ from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.schedule import GENERATE, SYNC, Sleeper, Turns
+from rlhf_ray.transfer.errors import ManifestMismatch
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import probe_sequences
 
@@ -163,7 +164,7 @@ def _renew(engines: ActorGroup, sync: PolicySync, turns: Turns, number: int) -> 
     """Start an engine again, with the weights of the others.
 
     Raises:
-        RoleError: it does not start, or got no weights, also not at a second start.
+        RoleError: it does not start, or got no weights, also not at a second start. Or the policy died.
     """
     tried = False
     with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
@@ -176,12 +177,14 @@ def _renew(engines: ActorGroup, sync: PolicySync, turns: Turns, number: int) -> 
                     sync.catch_up(number)
                 return engine
             except (RoleFailed, DeadlineExceeded) as error:
-                # A policy that lives may have raised, or waited, because this engine died.
-                if tried or (isinstance(error, RoleDied) and error.role != engines.name):
+                if isinstance(error, RoleDied) and error.role != engines.name:
                     raise
-                logger.warning("%s; starting rollout engine %d once more", error, number)
+                turns.begin(GENERATE)
+                # A policy that lives may have raised, or waited, because this engine died.
+                if tried or isinstance(error.__cause__, ManifestMismatch):
+                    raise RoleFailed(str(error.args[0]), engines.name, number, "restart") from error
+                logger.warning("%s; starting rollout engine %d once more", error.args[0], number)
                 tried = True
-            turns.begin(GENERATE)
 
 
 def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:

@@ -97,35 +97,40 @@ def test_an_engine_that_does_not_start_after_a_sync_stays_out_and_holds_no_devic
     assert replaced == {0: failure, "killed": 0}
 
 
-def test_a_policy_that_dies_while_an_engine_starts_is_no_reason_to_give_the_engine_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_policy_that_makes_no_room_is_no_reason_to_give_an_engine_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def restart(engines: Any, number: int) -> None:
-        raise RoleDied("policy rank 0 died", "policy", 0, "sleep")
+        raise DeadlineExceeded("policy rank 0 did not finish sleep", "policy", 0, "sleep")
 
     monkeypatch.setattr(ppo_roles, "restart_engine", restart)
     replaced: dict[Any, Any] = {}
-    with pytest.raises(RoleDied, match="policy rank 0 died"):
+    with pytest.raises(DeadlineExceeded, match="policy rank 0 did not finish sleep"):
         PPORoles.replace_broken_engines(roles_with([0, 1], replaced), RoleDied("gone", "rollout", 0, "transfer"))
     assert replaced == {}
 
 
-def test_an_engine_that_dies_while_it_loads_is_started_as_often_as_its_group_allows() -> None:
+@pytest.mark.parametrize(("deaths", "comes_back"), [(2, True), (3, False)])
+def test_an_engine_that_dies_while_it_loads_is_started_as_often_as_its_group_allows(
+    deaths: int, comes_back: bool
+) -> None:
     starts: list[int] = []
 
-    def call_one(number: int, method: str, **_: Any) -> None:
+    def restart(number: int) -> None:
+        if len(starts) == 3:
+            raise RoleLost("failed 4 times", "rollout", number, "restart")
         starts.append(number)
-        if len(starts) < 3:
+
+    def call_one(number: int, method: str, **_: Any) -> None:
+        assert method == "start"
+        if len(starts) <= deaths:
             raise RoleDied("out of memory", "rollout", number, "restart")
 
-    deadlines = SimpleNamespace(start_seconds=5.0)
-    group: Any = SimpleNamespace(
-        restart=lambda number: None,
-        call_one=call_one,
-        handles={1: "engine"},
-        cluster=SimpleNamespace(deadlines=deadlines),
-    )
-    assert engines_module.restart_engine(group, 1).name == "rollout engine 1"
+    cluster = SimpleNamespace(deadlines=SimpleNamespace(start_seconds=5.0))
+    group: Any = SimpleNamespace(restart=restart, call_one=call_one, handles={1: "engine"}, cluster=cluster)
+    if comes_back:
+        assert engines_module.restart_engine(group, 1).name == "rollout engine 1"
+    else:
+        with pytest.raises(RoleLost, match="failed 4 times"):
+            engines_module.restart_engine(group, 1)
     assert starts == [1, 1, 1]
 
 
@@ -134,14 +139,23 @@ def test_an_engine_that_dies_while_it_loads_is_started_as_often_as_its_group_all
     [
         ([DeadlineExceeded("late", "policy", 0, "transfer")], "serves"),
         ([RoleDied("gone", "rollout", 0, "transfer")], "serves"),
-        ([RoleRaised("reset", "policy", 0, "transfer"), RoleRaised("again", "policy", 0, "transfer")], "again"),
-        ([RoleDied("gone", "policy", 0, "transfer")], "gone"),
+        ([RoleRaised("reset", "policy", 0, "transfer"), RoleRaised("again", "policy", 0, "transfer")], "stays out"),
+        ([raised(ManifestMismatch("no such tensor"))], "stays out"),
+        ([RoleDied("gone", "policy", 0, "transfer")], "policy died"),
     ],
 )
 def test_an_engine_that_gets_no_weights_is_started_once_more(
     failures: list[RoleError], outcome: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ppo_start, "restart_engine", lambda engines, number: "serves")
+    starts: list[int] = []
+
+    def restart(engines: Any, number: int) -> str:
+        assert turns.asleep == {"policy"}
+        starts.append(number)
+        return "serves"
+
+    monkeypatch.setattr(ppo_start, "restart_engine", restart)
+    expected_starts = len(failures) + (outcome == "serves")
     turns = Turns({"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]})
     turns.begin(GENERATE)
 
@@ -154,11 +168,13 @@ def test_an_engine_that_gets_no_weights_is_started_once_more(
     sync: Any = SimpleNamespace(version=3, catch_up=catch_up)
     if outcome == "serves":
         assert ppo_start._renew(group, sync, turns, 0) == "serves"
-        assert turns.asleep == {"policy"}, "generation goes on"
     else:
-        with pytest.raises(RoleError, match=outcome):
+        with pytest.raises(RoleFailed) as failed:
             ppo_start._renew(group, sync, turns, 0)
-    assert not failures
+        assert failed.value.role == ("rollout" if outcome == "stays out" else "policy"), "who is given up"
+    assert len(starts) == expected_starts
+    if outcome != "policy died":
+        assert turns.asleep == {"policy"}, "generation goes on"
 
 
 class Sleeper:
