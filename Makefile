@@ -38,7 +38,7 @@ test: setup  ## All tests that need no GPU and take no minutes.
 slow: setup  ## Learning runs and benchmarks' own tests.
 	$(PYTEST) -m slow
 
-chaos: setup  ## Tests that kill processes.
+chaos: setup  ## Tests that kill processes and machines, or break a run in another way.
 	$(PYTEST) -m chaos
 
 gpu-test:  ## Tests that need CUDA; first `make setup KIND=gpu`.

@@ -200,6 +200,7 @@ def test_the_cache_serves_later_runs_of_the_same_data_only(settings: Make, learn
     assert calls_to_the_reference(lambda: dpo.run(other)) == 1
 
 
+@pytest.mark.slow
 def test_coupled_losses_do_not_depend_on_division_and_resume(settings: Make, tmp_path: Path) -> None:
     """Statistics of the whole step, and BCO's mean over the run, which a checkpoint must hold."""
     loss = {"type": ["bco", "aot"], "weights": [1.0, 0.5], "nll_coefficient": 0.1}

@@ -27,7 +27,7 @@ from rlhf_ray.rollout.recording import Groups
 from rlhf_ray.rollout.remote import RemoteEngine
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
 
-pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
 
 STEPS, SAVED_EVERY = 5, 2
 ENGINE_DIES, POLICY_DIES = 1, 3
@@ -216,7 +216,7 @@ def test_an_engine_that_refuses_weights_ends_the_run_and_the_policy_is_not_kille
 @pytest.mark.parametrize(
     "dies",
     [
-        pytest.param(2, id="before the first checkpoint", marks=pytest.mark.chaos),
+        pytest.param(2, id="before the first checkpoint", marks=pytest.mark.slow),
         pytest.param(5, id="after a checkpoint"),
     ],
 )

@@ -14,7 +14,7 @@ from ray.cluster_utils import Cluster as Nodes
 
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_config
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STORE = {"object_store_memory": 100 * 2**20}
 DIES_AFTER = 6

@@ -129,6 +129,7 @@ def test_sources_weigh_together(optional: Path) -> None:
     assert all(set(sample["rewards"]) == set(WEIGHTS) for sample in samples)
 
 
+@pytest.mark.chaos
 def test_a_sync_that_did_not_arrive_whole_ends_the_run(ppo_settings: Settings, tmp_path: Path) -> None:
     """No two programs agree to so many digits."""
     settings = ppo_settings(tmp_path / "run", rollout={"sync_tolerance": 1e-12})
@@ -137,6 +138,7 @@ def test_a_sync_that_did_not_arrive_whole_ends_the_run(ppo_settings: Settings, t
     assert not (tmp_path / "run").exists(), "it made nothing"
 
 
+@pytest.mark.chaos
 def test_a_run_without_any_reward_is_no_success(ppo_settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(
         "def taste(prompts, completions, **columns):\n    return [None] * len(prompts)\n"

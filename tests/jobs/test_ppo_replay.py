@@ -99,6 +99,7 @@ def test_micro_batches_ranks_and_sharding_change_nothing(
     assert_same(learned, found)
 
 
+@pytest.mark.slow
 def test_a_reference_without_weight_changes_nothing(replay: Callable[..., Path]) -> None:
     """Off, and the policy on two ranks at ZeRO 2; on with next to no weight, and the policy on one rank."""
     off = replay(
