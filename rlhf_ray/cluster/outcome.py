@@ -141,8 +141,8 @@ def _raised(cause: BaseException | None, trace: str, role: str, rank: int, phase
 def _died(error: BaseException, role: str, rank: int, phase: str) -> RoleDied:
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not DEATH_DETAIL.match(line)]
     said, guesses, _ = " ".join(lines).partition(" Some common causes include")
-    causes = " It was killed, ran out of memory or crashed; the system's log may say which." if guesses else ""
-    return RoleDied(f"{role} rank {rank} died in {phase}: {said}{causes}", role, rank, phase)
+    causes = " (killed, out of memory or crashed; the system's log may say which)" if guesses else ""
+    return RoleDied(f"{role} rank {rank} died in {phase}: {said.rstrip('.')}{causes}", role, rank, phase)
 
 
 def plain(text: str) -> str:

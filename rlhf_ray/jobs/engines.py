@@ -124,7 +124,9 @@ def engine_or_reason(
         RoleError: of another role, which makes room for it or gives it weights.
     """
     try:
-        return start(number)
+        engine = start(number)
+        logger.warning("rollout engine %d runs again", number)
+        return engine
     except RoleError as failure:
         if failure.role != engines.name:
             raise

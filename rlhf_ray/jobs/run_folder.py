@@ -121,7 +121,7 @@ class RunFolder:
         message = f"stopped after step {done} of {steps}; the same command goes on from there"
         ends = [path for path in (self.final, self.final_average) if path.exists()]
         if ends:  # the run had ended before, and was then asked for more steps
-            message += f". Until it has ended, what is in {' and '.join(map(str, ends))} is of an earlier end"
+            message += f". Until it has ended, what is in {' and '.join(map(str, ends))} is from before it went on"
         return message
 
     def _keep_others_out(self) -> None:

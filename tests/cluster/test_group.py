@@ -220,7 +220,7 @@ def test_a_killed_worker_is_a_dead_machine_and_restarts(cluster: Cluster):
     with pytest.raises(RoleDied, match=r"^policy rank 1 died in generate: ") as raised:
         group.wait(refs, phase="generate")
     assert raised.value.rank == 1
-    assert str(raised.value).endswith("It was killed, ran out of memory or crashed; the system's log may say which.")
+    assert str(raised.value).endswith(" (killed, out of memory or crashed; the system's log may say which)")
     assert group.health(2)[1] is Health.DOWN
     group.restart(1)
     assert group.call_one(1, "process") != before[1]

@@ -204,7 +204,7 @@ def test_a_stopped_run_says_of_which_end_its_model_is(tmp_path: Path) -> None:
     folder = RunFolder.of(config(tmp_path))
     assert folder.stopped(3, 8) == "stopped after step 3 of 8; the same command goes on from there"
     folder.final.mkdir()
-    assert folder.stopped(3, 8).endswith(f". Until it has ended, what is in {tmp_path}/final is of an earlier end")
+    assert folder.stopped(3, 8).endswith(f". Until it has ended, what is in {tmp_path}/final is from before it went on")
     folder.final_average.mkdir()
     assert f"{tmp_path}/final and {tmp_path}/final_average is" in folder.stopped(3, 8)
 
