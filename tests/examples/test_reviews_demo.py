@@ -64,6 +64,7 @@ def test_a_run_of_your_own_goes_on_from_it(demo: tuple[Path, str]) -> None:
     assert (demo[0] / "outputs" / "ppo_cpu_tiny" / "final" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_its_model_answers_and_its_reward_model_scores(demo: tuple[Path, str]) -> None:
     folder = demo[0]
     for verb in ("generate", "score"):

@@ -242,7 +242,7 @@ def test_running_moments_are_kept(runs: dict[str, Path]) -> None:
     assert moments["mean"] == pytest.approx(sum(means) / STEPS, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["dapo", "reinforce_plus_plus", "gspo"])
+@pytest.mark.parametrize("name", ["dapo", "reinforce_plus_plus", pytest.param("gspo", marks=pytest.mark.slow)])
 def test_an_interrupted_run_goes_on_bit_for_bit(
     name: str,
     run: Callable[[PPOConfig], None],
