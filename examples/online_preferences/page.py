@@ -79,7 +79,7 @@ def serve(settings: Settings, run: str) -> None:
         look = ClipSettings(TASKS[settings.task].question, settings.language)
         desk = ClipDesk(ClipStore(database, run), draw_clips(settings.task), look)
         say(f"compare clips at {door.url}")
-        serve_page(desk, door.listening, door.token)
+        serve_page(desk, door.listening, door.token, door.allowed_hosts)
 
 
 @contextmanager

@@ -21,7 +21,10 @@ EXPORTS = (".jsonl", ".parquet", ".tsv")
 """Formats of an export, by suffix."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
-_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+
+LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+"""Names that no other machine can be behind."""
 
 
 class FileAnswers(RowSource):
@@ -90,6 +93,10 @@ class FeedbackPageConfig(Section):
     token_file: str | None = None
     """File that holds the token, made when it is not there. None: a new token at each start, shown on the console."""
 
+    allowed_hosts: tuple[str, ...] = ()
+    """Names besides loopback under which a proxy shows the page, such as `label.example.com`; requests under any other
+    name are refused where no token is asked for."""
+
     language: Literal["zh", "en"] = "zh"
     """Language in which the page opens; each visitor can switch it."""
 
@@ -114,7 +121,7 @@ class FeedbackPageConfig(Section):
     @property
     def loopback(self) -> bool:
         """Whether only this machine can reach the page."""
-        return _LOOPBACK.fullmatch(self.host) is not None
+        return LOOPBACK.fullmatch(self.host) is not None
 
     @field_validator("store")
     @classmethod
@@ -131,6 +138,14 @@ class FeedbackPageConfig(Section):
         if scheme[1] == POSTGRESQL:
             _check_postgresql(store)
         return store
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _bare_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if _HOST.fullmatch(name) is None:
+                raise ValueError(f"holds bare names, such as label.example.com, not {name!r}")
+        return names
 
     @field_validator("export")
     @classmethod

@@ -98,6 +98,7 @@ class Door:
 
     listening: socket.socket
     token: str | None
+    allowed_hosts: tuple[str, ...]
     url: str
 
 
@@ -112,14 +113,19 @@ def open_door(config: FeedbackPageConfig) -> Iterator[Door]:
     with closing(listen(config.host, config.port)) as listening:
         host = socket.gethostname() if config.host in ANY_ADDRESS else config.host
         query = "" if token is None else f"?token={token}"
-        yield Door(listening, token, f"http://{f'[{host}]' if ':' in host else host}:{config.port}/{query}")
+        yield Door(
+            listening,
+            token,
+            config.allowed_hosts,
+            f"http://{f'[{host}]' if ':' in host else host}:{config.port}/{query}",
+        )
 
 
 def serve(desk: Desk, door: Door) -> None:
     """Show the page until somebody presses Ctrl-C."""
     say(f"{desk.items.count()} prompts in {desk.store}")
     say(f"{door.url} (Ctrl-C ends it)")
-    serve_page(desk, door.listening, door.token)
+    serve_page(desk, door.listening, door.token, door.allowed_hosts)
     say(f"labels are in {desk.store}")
 
 

@@ -7,18 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.responses import PlainTextResponse
-from starlette.routing import Route
-from starlette.testclient import TestClient
-from starlette.websockets import WebSocketDisconnect
 from streamlit.testing.v1 import AppTest
 
 from rlhf_ray.feedback.app import server
 from rlhf_ray.feedback.app.session import plain, seat
 from rlhf_ray.feedback.app.texts import TEXTS
-from rlhf_ray.feedback.app.token_gate import TokenGate
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk, Settings
 from rlhf_ray.feedback.labelling.items import NewItem
@@ -232,26 +225,3 @@ def _raise(error: Exception) -> object:
         raise error
 
     return failing
-
-
-@pytest.fixture
-def guarded() -> TestClient:
-    routes = [Route("/", lambda _: PlainTextResponse("inside")), Route("/media/x", lambda _: PlainTextResponse("file"))]
-    return TestClient(Starlette(routes=routes, middleware=[Middleware(TokenGate, token="x" * 20)]))
-
-
-@pytest.mark.parametrize("address", ["/", "/?token=wrong", "/?token=", "/media/x", "/?token=" + "x" * 19])
-def test_without_the_token_nothing_is_shown(guarded: TestClient, address: str) -> None:
-    answer = guarded.get(address)
-    assert answer.status_code == 401
-    assert "inside" not in answer.text
-    with pytest.raises(WebSocketDisconnect), guarded.websocket_connect("/_stcore/stream"):
-        pass
-
-
-def test_the_token_becomes_a_cookie_and_leaves_the_address(guarded: TestClient) -> None:
-    answer = guarded.get(f"/?token={'x' * 20}&name=anna", follow_redirects=False)
-    assert answer.status_code == 303
-    assert answer.headers["location"] == "?name=anna"
-    assert "httponly" in answer.headers["set-cookie"].lower()
-    assert guarded.get("/").text == "inside"

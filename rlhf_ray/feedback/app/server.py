@@ -58,19 +58,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve_page(desk: "AnyDesk", listening: socket.socket, token: str | None) -> None:
+def serve_page(
+    desk: "AnyDesk", listening: socket.socket, token: str | None, allowed_hosts: tuple[str, ...] = ()
+) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Args:
         desk: what the pages work with.
         listening: from `listen`.
         token: that visitors must bring, or None where only this machine can reach the page.
+        allowed_hosts: names under which a proxy shows the page.
     """
     import uvicorn
     from starlette.middleware import Middleware
     from streamlit import config
     from streamlit.starlette import App
 
+    from rlhf_ray.feedback.app.address_gate import AddressGate
     from rlhf_ray.feedback.app.session import seat
     from rlhf_ray.feedback.app.token_gate import TokenGate
 
@@ -79,8 +83,10 @@ def serve_page(desk: "AnyDesk", listening: socket.socket, token: str | None) -> 
     for name, value in (SETTINGS | {"server.address": host, "server.port": port}).items():
         config.set_option(name, value)
     logging.getLogger("streamlit").setLevel(logging.WARNING)
-    gate = [] if token is None else [Middleware(TokenGate, token=token)]
-    app = App(Path(__file__).with_name("entry.py"), middleware=gate)
+    gates = [Middleware(AddressGate, names=allowed_hosts, any_name=token is not None)]
+    if token is not None:
+        gates.append(Middleware(TokenGate, token=token))
+    app = App(Path(__file__).with_name("entry.py"), middleware=gates)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
     server = uvicorn.Server(settings)
     # Both ways to end a page let the job close what it opened.

@@ -1,21 +1,30 @@
 """Nobody enters without the token, where the page can be reached from elsewhere."""
 
+import hashlib
 import secrets
-from http.cookies import CookieError, SimpleCookie
+from collections.abc import Iterator
 from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import HTMLResponse, RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rlhf_ray.feedback.app.address_gate import CLOSE_REFUSED
+
 COOKIE = "rlhf_token"
 
-REFUSED = """<!doctype html><meta charset="utf-8"><title>rlhf</title>
-<form style="font-family: sans-serif; margin: 20vh auto; max-width: 26rem">
-<p>需要访问令牌（启动时显示在终端里）。<br>This page needs the token that was shown when it was started.</p>
-<input name="token" type="password" autofocus style="width: 100%; font-size: 1.1rem"><p><button>OK</button></p></form>
+REFUSED = """<!doctype html><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>rlhf</title><style>
+body { font: 1rem/1.6 system-ui, sans-serif; color: #31333f; background: #f6f7f9; }
+form { box-sizing: border-box; max-width: 26rem; margin: 18vh auto; padding: 1.5rem; background: white;
+  border: 1px solid #d9dbe1; border-radius: 0.6rem; }
+p { margin: 0 0 1rem; }
+input, button { box-sizing: border-box; width: 100%; padding: 0.6rem 0.8rem; font: inherit; border-radius: 0.4rem; }
+input { margin-bottom: 0.8rem; border: 1px solid #b6bac4; }
+button { border: 0; color: white; background: #2456a6; cursor: pointer; }
+</style>
+<form><p>需要访问令牌（启动时显示在终端里）。<br>This page needs the token that was shown when it was started.</p>
+<input name="token" type="password" aria-label="token" autofocus required><button>OK</button></form>
 """
-CLOSE_REFUSED = 4403
-"""Close code of a WebSocket: 4000 and above are an application's own."""
 
 
 class TokenGate:
@@ -24,10 +33,12 @@ class TokenGate:
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
         self._token = token
+        # A digest needs no quoting as a cookie, and gives nobody the token who reads a browser's cookies.
+        self._cookie = hashlib.sha256(token.encode()).hexdigest()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let through, redirect with the cookie, or refuse."""
-        if scope["type"] not in ("http", "websocket") or self._matches(_cookie(scope)):
+        if scope["type"] not in ("http", "websocket") or self._has_entered(scope):
             await self._app(scope, receive, send)
             return
         if scope["type"] == "websocket":
@@ -35,31 +46,29 @@ class TokenGate:
             await send({"type": "websocket.close", "code": CLOSE_REFUSED})
             return
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
-        if self._matches(query.pop("token", "")):
+        if secrets.compare_digest(query.pop("token", "").encode(), self._token.encode()):
             # Without the token in the address it stays out of the history and of what others are shown.
             entered = RedirectResponse(f"?{urlencode(query)}", 303)
-            entered.set_cookie(_name(scope), self._token, httponly=True, samesite="strict")
+            entered.set_cookie(_name(scope), self._cookie, httponly=True, samesite="strict")
             await entered(scope, receive, send)
         else:
             await HTMLResponse(REFUSED, 401)(scope, receive, send)
 
-    def _matches(self, given: str) -> bool:
-        return secrets.compare_digest(given.encode(), self._token.encode())
+    def _has_entered(self, scope: Scope) -> bool:
+        # Another server on this host, or a page above it, may have set a cookie of the same name.
+        return any(secrets.compare_digest(found, self._cookie.encode()) for found in _cookies(scope, _name(scope)))
 
 
 def _name(scope: Scope) -> str:
-    """Cookies are shared by all ports of a host, tokens are not."""
+    """Return the cookie's name: cookies are shared by all ports of a host, tokens are not."""
     return f"{COOKIE}_{scope['server'][1]}"
 
 
-def _cookie(scope: Scope) -> str:
-    """The token that a request brings."""
+def _cookies(scope: Scope, wanted: str) -> Iterator[bytes]:
+    """Yield the values of all cookies of a name; those of others may hold anything at all."""
     for name, value in scope["headers"]:
         if name == b"cookie":
-            try:
-                found = SimpleCookie(value.decode("latin-1")).get(_name(scope))
-            except CookieError:
-                continue
-            if found is not None:
-                return found.value
-    return ""
+            for pair in value.split(b";"):
+                key, _, found = pair.strip().partition(b"=")
+                if key == wanted.encode():
+                    yield found
