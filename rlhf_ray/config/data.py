@@ -1,5 +1,8 @@
 """Data sets as the jobs read them."""
 
+import os
+import stat
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, PositiveInt
@@ -21,6 +24,24 @@ Layout = Literal[
     "open_assistant_conversations",
 ]
 """How a data set's rows are written."""
+
+
+SPECIAL_FILES = {
+    stat.S_ISFIFO: "a pipe, which can be read only once",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def special_file(path: str | Path) -> str | None:
+    """Return what stands under a name that holds no rows, and may let a reader wait forever; None for others.
+
+    Raises:
+        OSError: nothing is there, or the user may not look at it.
+    """
+    mode = os.stat(path).st_mode
+    return next((kind for is_kind, kind in SPECIAL_FILES.items() if is_kind(mode)), None)
 
 
 class RowSource(Section):

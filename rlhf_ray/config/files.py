@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.cleaning import DataJobConfig
+from rlhf_ray.config.data import special_file
 from rlhf_ray.config.documents import KeyPath, read_document
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.evaluate import EvaluateConfig
@@ -88,10 +89,15 @@ def _data(config: Section) -> Iterator[Problem]:
 def _data_problem(name: str) -> Iterator[str]:
     if "://" in name:
         return
-    if glob.has_magic(name):
+    path = Path(name).expanduser()
+    if path.exists():
+        kind = special_file(path)
+        if kind is not None:
+            yield f"{name} is {kind}; write the rows to a file and name that"
+    elif glob.has_magic(name):
         if not glob.glob(name, recursive=True):
             yield f"no file matches {name}"
-    elif not Path(name).expanduser().exists() and (Path(name).suffix in DATA_SUFFIXES or names_local_path(name)):
+    elif path.suffix in DATA_SUFFIXES or names_local_path(name):
         yield f"no such file or directory: {name}"
 
 

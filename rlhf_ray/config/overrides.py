@@ -106,10 +106,13 @@ def apply_override(data: dict[str, Any], override: Override) -> None:
 
 
 def _read(option: str, text: str, types: list[Any] | None) -> Any:
+    takes_text = types is not None and any(accepts(one, str) for one in types)
     try:
         value = parse_value(text)
     except yaml.YAMLError as error:
+        if takes_text:
+            # A glob such as *.jsonl begins like an alias.
+            return text
         raise BadInput(f"{option}: not a YAML value: {' '.join(str(error).split())}") from None
-    takes_text = types is not None and any(accepts(one, str) for one in types)
     takes_value = types is not None and any(accepts(one, type(value)) for one in types)
     return text if takes_text and not takes_value else value

@@ -72,8 +72,10 @@ class ReadReport:
         if not self.rows:
             raise BadInput(f"{self.source}: holds no rows")
         if not self.used:
-            reasons = "; ".join(f"{_rows(count)}: {reason}" for reason, count in self.left_out.items())
-            raise BadInput(f"{self.source}: no row is left to use; left out: {reasons}")
+            why = [f"left out: {_rows(count)}: {reason}" for reason, count in self.left_out.items()]
+            if self.bad:
+                why.append("\n".join([f"{_rows(self.bad)} cannot be used:", *self._examples()]))
+            raise BadInput(f"{self.source}: no row is left to use; {'; '.join(why)}")
 
     def lines(self) -> Iterator[str]:
         """Say what was read and what was not, for the console and the log."""

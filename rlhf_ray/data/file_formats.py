@@ -30,6 +30,25 @@ KIND_COLUMNS = frozenset(
     {"text", "messages", "prompt", "completion", "completions", "chosen", "rejected", "responses", "ranks"}
 )
 """Columns that tell of what kind a row is. A table has those of all its rows."""
+BEGINNING = 4096
+"""Bytes of a file that tell what it holds, whatever its name says."""
+MAX_NULS = 0.1
+"""Share of NUL bytes in text; each character of an alphabet has one in UTF-16."""
+BINARY = {
+    b"\x1f\x8b": "is compressed by gzip; let its name end in .gz",
+    b"BZh": "is compressed by bzip2; let its name end in .bz2",
+    b"\xfd7zXZ": "is compressed by xz; let its name end in .xz",
+    b"\x28\xb5\x2f\xfd": "is compressed by zstd; unpack it",
+    b"PK\x03\x04": "is a zip archive; unpack it",
+    b"PAR1": "is Parquet; let its name end in .parquet",
+    b"ARROW1": "is an Arrow file; write it as Parquet",
+    b"%PDF-": "is a PDF; write its text to a file",
+    b"version https://git-lfs": "is a pointer of Git LFS; fetch the file with: git lfs pull",
+    b"\xff\xfe\x00\x00": "is UTF-32; convert it with: iconv -f UTF-32 -t UTF-8",
+    b"\xff\xfe": "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
+    b"\xfe\xff": "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
+}
+"""How files begin that are no text in UTF-8, and what to do with them."""
 MAX_CELL = 1 << 24
 """Characters of a CSV cell; the library's own limit, 131,072, is less than a long document."""
 
@@ -84,9 +103,12 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[RawRow]:
             yield from read_jsonl(io.BytesIO(content), file)
             return
         raise BadInput(f"{file}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from error
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).split(";")[0]
+        raise BadInput(f"{file}: not JSON that can be read: {reason}") from None
     if isinstance(value, dict):
-        lists = [inner for inner in value.values() if isinstance(inner, list)]
-        value = lists[0] if len(lists) == 1 else [value]
+        lists = [inner for name, inner in value.items() if isinstance(inner, list) and name not in KIND_COLUMNS]
+        value = lists[0] if len(lists) == 1 and all(isinstance(row, dict) for row in lists[0]) else [value]
     if not isinstance(value, list):
         raise BadInput(f"{file}: holds {_kind(value)}, not a list of objects")
     for index, row in enumerate(value, start=1):
@@ -150,8 +172,28 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 
 def format_of(file: str) -> str:
     """The suffix that names a file's format: `.jsonl` of `rows.jsonl.gz`."""
-    path = PurePath(file)
+    path = PurePath(file.lower())
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def check_beginning(content: bytes, file: str) -> None:
+    """Raise BadInput where the first bytes of a file show that it is not what its name says.
+
+    Args:
+        content: at least `BEGINNING` bytes of the file, if it has as many; after decompression.
+        file: its name.
+    """
+    if format_of(file) == ".parquet":
+        # Its reader tells that better.
+        return
+    for mark, problem in BINARY.items():
+        if content.startswith(mark):
+            raise BadInput(f"{file}: {problem}")
+    content = content[:BEGINNING]
+    if content.count(0) > MAX_NULS * len(content):
+        raise BadInput(
+            f"{file}: is not text in UTF-8: it is binary, or UTF-16 (iconv -f UTF-16LE -t UTF-8 converts it)"
+        )
 
 
 def _lines(stream: BinaryIO, file: str) -> Iterator[tuple[Place, str | BadRow]]:
@@ -160,8 +202,6 @@ def _lines(stream: BinaryIO, file: str) -> Iterator[tuple[Place, str | BadRow]]:
     Only the line feed ends a line: `str.splitlines` would also cut at characters that JSON and prose may hold.
     """
     for number, content in enumerate(stream, start=1):
-        if number == 1 and content.startswith(b"\xff\xfe"):
-            raise BadInput(f"{file}: is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8")
         if number == 1:
             content = content.removeprefix(b"\xef\xbb\xbf")
         content = content.rstrip(b"\r\n")
@@ -176,8 +216,12 @@ def _lines(stream: BinaryIO, file: str) -> Iterator[tuple[Place, str | BadRow]]:
 def _object(line: str) -> Row | BadRow:
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else "nested too deep"
+    except RecursionError:
+        return BadRow("not JSON that can be read: nested too deep; each line must be one object")
+    except ValueError as error:
+        # A number of thousands of digits is a plain ValueError.
+        told = isinstance(error, json.JSONDecodeError)
+        reason = f"{error.msg} (column {error.colno})" if told else str(error).split(";")[0]
         return BadRow(f"not JSON: {reason}; each line must be one object")
     return value if isinstance(value, dict) else BadRow(_not_object(value))
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.data.file_formats import READERS, RawRow
+from rlhf_ray.data.file_formats import COMPRESSED, READERS, RawRow, check_beginning, format_of
 from rlhf_ray.data.sources import Located, is_message_table, locate, read_file, read_rows, shown_name
 
 PIECE_BYTES = 1 << 21
@@ -83,8 +83,12 @@ def read_piece(piece: Piece) -> Iterator[RawRow]:
         stream.seek(piece.begin)
         content = stream.read(piece.end - piece.begin)
     shown = shown_name(piece.file, piece.source.path)
-    for place, row in READERS[PurePath(piece.file).suffix](io.BytesIO(content), shown):
+    for place, row in READERS[format_of(piece.file)](io.BytesIO(content), shown):
         yield replace(place, line=place.line + piece.first_line - 1), row
+
+
+def _is_cut(file: str) -> bool:
+    return format_of(file) in CUT and PurePath(file.lower()).suffix not in COMPRESSED
 
 
 def _survey_file(found: Located, file: str, source: RowSource) -> tuple[FileRecord, list[Piece]]:
@@ -95,6 +99,8 @@ def _survey_file(found: Located, file: str, source: RowSource) -> tuple[FileReco
     try:
         with found.file_system.open(file, "rb") as stream:
             while block := stream.read(BLOCK_BYTES):
+                if not size and _is_cut(file):
+                    check_beginning(block, shown)
                 digest.update(block)
                 last = block.rfind(b"\n")
                 if last >= 0 and size + last + 1 - borders[-1][0] >= PIECE_BYTES:
@@ -104,7 +110,7 @@ def _survey_file(found: Located, file: str, source: RowSource) -> tuple[FileReco
     except OSError as error:
         raise BadInput(f"{shown}: cannot be read: {error}") from error
     record = FileRecord(shown, size, digest.hexdigest())
-    if PurePath(file).suffix not in CUT or is_message_table(found, file, source):
+    if not _is_cut(file) or is_message_table(found, file, source):
         return record, [Piece(source, file)]
     ends = [begin for begin, _ in borders[1:]] + [size]
     return record, [

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Literal
 
-from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.data import RowSource, special_file
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import Place
-from rlhf_ray.data.file_formats import READERS, RawRow, format_of, told
+from rlhf_ray.data.file_formats import BEGINNING, READERS, RawRow, check_beginning, format_of, told
 from rlhf_ray.data.layouts.message_tables import as_trees, is_message
 
+SHOWN_PATH = 80
+"""Characters of a name that cannot be one, in its error."""
 ASSEMBLED = ("auto", "open_assistant", "open_assistant_conversations")
 """Layouts in which rows may be messages, each with the name of the one that it answers."""
 
@@ -66,8 +68,15 @@ def locate(data: RowSource) -> Located:
     """
     from fsspec.core import url_to_fs
 
-    file_system, path = url_to_fs(data.path)
-    if not _is_pattern(path) and not file_system.exists(path):
+    if not data.path.strip():
+        raise BadInput("data.path: names nothing; give a file, a glob, a directory, a URL or a hub name")
+    try:
+        file_system, path = url_to_fs(data.path)
+        there = file_system.exists(path)
+    except (ValueError, ImportError, OSError) as error:
+        # No such protocol, or a name that no file can have.
+        raise BadInput(f"{data.path[:SHOWN_PATH]!r}: cannot be read: {error}") from None
+    if not there and not _is_pattern(path):
         if not _could_be_hub_name(data.path):
             raise BadInput(f"{data.path}: no such file or directory")
         return Located("hub", file_system, [])
@@ -100,6 +109,8 @@ def _file_rows(found: Located, file: str, data: RowSource) -> Iterator[RawRow]:
     shown = shown_name(file, data.path)
     try:
         with found.file_system.open(file, "rb", compression="infer") as stream:
+            check_beginning(stream.read(BEGINNING), shown)
+            stream.seek(0)
             yield from READERS[format_of(file)](stream, shown)
     except (OSError, EOFError) as error:
         raise BadInput(f"{shown}: cannot be read: {error}") from error
@@ -122,7 +133,7 @@ def _could_be_hub_name(path: str) -> bool:
 
 
 def _files(file_system: Any, path: str, given: str) -> list[str]:
-    if _is_pattern(path):
+    if _is_pattern(path) and not file_system.exists(path):
         found = [file for file in file_system.glob(path) if file_system.isfile(file)]
     elif file_system.isdir(path):
         everything = file_system.find(path)
@@ -133,9 +144,24 @@ def _files(file_system: Any, path: str, given: str) -> list[str]:
     if not found:
         raise BadInput(f"{given}: no file here that can be read; formats are {known}")
     for file in found:
+        _check_regular(file_system, file, shown_name(file, given))
         if format_of(file) not in READERS:
             raise BadInput(f"{shown_name(file, given)}: unknown format {format_of(file)!r}; formats are {known}")
     return sorted(found)
+
+
+def _check_regular(file_system: Any, file: str, shown: str) -> None:
+    """Raise BadInput for what is there but is no file."""
+    from fsspec.implementations.local import LocalFileSystem
+
+    if not isinstance(file_system, LocalFileSystem):
+        return
+    try:
+        kind = special_file(file)
+    except OSError as error:
+        raise BadInput(f"{shown}: cannot be read: {error.strerror}") from None
+    if kind is not None:
+        raise BadInput(f"{shown}: is {kind}; write the rows to a file and name that")
 
 
 def shown_name(file: str, given: str) -> str:

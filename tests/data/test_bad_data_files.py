@@ -1,7 +1,10 @@
 """What a data file can do wrong: each time a message that names file and line and says what to do."""
 
+import gzip
 import json
+import os
 import re
+import socket
 
 import pytest
 
@@ -51,6 +54,54 @@ CASES = {
         "d.tsv",
         b"a\tb\n",
         r"d\.tsv:1: is a line of a rank list \(\.tsv\), which has no",
+    ),
+    "UTF-16, big end first": (
+        "prompts",
+        "d.jsonl",
+        GOOD.decode().encode("utf-16-be"),
+        r"d\.jsonl: is not text in UTF-8",
+    ),
+    "UTF-16 in CSV": ("prompts", "d.csv", "prompt\na\n".encode("utf-16"), r"d\.csv: is UTF-16; convert it"),
+    "UTF-16 in JSON": ("prompts", "d.json", "[]".encode("utf-16"), r"d\.json: is UTF-16; convert it with: iconv"),
+    "UTF-32": ("prompts", "d.txt", "好看".encode("utf-32"), r"d\.txt: is UTF-32; convert it with: iconv"),
+    "gzip without .gz": (
+        "prompts",
+        "d.jsonl",
+        gzip.compress(GOOD),
+        r"d\.jsonl: is compressed by gzip; let its name end",
+    ),
+    "gzip twice": (
+        "prompts",
+        "d.jsonl.gz",
+        gzip.compress(gzip.compress(GOOD)),
+        r"d\.jsonl\.gz: is compressed by gzip; let",
+    ),
+    "zip": ("prompts", "d.csv", b"PK\x03\x04..", r"d\.csv: is a zip archive; unpack it"),
+    "Parquet without .parquet": (
+        "prompts",
+        "d.jsonl",
+        b"PAR1..",
+        r"d\.jsonl: is Parquet; let its name end in \.parquet",
+    ),
+    "pointer of Git LFS": (
+        "prompts",
+        "d.jsonl",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        r"d\.jsonl: is a pointer of Git LFS; fetch",
+    ),
+    "number of 5,000 digits": (
+        "prompts",
+        "d.jsonl",
+        GOOD + b'{"x": ' + b"9" * 5000 + b"}",
+        r"d\.jsonl:2: .*4300 digits",
+    ),
+    "such a number in JSON": ("prompts", "d.json", b"[" + b"9" * 5000 + b"]", r"d\.json: not JSON .*4300 digits"),
+    "JSON nested too deep": ("prompts", "d.json", b"[" * 100_000, r"d\.json: not JSON .*nested too deep"),
+    "JSON of one row": (
+        "prompts",
+        "d.json",
+        b'{"messages": [{"role": "user", "content": "q"}]}',
+        r"columns are: messages\.",
     ),
     "unknown format": ("prompts", "d.xml", b"<a/>", r"d\.xml: unknown format '\.xml'; formats are \.jsonl, \.json"),
     "prompts too long": (
@@ -181,3 +232,46 @@ def test_few_bad_rows_are_counted_and_shown(tmp_path, tokenizer):
     file.write_bytes(GOOD * 49 + b"oops\n" * 2)
     with pytest.raises(BadInput, match="2 of 51 rows cannot be used"):
         read_prompts(PromptDataConfig(path=str(file)), tokenizer)
+
+
+@pytest.mark.parametrize("name", ["d.jsonl", "folder"])
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, monkeypatch, tokenizer, name, kind):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / ("folder/d.jsonl" if name == "folder" else name)
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "device":
+        file.symlink_to(os.devnull)
+    else:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(file.relative_to(tmp_path)))
+    with pytest.raises(BadInput, match=rf"d\.jsonl: is a {kind}.*; write the rows to a file"):
+        read_prompts(PromptDataConfig(path=name), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", " ", "~nobody_of_that_name/d.jsonl", "d" * 300 + ".jsonl", "a\0b.jsonl", "loop.jsonl", "none://d.jsonl"],
+)
+def test_paths_that_name_nothing(tmp_path, monkeypatch, tokenizer, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    with pytest.raises(BadInput, match=r"data\.path|no such file|cannot be read") as caught:
+        read_prompts(PromptDataConfig(path=path), tokenizer)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_with_the_characters_of_a_pattern_is_a_name_first(tmp_path, tokenizer):
+    for name in ("d[1].jsonl", "d?.jsonl", "d1.jsonl"):
+        (tmp_path / name).write_text(json.dumps({"prompt": name}))
+    for name in ("d[1].jsonl", "d?.jsonl"):
+        loaded = read_prompts(PromptDataConfig(path=str(tmp_path / name)), tokenizer)
+        assert [row.prompt for row in loaded.rows] == [name]
+
+
+def test_rows_that_are_all_bad_are_named_whatever_share_may_be(tmp_path, tokenizer):
+    (tmp_path / "d.jsonl").write_bytes(b"oops\n")
+    with pytest.raises(BadInput, match=r"no row is left to use; 1 row cannot be used:\n.*d\.jsonl:1: not JSON"):
+        read_prompts(PromptDataConfig(path=str(tmp_path / "d.jsonl"), bad_rows=1), tokenizer)
