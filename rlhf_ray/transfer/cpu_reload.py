@@ -1,21 +1,23 @@
 """New weights for a model in a vLLM CPU worker, packed layer by layer as they come.
 
-On CPU a linear layer computes with a packed copy of its weight and drops the weight itself. vLLM's own layerwise reload
-keeps the tensors of a layer until all came, gives every layer fresh memory, loads into that and packs it. Here tensors
-are loaded as they come, into the living parameter where there is one and else into one block of memory that all layers
-take turns with: the first touch of fresh memory takes longer than the copy itself.
+On CPU a linear layer computes with a packed copy of its weight and drops the weight itself, where the processor has a
+kernel for its type; elsewhere, as bfloat16 without AVX-512, it keeps the living weight and computes with that. vLLM's
+own layerwise reload keeps the tensors of a layer until all came, gives every layer fresh memory, loads into that and
+packs it. Here tensors are loaded as they come, into the living parameter where there is one and else into one block of
+memory that all layers take turns with: the first touch of fresh memory takes longer than the copy itself.
 """
 
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.layers.attention import Attention, is_deferred_attention_layer
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-from vllm.model_executor.model_loader.reload.meta import CopyCounter
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
@@ -67,13 +69,13 @@ class CpuReload:
             self._layers.append(_Layer(module, self._memory))
 
     def finish(self) -> None:
-        """Pack what is larger than what is loaded into it, such as embeddings with padded rows.
+        """Pack what is not packed yet.
 
         Raises:
-            TransferError: a part of a layer's weight did not come.
+            TransferError: a layer's weight, or a part of it, did not come.
         """
         for layer in self._layers:
-            layer.pack_padded()
+            layer.finish()
             layer.release()
         self._layers = []
 
@@ -82,7 +84,8 @@ class _Layer:
     """A layer whose weight is packed once all of it came."""
 
     def __init__(self, module: nn.Module, memory: KeptMemory) -> None:
-        self._loaded = 0  # elements that came and are not packed yet
+        self._loaded = 0  # elements that came
+        self._parts: set[Any] = set()  # what the loader was told of each: which rows of a fused weight, as a rule
         self._module = module
         self._memory = memory
         self._staged: Any = None
@@ -102,11 +105,14 @@ class _Layer:
         @wraps(loader)
         def counted_loader(param: Tensor, loaded_weight: Tensor, *args: Any, **options: Any) -> Any:
             target = self._target()
-            with CopyCounter() as counter:
+            part = args, tuple(sorted(options.items()))
+            with _Filled(target) as filled:
                 result = loader(target, loaded_weight, *args, **options)
-            # At most its size: a loader may copy once more to transform what it loaded.
-            self._loaded += min(counter.copied_numel, target.numel())
-            if self._loaded >= target.numel():
+            self._loaded += filled.elements
+            if part in self._parts or self._loaded > target.numel():
+                raise self._came_twice()
+            self._parts.add(part)
+            if self._loaded == target.numel():
                 self._pack()
             return result
 
@@ -117,14 +123,12 @@ class _Layer:
         """Where the weight is loaded to.
 
         Raises:
-            TransferError: a weight that is packed and gone comes again.
+            TransferError: all of it is here already.
         """
+        if self._packed:
+            raise self._came_twice()
         if not self._is_dropped:
             return self._weight
-        if self._packed:
-            raise TransferError(
-                f"weight transfer: a weight of shape {tuple(self._weight.shape)} came twice within one update"
-            )
         if self._staged is None:
             shape, dtype = self._weight.shape, self._weight.dtype
             block = self._memory.take(shape.numel() * dtype.itemsize)
@@ -132,18 +136,26 @@ class _Layer:
             self._staged.weight_loader = self._loader
         return self._staged
 
-    def pack_padded(self) -> None:
-        """Pack a living weight that is larger than what was loaded into it.
+    def _came_twice(self) -> TransferError:
+        shape = tuple(self._weight.shape)
+        return TransferError(
+            f"weight transfer: a weight of shape {shape}, or a part of it, came twice within one update"
+        )
+
+    def finish(self) -> None:
+        """Pack an embedding, which may have more rows than its vocabulary: its loader takes the vocabulary whole.
 
         Raises:
-            TransferError: this is a staged one, whose missing part would be another layer's.
+            TransferError: nothing came, or of another layer not all.
         """
-        if self._loaded and self._staged is not None:
+        if self._packed:
+            return
+        shape, size = tuple(self._weight.shape), self._weight.shape.numel()
+        if not self._loaded or not isinstance(self._module.quant_method, UnquantizedEmbeddingMethod):
             raise TransferError(
-                f"weight transfer: of a weight of shape {tuple(self._weight.shape)} only {self._loaded} elements came"
+                f"weight transfer: of a weight of shape {shape} only {self._loaded} of {size} elements came"
             )
-        if self._loaded:
-            self._pack()
+        self._pack()
 
     def _pack(self) -> None:
         if self._staged is not None:
@@ -152,13 +164,26 @@ class _Layer:
         method.process_weights_after_loading(self._module)
         self._staged = None
         self._packed = True
-        self._loaded = 0
 
     def release(self) -> None:
         """Give memory, and a living parameter's own loader, back."""
         self._staged = None
         if not self._is_dropped:
             self._weight.weight_loader = self._loader
+
+
+class _Filled(TorchDispatchMode):
+    """Count the elements of one tensor that `copy_` writes; a loader may copy elsewhere too, to transform what came."""
+
+    def __init__(self, target: Tensor) -> None:
+        super().__init__()
+        self._addresses = range(target.data_ptr(), target.data_ptr() + target.nbytes)
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default and args[0].data_ptr() in self._addresses:
+            self.elements += args[0].numel()
+        return func(*args, **(kwargs or {}))
 
 
 def _alike(data: Tensor, parameter: Tensor) -> Any:
