@@ -1,10 +1,22 @@
 """How rewards become updates: estimators of advantages, policy losses, KL, corrections, shaping of rewards."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import (
+    LARGEST,
+    AnyFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OfIntegers,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    Tokens,
+    WrittenAsList,
+)
 
 Advantages = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
 PolicyLossName = Literal["clip", "clip_sequence", "gspo", "cispo", "sapo"]
@@ -72,7 +84,7 @@ class KLConfig(Section):
     target: PositiveFloat | None = None
     """KL per response at which an adaptive coefficient aims (Ziegler et al. 2019). None: fixed coefficient."""
 
-    horizon: PositiveFloat = 10_000
+    horizon: float = Field(default=10_000, ge=1, le=LARGEST)
     """Samples over which an adaptive coefficient moves."""
 
 
@@ -86,10 +98,10 @@ class LagrangianConfig(Section):
     multiplier: NonNegativeFloat = 1.0
     """Lambda, the weight of costs against rewards; its first value where it is learned."""
 
-    cost_limit: float = 0.0
+    cost_limit: AnyFloat = 0.0
     """Mean cost of an episode that lambda shall enforce."""
 
-    learning_rate: NonNegativeFloat = 0.1
+    learning_rate: float = Field(default=0.1, ge=0, le=100)
     """Of lambda: log lambda grows by this x lambda x (mean episode cost - limit) before each update of the policy."""
 
     maximum: PositiveFloat | None = 5.0
@@ -120,13 +132,13 @@ class AlgorithmConfig(Section):
     clip_range_high: PositiveFloat | None = Field(default_factory=_clip_range_high)
     """The range above 1. None: as below; by default so, but gspo 4e-4, cispo 4."""
 
-    dual_clip: float | None = Field(default=None, gt=1)
+    dual_clip: float | None = Field(default=None, gt=1, le=LARGEST)
     """Bound on the ratio where the advantage is negative (Ye et al. 2020)."""
 
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount of each written token."""
 
-    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    gae_lambda: Share = 0.95
     """Decay of GAE."""
 
     value_clip_range: PositiveFloat | None = 0.2
@@ -144,11 +156,11 @@ class AlgorithmConfig(Section):
     lagrangian: LagrangianConfig | None = None
     """Keep the mean cost under a limit, where a reward source measures cost. None: there are no costs."""
 
-    filter_groups: PositiveInt | None = None
+    filter_groups: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Drop groups whose rewards are all equal and answer further prompts in their place (DAPO), up to this many batches
     of prompts a step. None: keep all groups."""
 
-    reward_baseline: float = 0.0
+    reward_baseline: AnyFloat = 0.0
     """Taken from the reward of each response."""
 
     reward_normalisation: Literal["none", "scale", "whiten"] = "none"
@@ -160,7 +172,7 @@ class AlgorithmConfig(Section):
     missing_eos_penalty: NonNegativeFloat = 0.0
     """Taken from the reward of a response that did not end by itself."""
 
-    overlong_penalty: tuple[PositiveInt, PositiveFloat] | None = None
+    overlong_penalty: Annotated[tuple[Tokens, PositiveFloat], WrittenAsList] | None = None
     """`[tokens, penalty]`: over the last tokens before rollout.max_new_tokens the penalty grows from 0 (DAPO)."""
 
     target_kl: PositiveFloat | None = None
@@ -178,11 +190,11 @@ class AlgorithmConfig(Section):
     """Importance weights from the engine's to the trainer's old log-probabilities: truncated (TIS); icepop; of whole
     responses; or of tokens, where the geometric mean over the response lies within the bounds."""
 
-    off_policy_bounds: tuple[NonNegativeFloat, PositiveFloat] = Field(default_factory=_bounds)
+    off_policy_bounds: Annotated[tuple[NonNegativeFloat, PositiveFloat], WrittenAsList] = Field(default_factory=_bounds)
     """Weights are truncated to, or masked outside, these. By default truncated [0, 2], icepop [0.5, 5],
     sequence_* [0, 3], geometric_mask [0.99, 1.01]."""
 
-    max_staleness: Literal[0] = 0
+    max_staleness: Annotated[Literal[0], OfIntegers] = 0
     """Versions by which a sample may be older than the policy that learns from it. Only 0 yet."""
 
     @property

@@ -88,8 +88,6 @@ def _trainers(config: Section) -> Iterator[Problem]:
             continue
         if role.gpus_per_worker > 1:
             yield Problem((*key, "gpus_per_worker"), "a rank of a trained model uses one GPU; raise `workers` instead")
-        if not all(0 <= beta < 1 for beta in role.betas):
-            yield Problem((*key, "betas"), f"each lies in [0, 1), not {list(role.betas)}")
         for problem in deepspeed_problems(role.deepspeed):
             yield Problem((*key, "deepspeed", *problem.key), problem.message)
     attention = config.model.attention if isinstance(config, SupervisedConfig | PPOConfig) else "sdpa"

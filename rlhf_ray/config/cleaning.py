@@ -2,10 +2,12 @@
 
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, Share
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig
 from rlhf_ray.config.row_sources import FILE_NAME, FileSource, Source
 
@@ -88,7 +90,7 @@ class PunctuationConfig(Section):
     of: Judged = "answer"
     """Texts that are looked at."""
 
-    max_share: float = Field(default=0.5, ge=0, le=1)
+    max_share: Share = 0.5
     """Most punctuation and symbols among the characters that are no space."""
 
     max_run: PositiveInt = 12
@@ -104,13 +106,13 @@ class QualityConfig(Section):
     of: Judged = "answer"
     """Texts that are looked at."""
 
-    min_letters: float = Field(default=0.2, ge=0, le=1)
+    min_letters: Share = 0.2
     """Least letters (characters of any script) among the characters that are no space."""
 
-    max_repetition: float = Field(default=0.6, ge=0, le=1)
+    max_repetition: Share = 0.6
     """Most 5-grams of characters that stood in the same text before; measured from 50 characters on."""
 
-    max_broken: float = Field(default=0.0, ge=0, le=1)
+    max_broken: Share = 0.0
     """Most characters that show a broken encoding: replacement marks, control and private-use characters."""
 
     phrases: list[str] = Field(default_factory=list)
@@ -128,7 +130,7 @@ class LanguageConfig(Section):
     ] = Field(min_length=1)
     """Languages that stay; ru is any in Cyrillic letters, none a text without letters (numbers, emoji)."""
 
-    min_share: float = Field(default=0.5, ge=0, le=1)
+    min_share: Share = 0.5
     """Least share of the language in the text; five letters of an alphabet count as one Chinese character."""
 
 
@@ -138,7 +140,7 @@ class ClassifierConfig(Section):
     of: Judged = "answer"
     """Texts that are scored; of several the lowest score counts."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A classifier.safetensors of an earlier run. None: train one on `high` and `low`."""
 
     high: RowSource | None = None
@@ -147,10 +149,10 @@ class ClassifierConfig(Section):
     low: RowSource | None = None
     """Examples of low quality."""
 
-    min_score: float = Field(default=0.5, ge=0, le=1)
+    min_score: Share = 0.5
     """Least probability of high quality."""
 
-    min_auc: float = Field(default=0.7, ge=0, le=1)
+    min_auc: Share = 0.7
     """Least area under the ROC curve on a fifth of the examples, held out of training; below it the job stops."""
 
     @model_validator(mode="after")
@@ -179,13 +181,13 @@ class DuplicatesConfig(Section):
 class ClassesConfig(Section):
     """Each row gets column `class`: what its prompt asks for, in InstructGPT's use cases or classes of your own."""
 
-    path: str | None = None
+    path: PathText | None = None
     """A classes.safetensors of an earlier run. None: train on `examples`, or go by rules where there are none."""
 
     examples: RowSource | None = None
     """Rows with `prompt` and `class`."""
 
-    min_accuracy: float = Field(default=0.5, ge=0, le=1)
+    min_accuracy: Share = 0.5
     """Least accuracy on a fifth of the examples, held out of training; below it the job stops."""
 
     @model_validator(mode="after")
@@ -198,7 +200,7 @@ class ClassesConfig(Section):
 class SampleConfig(Section):
     """A sample with given shares of the classes."""
 
-    shares: dict[str, float] = Field(min_length=1)
+    shares: dict[str, NonNegativeFloat] = Field(min_length=1)
     """Share of each class, in any unit; rows of classes that are not named are left out."""
 
     rows: PositiveInt | None = None
@@ -228,16 +230,16 @@ def _everything() -> dict[str, SplitConfig]:
 class DataJobConfig(Section):
     """Acquire, clean, classify, sample and split rows; every removed row is accounted for."""
 
-    output: str
+    output: PathText
     """Folder to write; it appears when all is done, and must not exist before."""
 
     sources: list[Source] = Field(min_length=1)
     """Where rows come from, in this order; of duplicates the first stays."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Chooses the sample and the split."""
 
-    processes: PositiveInt = 1
+    processes: int = Field(default=1, ge=1, le=1024)
     """Processes that clean rows. More than 1 takes Ray Data; the output is the same, byte for byte."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)

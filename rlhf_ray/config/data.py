@@ -5,9 +5,9 @@ import stat
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PositiveInt
-
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import PositiveInt, Share, Tokens
+from rlhf_ray.config.paths import PathText
 
 Layout = Literal[
     "auto",
@@ -47,7 +47,7 @@ def special_file(path: str | Path) -> str | None:
 class RowSource(Section):
     """Rows from files or a hub data set, in TRL's columns or in a layout that is known."""
 
-    path: str
+    path: PathText
     """File (.jsonl, .json, .csv, .parquet, .txt, .tsv), a glob of them, a directory, or a hub name (`name:subset`)."""
 
     layout: Layout = "auto"
@@ -59,7 +59,7 @@ class RowSource(Section):
     limit: PositiveInt | None = None
     """Use only the first rows."""
 
-    bad_rows: float = Field(default=0.01, ge=0, le=1)
+    bad_rows: Share = 0.01
     """Share of rows that may be unusable; they are counted and shown. Past it the job stops."""
 
 
@@ -73,14 +73,14 @@ class DataConfig(RowSource):
 class PromptDataConfig(DataConfig):
     """Prompts of a policy-gradient job: column `prompt`, text or messages."""
 
-    max_prompt_tokens: PositiveInt = 1024
+    max_prompt_tokens: Tokens = 1024
     """Longer prompts are left out, counted and shown."""
 
 
 class TextDataConfig(DataConfig):
     """Supervised rows: `text`, `messages`, or `prompt` and `completion`; plain lines of a .txt file."""
 
-    max_tokens: PositiveInt = 2048
+    max_tokens: Tokens = 2048
     """Longer rows are cut at the end."""
 
     loss_on: Literal["completion", "all"] = "completion"
@@ -93,5 +93,5 @@ class RankingDataConfig(DataConfig):
     A pair may have a `margin`, a list `grades`.
     """
 
-    max_tokens: PositiveInt = 2048
+    max_tokens: Tokens = 2048
     """Longer texts lose their beginning."""

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import DataConfig
+from rlhf_ray.config.numbers import AnyFloat, LearningRate, NonNegativeFloat, PositiveFloat, Share, Tokens
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.supervised import SupervisedConfig, SupervisedTrainerConfig
 
 LossType = Literal[
@@ -40,7 +42,7 @@ class PreferenceDataConfig(DataConfig):
     `apo_zero_unpaired` and `bco` also `prompt`, `completion`, `label`.
     """
 
-    max_tokens: PositiveInt = 2048
+    max_tokens: Tokens = 2048
     """Prompts with longer answers are cut at the end; prompts that fill all of it are left out."""
 
 
@@ -66,7 +68,7 @@ class PreferenceLossConfig(Section):
     length_normalised: bool | None = None
     """Divide log-probabilities by the answer's length. None: as the loss does (ipo, simpo and orpo divide)."""
 
-    length_desensitisation: float | None = Field(default=None, ge=0, le=1)
+    length_desensitisation: Share | None = None
     """LD-DPO: weight of tokens beyond the length of the pair's shorter answer. None: 1."""
 
     reference_free: bool | None = None
@@ -75,16 +77,16 @@ class PreferenceLossConfig(Section):
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     """Divergence that holds the policy to the reference (Wang et al. 2024)."""
 
-    divergence_alpha: float = 0.5
+    divergence_alpha: float = Field(default=0.5, ge=-100, le=100)
     """Order of the alpha divergence."""
 
-    simpo_margin: float = 0.5
+    simpo_margin: AnyFloat = 0.5
     """Target margin of simpo (its gamma)."""
 
-    simpo_alpha: float = 0.0
+    simpo_alpha: float = Field(default=0.0, ge=-100, le=100)
     """Alpha of AlphaPO, with simpo; 0 is SimPO itself."""
 
-    discopop_temperature: PositiveFloat = 0.05
+    discopop_temperature: float = Field(default=0.05, ge=1e-4, le=1e4)
     """Temperature of discopop's mixture."""
 
     desirable_weight: PositiveFloat = 1.0
@@ -97,7 +99,7 @@ class PreferenceLossConfig(Section):
 class DPOTrainerConfig(SupervisedTrainerConfig):
     """The trained policy."""
 
-    learning_rate: NonNegativeFloat = 1e-6
+    learning_rate: LearningRate = 1e-6
     """Peak learning rate of AdamW."""
 
 
@@ -116,5 +118,5 @@ class DPOConfig(SupervisedConfig):
     trainer: DPOTrainerConfig = Field(default_factory=DPOTrainerConfig)
     """Optimizer and placement."""
 
-    reference_cache: str | None = "~/.cache/rlhf_ray/reference_logprobs"
+    reference_cache: PathText | None = "~/.cache/rlhf_ray/reference_logprobs"
     """Folder or URL that keeps the reference's log-probabilities for later runs of the same data. None: no cache."""

@@ -1,12 +1,14 @@
 """`rlhf evaluate`: several models side by side."""
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import PromptDataConfig, TextDataConfig
 from rlhf_ray.config.inference import SamplingConfig
 from rlhf_ray.config.judges import JudgeConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.numbers import Samples, Seed, Tokens
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.rewards import FunctionReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -19,17 +21,17 @@ ORACLE = "oracle"
 class ComparedModel(ModelConfig):
     """One of the models."""
 
-    run: str | None = None
+    run: PathText | None = None
     """Folder of the run that made it, for wall time and peak memory. None: the folder above `path`, if it is one."""
 
 
 class EvaluateConfig(Section):
     """Compare models on the same held-out prompts: rewards, an oracle, KL, diversity, perplexity, win rates, cost."""
 
-    output: str
+    output: PathText
     """Folder of answers, scores, summary.json and comparison.html; the same command goes on where it stopped."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds sampling; all models answer with the same seeds."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -50,7 +52,7 @@ class EvaluateConfig(Section):
     data: PromptDataConfig
     """Held-out prompts."""
 
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: Samples = 1
     """Responses of each model to each prompt."""
 
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
@@ -74,5 +76,5 @@ class EvaluateConfig(Section):
     measure: ReferenceConfig = Field(default_factory=ReferenceConfig)
     """Placement of the models while their log-probabilities are computed."""
 
-    tokens_per_microbatch: PositiveInt = 8192
+    tokens_per_microbatch: Tokens = 8192
     """Tokens, padding counted, of one forward pass on one worker."""

@@ -130,6 +130,8 @@ def _message(detail: Any, key: KeyPath, section: type[Section]) -> str:
         if found is None:
             return f"kind is missing: one of {', '.join(kinds)}"
         return f"kind {found!r} is not one of {', '.join(kinds)}{perhaps(found, kinds)}"
+    if detail["type"] == "string_too_short" and detail["input"] == "":
+        return "must not be empty"
     choices = [str(value) for one in types_at(key, section) for value in _literals(one)]
     shown = repr(detail["input"])
     if len(shown) > SHOWN_CHARACTERS:

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.numbers import AnyFloat, OfIntegers, PositiveInt, WrittenAsList
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.rewards import RewardConfig
 
@@ -31,13 +33,13 @@ class FeedbackConfig(PPOConfig):
     steps: PositiveInt = 1000
     """Answers to learn from, over all sessions of the run."""
 
-    prompts_per_step: Literal[1] = 1
+    prompts_per_step: Annotated[Literal[1], OfIntegers] = 1
     """One answer is scored and learned from at a time."""
 
-    samples_per_prompt: Literal[1] = 1
+    samples_per_prompt: Annotated[Literal[1], OfIntegers] = 1
     """Likewise."""
 
-    minibatches: Literal[1] = 1
+    minibatches: Annotated[Literal[1], OfIntegers] = 1
     """Optimizer steps of one pass over the answer."""
 
     epochs: PositiveInt = 1
@@ -49,11 +51,11 @@ class FeedbackConfig(PPOConfig):
     rewards: Annotated[list[RewardConfig], BeforeValidator(_no_sources)] = Field(default_factory=list)
     """Stays empty: the person is the reward source."""
 
-    reward_range: tuple[float, float] = (-2.0, 2.0)
+    reward_range: Annotated[tuple[AnyFloat, AnyFloat], WrittenAsList] = (-2.0, 2.0)
     """Lowest and highest score that the person may give."""
 
     language: Literal["en", "zh"] = "en"
     """Language of what the terminal says."""
 
-    replay: str | None = None
+    replay: PathText | None = None
     """Learn from the rows of this file, the `feedback.jsonl` of a session, instead of asking. None: ask."""

@@ -2,11 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import DataConfig, PromptDataConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.numbers import AnyFloat, NonNegativeInt, PositiveInt, Samples, Seed
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -34,7 +36,7 @@ class SafetyConfig(Section):
     cost: RewardConfig
     """What judges answers: any kind of reward source, such as a model trained on costs; higher is worse."""
 
-    threshold: float = 0.0
+    threshold: AnyFloat = 0.0
     """An answer of a higher cost does not go out, nor does one whose cost could not be found."""
 
     action: Literal["refuse", "replace", "resample"] = "refuse"
@@ -44,17 +46,17 @@ class SafetyConfig(Section):
     replacement: str = Field(default="Sorry, I cannot answer that.", min_length=1)
     """Text of `replace`."""
 
-    resamples: PositiveInt = 4
+    resamples: int = Field(default=4, ge=1, le=1000)
     """Most further answers of `resample` in the place of one."""
 
 
 class InferenceConfig(Section):
     """What jobs without training share."""
 
-    output: str
+    output: PathText
     """File to write, .jsonl or .parquet."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds sampling."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
@@ -73,7 +75,7 @@ class GenerateConfig(InferenceConfig):
     data: PromptDataConfig
     """Prompts."""
 
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: Samples = 1
     """Responses to each prompt."""
 
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)

@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.numbers import NonNegativeFloat, PositiveInt, Seed
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.rewards import RewardConfig
 
 
@@ -28,7 +30,7 @@ class PeopleLabels(Section):
     kind: Literal["people"]
     """Chooses this kind."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Export of the labelling app, with `{round}` for the round's number (00). None: `labels.jsonl` in its folder."""
 
 
@@ -38,16 +40,16 @@ LabelsConfig = Annotated[SourceLabels | PeopleLabels, Field(discriminator="kind"
 class IterateConfig(Section):
     """Online preference learning: each round asks about answers of the present policy, and trains it on the labels."""
 
-    output: str
+    output: PathText
     """Folder of the rounds; the same command goes on where it stopped."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds the choice of prompts and, with the round's number, each stage."""
 
     rounds: PositiveInt = 3
     """Number of rounds; may be raised later."""
 
-    model: str
+    model: PathText
     """Model directory or hub name that the first round begins from."""
 
     prompts: RowSource
@@ -68,14 +70,14 @@ class IterateConfig(Section):
     policy_from: Literal["previous", "start"] = "previous"
     """Where PPO begins, which is also its reference: the policy of the round before, or `model` in each round."""
 
-    generate: str
+    generate: PathText
     """Config file of `rlhf generate`. Here and below the round's paths, model and seed are filled in."""
 
-    reward: str
+    reward: PathText
     """Config file of `rlhf reward`."""
 
-    ppo: str
+    ppo: PathText
     """Config file of `rlhf ppo`; the first reward of kind model gets the round's reward model."""
 
-    evaluate: str
+    evaluate: PathText
     """Config file of `rlhf evaluate`, whose models `start` and `policy` are filled in, and a reward as for PPO."""

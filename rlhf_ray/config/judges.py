@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import NonNegativeFloat, Retries, Seconds, Share, Tokens
+from rlhf_ray.config.paths import PathText
 
 JUDGE_INSTRUCTION = (
     "You compare two answers to the same prompt. Decide which one serves its reader better: helpful, correct, honest "
@@ -52,22 +54,22 @@ class ServiceJudge(Judge):
     instruction: str = JUDGE_INSTRUCTION
     """What the model is told; it must ask for an answer that ends in [[A]], [[B]] or [[C]] (a tie)."""
 
-    max_new_tokens: PositiveInt = 512
+    max_new_tokens: Tokens = 512
     """Longest answer of the judge."""
 
-    at_once: PositiveInt = 8
+    at_once: int = Field(default=8, ge=1, le=1024)
     """Requests on their way at a time."""
 
-    timeout_seconds: PositiveFloat = 60
+    timeout_seconds: Seconds = 60
     """Limit of one request."""
 
-    deadline_seconds: PositiveFloat = 3600
+    deadline_seconds: Seconds = 3600
     """Limit of all of them, retries included."""
 
-    retries: NonNegativeInt = 5
+    retries: Retries = 5
     """Further attempts of a request that failed (no connection, 408, 425, 429, 5xx), with growing pauses."""
 
-    failed_verdicts: float = Field(default=0.1, ge=0, le=1)
+    failed_verdicts: Share = 0.1
     """Share of comparisons that may stay without a verdict; they are counted and left out. Past it the job stops."""
 
 
@@ -77,7 +79,7 @@ class PeopleJudge(Judge):
     kind: Literal["people"]
     """Chooses this kind."""
 
-    path: str
+    path: PathText
     """File of JSON lines with `prompt`, `model_a`, `model_b` (names of `models`) and `winner` (a, b or tie)."""
 
 

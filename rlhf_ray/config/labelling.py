@@ -4,11 +4,13 @@ import re
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.numbers import Seed, Share, Temperature, Tokens
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.rollout import RolloutConfig
 
@@ -46,10 +48,10 @@ class ModelAnswers(Section):
     model: ModelConfig
     """The model that answers."""
 
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature."""
 
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Tokens = 256
     """Longest answer."""
 
 
@@ -65,7 +67,7 @@ class RolloutAnswers(Section):
     rollout: RolloutConfig = Field(default_factory=RolloutConfig)
     """The engines."""
 
-    max_prompt_tokens: PositiveInt = 1024
+    max_prompt_tokens: Tokens = 1024
     """Longest prompt."""
 
 
@@ -75,13 +77,13 @@ AnswerConfig = Annotated[FileAnswers | ModelAnswers | RolloutAnswers, Field(disc
 class FeedbackPageConfig(Section):
     """What the pages for people share."""
 
-    store: str
+    store: PathText
     """A file of SQLite, or postgresql://user@host/name with its password in PGPASSWORD or ~/.pgpass."""
 
     prompts: RowSource | None = None
     """Prompts that models answer. Files of answers bring their own."""
 
-    export: str | None = None
+    export: PathText | None = None
     """Write what the store holds to this file, .jsonl, .parquet or .tsv, and leave without a page."""
 
     host: str = "127.0.0.1"
@@ -90,7 +92,7 @@ class FeedbackPageConfig(Section):
     port: int = Field(default=8904, ge=1, le=65535)
     """Port to listen on."""
 
-    token_file: str | None = None
+    token_file: PathText | None = None
     """File that holds the token, made when it is not there. None: a new token at each start, shown on the console."""
 
     allowed_hosts: tuple[str, ...] = ()
@@ -100,16 +102,16 @@ class FeedbackPageConfig(Section):
     language: Literal["zh", "en"] = "zh"
     """Language in which the page opens; each visitor can switch it."""
 
-    overlap: float = Field(default=0.1, ge=0, le=1)
+    overlap: Share = 0.1
     """Share of the prompts that go to several annotators, so that their agreement can be measured."""
 
-    overlap_annotators: int = Field(default=2, ge=2)
+    overlap_annotators: int = Field(default=2, ge=2, le=1000)
     """Annotators who get such a prompt."""
 
-    lease_minutes: PositiveFloat = 30
+    lease_minutes: float = Field(default=30, ge=0.001, le=1_000_000)
     """How long a prompt is kept for an annotator since the last click; then another may get it."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds sampling, the order of prompts and of answers, and which prompts overlap."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import PositiveFloat
 
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks for which vLLM keeps room (its `max_lora_rank`)."""
@@ -25,7 +26,7 @@ class LoraConfig(Section):
     its adapter switched off is the one that training began from.
     """
 
-    r: PositiveInt = 16
+    r: int = Field(default=16, gt=0, le=8192)
     """Rank of the update of each adapted weight."""
 
     lora_alpha: PositiveFloat = 32

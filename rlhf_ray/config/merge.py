@@ -6,6 +6,7 @@ from pydantic import BeforeValidator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.model import Dtype
+from rlhf_ray.config.paths import PathText
 
 
 def _only(value: Any) -> Any:
@@ -18,13 +19,13 @@ def _only(value: Any) -> Any:
 class MergeConfig(Section):
     """Add an adapter to its model's weights and write them as a model directory."""
 
-    adapter: Annotated[str, BeforeValidator(_only)]
+    adapter: Annotated[PathText, BeforeValidator(_only)]
     """Directory of the adapter, such as `final` of a run with lora."""
 
-    output: str
+    output: PathText
     """Directory to write."""
 
-    base: str | None = None
+    base: PathText | None = None
     """Model directory or hub name. None: the one that the adapter names."""
 
     dtype: Dtype | None = None

@@ -3,6 +3,7 @@
 from typing import Literal
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.paths import PathText
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -10,10 +11,10 @@ Dtype = Literal["float32", "bfloat16"]
 class ModelConfig(Section):
     """A causal language model in Hugging Face format."""
 
-    path: str
+    path: PathText
     """Model directory or hub name."""
 
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Tokenizer directory or hub name. None: the model's own."""
 
     chat_template: str | None = None

@@ -1,22 +1,24 @@
 """Where roles run: named groups of nodes, and what each worker of a role takes of its group."""
 
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import CPUs, GPUs, Seconds, Workers
 
 
 class GroupConfig(Section):
     """A named set of equal nodes; becomes one Ray placement group with a bundle for each node."""
 
-    nodes: PositiveInt = 1
+    nodes: Workers = 1
     """Number of machines."""
 
-    gpus_per_node: NonNegativeFloat = 0
+    gpus_per_node: GPUs = 0
     """GPUs that the run takes of each machine."""
 
-    cpus_per_node: PositiveFloat = 2
+    cpus_per_node: CPUs = 2
     """Logical CPUs that the run takes of each machine."""
 
 
@@ -26,16 +28,16 @@ class PlacementConfig(Section):
     on: str = "main"
     """Name of the group that hosts this role. Roles on one group share its devices."""
 
-    workers: PositiveInt = 1
+    workers: Workers = 1
     """Number of workers: ranks of a trained model, engines of the rollout, copies of a scorer."""
 
-    gpus_per_worker: NonNegativeFloat = 0
+    gpus_per_worker: GPUs = 0
     """GPUs of each worker; 0 runs on CPU, a fraction shares a GPU. For an engine, its tensor-parallel size."""
 
-    cpus_per_worker: PositiveFloat = 0.25
+    cpus_per_worker: CPUs = 0.25
     """Logical CPUs that Ray reserves for each worker."""
 
-    threads: PositiveInt | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Compute threads of each worker (OMP, torch, vLLM binding). None: 1 on CPU, the library's choice on GPU. On
     CPU, policy, reference and critics that compute side by side share the CPUs there are."""
 
@@ -43,13 +45,13 @@ class PlacementConfig(Section):
 class DeadlineConfig(Section):
     """How long the driver waits before an error names the role, the rank and the phase."""
 
-    start_seconds: PositiveFloat = 600
+    start_seconds: Seconds = 600
     """For resources to become free, and for a role to load its model."""
 
-    call_seconds: PositiveFloat = 1800
+    call_seconds: Seconds = 1800
     """For one remote call of a phase (generation of a batch, scoring, one optimizer step)."""
 
-    transfer_seconds: PositiveFloat = 300
+    transfer_seconds: Seconds = 300
     """For the rendezvous of a transfer group, and for one weight transfer."""
 
 
@@ -74,7 +76,7 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 class ClusterConfig(Section):
     """Which Ray to use, and how long to wait for it."""
 
-    address: str | None = None
+    address: Annotated[str, Field(min_length=0)] | None = None
     """Address of a running Ray cluster. None: the one the job was submitted to, or a new local one."""
 
     deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)

@@ -2,12 +2,13 @@
 
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import PromptDataConfig, TextDataConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.numbers import PositiveFloat, PositiveInt, Samples, Tokens
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import JobConfig
@@ -26,7 +27,7 @@ class EvaluationConfig(Section):
     every_steps: PositiveInt = 20
     """Steps between evaluations; one is also made before the first step and after the last."""
 
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: Samples = 1
     """Responses to each prompt."""
 
 
@@ -65,7 +66,7 @@ class PPOConfig(JobConfig):
     prompts_per_step: PositiveInt = 64
     """Prompts of one rollout batch."""
 
-    samples_per_prompt: PositiveInt = 1
+    samples_per_prompt: Samples = 1
     """Responses to each prompt."""
 
     minibatches: PositiveInt = 4
@@ -74,7 +75,7 @@ class PPOConfig(JobConfig):
     epochs: PositiveInt = 2
     """Passes over each batch."""
 
-    tokens_per_microbatch: PositiveInt = 8192
+    tokens_per_microbatch: Tokens = 8192
     """Tokens, padding counted, of one forward and backward pass on one rank."""
 
     policy: PolicyConfig = Field(default_factory=PolicyConfig)

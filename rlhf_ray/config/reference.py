@@ -14,6 +14,10 @@ reads them. `rollout.engine` and `policy.deepspeed` hand any key of vLLM's `Asyn
 configuration through: `--rollout.engine.max_num_seqs 64`. Relative paths start at the current directory.
 
 `N` is a position in a list, `NAME` a name of yours. Keys without a default that are marked *required* must be given.
+A value is of its key's own type: `true` is no number, `2.0` and `"2"` are no integers. Numbers are finite, at most 1e12
+and, where they are above 0, at least 1e-12; integers are at most 2,147,483,647, and where the table has narrower ends,
+those hold. A text is not empty.
+
 Placement (`on`, `workers`, `gpus_per_worker`, `cpus_per_worker`, `threads`) means the same for each role.
 """
 

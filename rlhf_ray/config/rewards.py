@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.model import Dtype
+from rlhf_ray.config.numbers import AnyFloat, NonNegativeFloat, PositiveInt, Seconds, Share, Tokens
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import PlacementConfig
 
 
@@ -14,13 +16,13 @@ class RewardSource(PlacementConfig):
     name: str = "reward"
     """Name of the source in metrics and in records; unique."""
 
-    weight: float = 1.0
+    weight: AnyFloat = 1.0
     """Factor of this source in the sum."""
 
     measures: Literal["reward", "cost"] = "reward"
     """What its scores are: reward to be raised, or cost to be kept under algorithm.lagrangian.cost_limit."""
 
-    failed_scores: float = Field(default=0.1, ge=0, le=1)
+    failed_scores: Share = 0.1
     """Share of samples whose scoring may fail; they are counted and not learned from. Past it the job stops."""
 
 
@@ -30,16 +32,16 @@ class ModelReward(RewardSource):
     kind: Literal["model"] = "model"
     """Chooses this kind."""
 
-    path: str
+    path: PathText
     """Model directory or hub name, with its own tokenizer and chat template."""
 
     dtype: Dtype = "bfloat16"
     """Type of the forward pass."""
 
-    max_tokens: PositiveInt = 2048
+    max_tokens: Tokens = 2048
     """Longer texts lose their beginning, so that the response is always scored."""
 
-    ensemble: list[str] = Field(default_factory=list)
+    ensemble: list[PathText] = Field(default_factory=list)
     """Further members beside `path`, as `rlhf reward` with members makes them. The score is the mean of all members'
     standardised scores less disagreement_penalty times their standard deviation."""
 
@@ -53,10 +55,10 @@ class FunctionReward(RewardSource):
     kind: Literal["function"] = "function"
     """Chooses this kind."""
 
-    function: str
+    function: PathText
     """`file.py:name`, called as name(prompts, completions, **columns) -> list[float | None]; None does not apply."""
 
-    timeout_seconds: PositiveFloat = 60
+    timeout_seconds: Seconds = 60
     """Limit of one batch; past it the process is replaced and the batch counts as failed."""
 
 
@@ -72,7 +74,7 @@ class HTTPReward(RewardSource):
     batch_size: PositiveInt = 64
     """Most samples of one request."""
 
-    timeout_seconds: PositiveFloat = 60
+    timeout_seconds: Seconds = 60
     """Limit of one request with all its retries; past it the samples of the request count as failed."""
 
     secret_variable: str | None = None

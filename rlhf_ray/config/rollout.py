@@ -1,25 +1,27 @@
 """The vLLM engines that write samples, and the transfer of weights to them."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field
 
+from rlhf_ray.config.numbers import PositiveFloat, Temperature, Tokens
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import PlacementConfig
 
 
 class RolloutConfig(PlacementConfig):
     """vLLM engines, one a worker."""
 
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; applied on the trainer's log-probabilities too."""
 
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Tokens = 256
     """Longest response."""
 
     stop: list[str] = Field(default_factory=list)
     """Texts that end a response, besides the tokenizer's end-of-sequence token."""
 
-    tensor_parallel: PositiveInt | None = None
+    tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Tensor-parallel size of a CPU engine; on GPU it is gpus_per_worker."""
 
     engine: dict[str, Any] = Field(default_factory=dict)
@@ -32,7 +34,7 @@ class RolloutConfig(PlacementConfig):
     """How a policy's adapter reaches the engines: merged into the weights that travel, or alone and loaded in place,
     which moves little but generates more slowly."""
 
-    bucket_megabytes: PositiveFloat = 256
+    bucket_megabytes: float = Field(default=256, ge=0.001, le=1_000_000)
     """Weights are gathered and sent in buckets of this size."""
 
     sync_tolerance: PositiveFloat | None = None
@@ -41,8 +43,8 @@ class RolloutConfig(PlacementConfig):
     deterministic: bool = False
     """Queue a step's requests before any runs, so that equal seeds give equal samples; costs the overlap."""
 
-    record: str | None = None
+    record: PathText | None = None
     """Write every sample to this file, for replay."""
 
-    replay: str | None = None
+    replay: PathText | None = None
     """Take samples from this file instead of generating."""

@@ -3,12 +3,13 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import Layout, RowSource
+from rlhf_ray.config.numbers import PositiveInt, Retries, Seconds, Share
 
-FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
 
 class FileSource(RowSource):
@@ -36,10 +37,10 @@ class HttpSource(Section):
     url: str
     """First page, http:// or https://. Its answer is JSON, or a JSON object on each line."""
 
-    rows: str = ""
+    rows: str = Field(default="", min_length=0)
     """Where the rows stand in an answer, such as `data.rows`. Empty: the answer is the list."""
 
-    row: str = ""
+    row: str = Field(default="", min_length=0)
     """Where the row stands in each of those, such as `row`. Empty: it is the row."""
 
     next: str | None = None
@@ -54,13 +55,13 @@ class HttpSource(Section):
     token_variable: str | None = None
     """Environment variable with a token, sent as `Authorization: Bearer`. The token itself never stands in a config."""
 
-    timeout_seconds: PositiveFloat = 30
+    timeout_seconds: Seconds = 30
     """Limit of one request."""
 
-    deadline_seconds: PositiveFloat = 3600
+    deadline_seconds: Seconds = 3600
     """Limit of the whole source, retries included."""
 
-    retries: NonNegativeInt = 5
+    retries: Retries = 5
     """Further attempts of a request that failed (no connection, 408, 425, 429, 5xx), with growing pauses."""
 
     layout: Layout = "auto"
@@ -69,7 +70,7 @@ class HttpSource(Section):
     limit: PositiveInt | None = None
     """Take only the first rows."""
 
-    bad_rows: float = Field(default=0.01, ge=0, le=1)
+    bad_rows: Share = 0.01
     """Share of rows that may be unusable; they are counted and shown. Past it the job stops."""
 
     licence: str = "unknown"

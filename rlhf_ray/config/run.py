@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import NonNegativeInt, PositiveInt, Seed
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 
 
@@ -33,17 +35,17 @@ class TrackingConfig(Section):
     tensorboard: bool = True
     """Also write TensorBoard event files into the run folder."""
 
-    samples_per_step: NonNegativeInt = 4
+    samples_per_step: int = Field(default=4, ge=0, le=10_000)
     """Samples shown and logged at each step."""
 
 
 class JobConfig(Section):
     """Fields of every job."""
 
-    output: str
+    output: PathText
     """Run folder, on storage that every node sees; running again with the same folder resumes."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seeds data order, sampling, dropout and new heads."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)

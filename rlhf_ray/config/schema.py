@@ -12,8 +12,12 @@ import annotated_types
 from pydantic.fields import FieldInfo
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import LARGEST, LARGEST_INTEGER
 
 REQUIRED = "required"
+
+COMMON_ENDS = (LARGEST_INTEGER, LARGEST, -LARGEST)
+"""Ends of numbers that nothing narrower is known of; the page of settings says them once."""
 
 
 @dataclass(frozen=True)
@@ -144,15 +148,25 @@ def doc_text(info: FieldInfo) -> str:
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:
+    """The ends of a number, without those that all numbers of its kind have."""
+    ends = {type(mark): mark for mark in bounds_of(metadata)}
+    for kind, sign in (
+        (annotated_types.Gt, ">"),
+        (annotated_types.Ge, ">="),
+        (annotated_types.Lt, "<"),
+        (annotated_types.Le, "<="),
+    ):
+        if kind in ends and (end := getattr(ends[kind], kind.__name__.lower())) not in COMMON_ENDS:
+            yield f"{sign} {end:,}" if end >= 1000 else f"{sign} {end:g}"
+
+
+def bounds_of(metadata: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
+    """Yield the constraints among a type's marks, those in a field's own description too."""
     for mark in metadata:
-        if isinstance(mark, annotated_types.Gt):
-            yield f"> {mark.gt}"
-        elif isinstance(mark, annotated_types.Ge):
-            yield f">= {mark.ge}"
-        elif isinstance(mark, annotated_types.Lt):
-            yield f"< {mark.lt}"
-        elif isinstance(mark, annotated_types.Le):
-            yield f"<= {mark.le}"
+        if isinstance(mark, FieldInfo):
+            yield from bounds_of(mark.metadata)
+        else:
+            yield mark
 
 
 def _bare(annotation: Any) -> Any:

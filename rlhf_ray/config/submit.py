@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.numbers import Seconds
+from rlhf_ray.config.paths import PathText
 
 
 class SubmitConfig(Section):
@@ -16,7 +18,7 @@ class SubmitConfig(Section):
     address: str = "http://127.0.0.1:8265"
     """Address of the cluster's dashboard."""
 
-    working_dir: str = "."
+    working_dir: PathText = "."
     """Folder that is sent along, without what .gitignore names; holds the config and what its relative paths name."""
 
     name: str | None = None
@@ -25,7 +27,7 @@ class SubmitConfig(Section):
     wait: bool = True
     """Follow the log to the job's end, and end as it did. Otherwise return once the job is taken."""
 
-    connect_seconds: PositiveFloat = 60
+    connect_seconds: Seconds = 60
     """How long to try to reach the cluster and to be taken by it."""
 
     render: Literal["kuberay", "slurm"] | None = None

@@ -2,11 +2,12 @@
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RankingDataConfig, TextDataConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.numbers import LearningRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tokens
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.config.training import TrainerConfig
 
@@ -14,7 +15,7 @@ from rlhf_ray.config.training import TrainerConfig
 class SupervisedTrainerConfig(TrainerConfig):
     """The trained model of a supervised job."""
 
-    learning_rate: NonNegativeFloat = 1e-5
+    learning_rate: LearningRate = 1e-5
     """Peak learning rate of AdamW."""
 
 
@@ -24,13 +25,13 @@ class SupervisedConfig(JobConfig):
     model: ModelConfig
     """The model to start from."""
 
-    epochs: PositiveFloat = 1
+    epochs: float = Field(default=1, ge=1e-6, le=1_000_000)
     """Passes over the data; may be a fraction."""
 
     batch_size: PositiveInt = 64
     """Rows of one optimizer step, over all ranks."""
 
-    tokens_per_microbatch: PositiveInt = 8192
+    tokens_per_microbatch: Tokens = 8192
     """Tokens, padding counted, of one forward and backward pass on one rank."""
 
     trainer: SupervisedTrainerConfig = Field(default_factory=SupervisedTrainerConfig)
@@ -78,7 +79,7 @@ class RewardTrainingConfig(SupervisedConfig):
     centering_coefficient: NonNegativeFloat = 0.0
     """Weight of the squared sum of a pair's scores, which keeps scores near 0 (Eisenstein et al. 2023)."""
 
-    members: PositiveInt = Field(default=1, le=32)
+    members: int = Field(default=1, ge=1, le=32)
     """Models of an ensemble, each with a new head's seed and an order of the data of its own: seed, seed + 1, ..."""
 
     cost: CostModelConfig | None = None

@@ -1,17 +1,19 @@
 """Trained roles: optimizer, schedule, sharding."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field
 
 from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.numbers import Decay, LearningRate, NonNegativeInt, OfIntegers, PositiveFloat, WrittenAsList
+from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import PlacementConfig
 
 
 class TrainerConfig(PlacementConfig):
     """One model trained by DeepSpeed ranks."""
 
-    learning_rate: NonNegativeFloat = 1e-6
+    learning_rate: LearningRate = 1e-6
     """Peak learning rate of AdamW."""
 
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -20,19 +22,19 @@ class TrainerConfig(PlacementConfig):
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps over which the learning rate rises from 0 to its peak."""
 
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
     """Decoupled weight decay; biases and norms are spared."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[Decay, Decay], WrittenAsList] = (0.9, 0.95)
     """Decay rates of AdamW's two moments."""
 
-    epsilon: PositiveFloat = 1e-8
+    epsilon: float = Field(default=1e-8, ge=1e-30, le=1)
     """Term added to AdamW's denominator."""
 
     max_grad_norm: PositiveFloat = 1.0
     """Gradients are scaled down to this global norm."""
 
-    zero_stage: Literal[0, 1, 2, 3] = 0
+    zero_stage: Annotated[Literal[0, 1, 2, 3], OfIntegers] = 0
     """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients, 3 also weights."""
 
     gradient_checkpointing: bool = False
@@ -62,16 +64,16 @@ class PolicyConfig(TrainerConfig):
 class ReferenceConfig(PlacementConfig):
     """The frozen starting point of the policy."""
 
-    zero_stage: Literal[0, 3] = 0
+    zero_stage: Annotated[Literal[0, 3], OfIntegers] = 0
     """3 shards its weights over its workers; 0 gives each worker all of them."""
 
 
 class CriticConfig(TrainerConfig):
     """A value model."""
 
-    learning_rate: NonNegativeFloat = 9e-6
+    learning_rate: LearningRate = 9e-6
     """Peak learning rate of AdamW."""
 
-    path: str | None = None
+    path: PathText | None = None
     """Model that the critic starts from: `policy`, a directory, or None: the first reward model, for critics.cost the
     first cost model (else the policy)."""

@@ -154,7 +154,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "policy.deepspeed.zero_optimization",
         "a section of settings, not True",
     ),
-    "betas": ({"policy.betas": [0.9, 1.0]}, "policy.betas", "[0, 1)"),
+    "betas": ({"policy.betas": [0.9, 1.0]}, "policy.betas.1", "less than 1, not 1.0"),
     "reward names twice": ({"rewards.1.name": "preference"}, "rewards.1.name", "also names rewards.0"),
     "penalty of one model": (
         {"rewards.0.disagreement_penalty": 1.0},

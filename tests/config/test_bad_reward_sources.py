@@ -26,7 +26,7 @@ SERVICES: dict[str, tuple[dict[str, Any], str, str]] = {
     "a header of two words": ({"secret_header": "X Key"}, "secret_header", "cannot be the name of an HTTP header"),
     "a header of the request's": ({"secret_header": "Host"}, "secret_header", "set by the request itself"),
     "no samples": ({"batch_size": 0}, "batch_size", "greater than 0"),
-    "no time": ({"timeout_seconds": 0}, "timeout_seconds", "greater than 0"),
+    "no time": ({"timeout_seconds": 0}, "timeout_seconds", "or equal to 0.001, not 0"),
     "a function's key": ({"function": "r.py:f"}, "function", "is a key of kind function, but the kind here is http"),
 }
 
@@ -47,7 +47,7 @@ FILTERS: dict[str, tuple[dict[str, Any], str, str]] = {
     "nothing in its place": (
         {"safety": {"cost": HTTP, "action": "replace", "replacement": ""}},
         "safety.replacement",
-        "at least 1 character",
+        "must not be empty",
     ),
     "resamples without resampling": ({"safety": {"cost": HTTP, "resamples": 2}}, "safety.resamples", "no effect"),
     "a cost that is no url": (

@@ -1,13 +1,18 @@
+from collections.abc import Iterator
+from math import inf, nan
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import Field, ValidationError
 
+from rlhf_ray import cli
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.reference import configuration_page
-from rlhf_ray.config.schema import count_fields, describe, reachable_sections, type_text
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.schema import bounds_of, count_fields, describe, reachable_sections, type_text
 from rlhf_ray.config.verbs import SCHEMAS, import_schema
 
 FIELD_LIMIT = 160
@@ -63,3 +68,89 @@ def test_types_in_words() -> None:
 def test_the_page_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == configuration_page(), "run `make docs`"
+
+
+ALL_SECTIONS = {
+    section
+    for schema in [*SCHEMAS.values(), *(tool.schema for tool in cli.TOOLS.values())]
+    for section in reachable_sections(import_schema(schema))
+}
+ALL_FIELDS = [(section, name, info) for section in ALL_SECTIONS for name, info in section.model_fields.items()]
+
+NEVER: dict[type, list[Any]] = {
+    float: [inf, -inf, nan, True, "1", 1e-300, 1e300, -1e300, None],
+    int: [True, 1.0, "1", 10**30, -(10**30), inf, None],
+    str: ["", "a\0b", 3, None],
+    bool: [0, 1.0, "true", None],
+}
+"""What no setting of a type takes."""
+NO_CHOICE = [0.0, 1.0, False, True, "", None]
+"""Nor any choice: an integer is written as one."""
+
+
+def _leaves(annotation: Any, marks: list[Any]) -> Iterator[tuple[Any, list[Any]]]:
+    """The plain types and choices inside an annotation, each with its own constraints."""
+    if get_origin(annotation) is Annotated:
+        inner, *more = get_args(annotation)
+        yield from _leaves(inner, [*marks, *more])
+    elif get_origin(annotation) is Literal or annotation in NEVER:
+        yield annotation, marks
+    else:
+        for inner in get_args(annotation)[get_origin(annotation) is dict :]:
+            yield from _leaves(inner, marks)
+
+
+def _filled(annotation: Any, bad: Any) -> Any:
+    """A value of the annotation's shape with a bad one at each of its plain places."""
+    if get_origin(annotation) is Annotated:
+        return _filled(get_args(annotation)[0], bad)
+    if get_origin(annotation) is list:
+        return [_filled(get_args(annotation)[0], bad)]
+    if get_origin(annotation) is tuple:
+        return [_filled(inner, bad) for inner in get_args(annotation)]
+    if get_origin(annotation) is dict:
+        return {"name": _filled(get_args(annotation)[1], bad)}
+    options = [one for one in get_args(annotation) if one is not type(None)]
+    return _filled(options[0], bad) if len(options) == 1 and get_origin(annotation) is not Literal else bad
+
+
+def _refused(section: type[Section], name: str, value: Any) -> bool:
+    try:
+        section.model_validate({name: value})
+    except ValidationError as error:
+        return any(detail["loc"][:1] == (name,) for detail in error.errors()) or any(
+            # A section's own check runs once all its fields are right.
+            detail["type"] == "value_error" and detail["loc"] == ()
+            for detail in error.errors()
+        )
+    return False
+
+
+def test_every_number_has_two_ends() -> None:
+    unbounded = [
+        f"{section.__name__}.{name}"
+        for section, name, info in ALL_FIELDS
+        for kind, marks in _leaves(info.annotation, info.metadata)
+        for ends in [list(bounds_of(marks))]
+        if kind in (int, float)
+        if not any(isinstance(end, Gt | Ge) for end in ends) or not any(isinstance(end, Lt | Le) for end in ends)
+    ]
+    assert unbounded == []
+
+
+def test_no_field_takes_what_is_not_of_its_type() -> None:
+    taken = []
+    for section, name, info in ALL_FIELDS:
+        for kind, marks in _leaves(info.annotation, info.metadata):
+            may_be_empty = MinLen(0) in bounds_of(marks)
+            for value in NEVER.get(kind, NO_CHOICE):
+                filled = _filled(info.annotation, value)
+                absent = filled is None and type(None) in get_args(info.annotation)
+                if not (absent or (may_be_empty and value == "") or _refused(section, name, filled)):
+                    taken.append((f"{section.__name__}.{name}", filled))
+    assert taken == []
+
+
+@pytest.mark.parametrize("value", [nan, inf, 1e-300, "a\0b", {"inner": [1.0, -inf]}])
+def test_what_is_handed_to_a_library_is_finite_too(value: Any) -> None:
+    assert _refused(RolloutConfig, "engine", {"compilation_config": value})

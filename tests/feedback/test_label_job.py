@@ -70,7 +70,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a name that is no address": ({"host": "no.such.host.invalid", "token_file": "t"}, "host: no.such.host.invalid: "),
     "overlap of nobody": ({"overlap_annotators": 1}, "overlap_annotators: .*greater than or equal to 2"),
     "overlap above 1": ({"overlap": 1.5}, "overlap: .*less than or equal to 1"),
-    "no lease": ({"lease_minutes": 0}, "lease_minutes: .*greater than 0"),
+    "no lease": ({"lease_minutes": 0}, "lease_minutes: .*or equal to 0.001, not 0"),
     "a language that there is not": ({"language": "de"}, "language: .*zh.*en"),
     "an export of another format": ({"export": "labels.csv"}, r"export: ends in \.jsonl, \.parquet or \.tsv"),
     "an export of no store": ({"export": "out.jsonl"}, "store: no such file: labels.db"),
