@@ -18,6 +18,7 @@ Layout = Literal[
     "colossalchat",
     "deepspeed_chat",
     "hh",
+    "compare",
     "safe_rlhf",
     "safe_rlhf_safer",
     "open_assistant",

@@ -2,6 +2,7 @@
 
 import ast
 import glob
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from rlhf_ray.config.documents import KeyPath, read_document
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.evaluate import EvaluateConfig
 from rlhf_ray.config.feedback import FeedbackConfig
-from rlhf_ray.config.inference import GenerateConfig
+from rlhf_ray.config.inference import GenerateConfig, InferenceConfig
 from rlhf_ray.config.iterate import IterateConfig
 from rlhf_ray.config.judges import PeopleJudge
+from rlhf_ray.config.labelling import FeedbackPageConfig
 from rlhf_ray.config.parts import data_sets_of, functions_of, models_of
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.problem import Problem
@@ -40,6 +42,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_compared(config),
         *_stages(config),
         *_output_folder(config),
+        *_overwritten(config),
     ]
 
 
@@ -171,6 +174,35 @@ def _output_problem(output: Path) -> Iterator[str]:
     if standing is not None and not standing.is_dir():
         below = "" if standing == output else f"cannot write to {output}: "
         yield f"{below}{standing} is a file, and output names a folder; choose another"
+
+
+def _overwritten(config: Section) -> Iterator[Problem]:
+    """An output file that would take the place of what the job reads."""
+    if isinstance(config, InferenceConfig):
+        key, output = "output", config.output
+    elif isinstance(config, FeedbackPageConfig) and config.export is not None:
+        key, output = "export", config.export
+    else:
+        return
+    read = {".".join(map(str, (*key, "path"))): data.path for key, data in data_sets_of(config).items()}
+    if isinstance(config, FeedbackPageConfig):
+        read["store"] = config.store.removeprefix("sqlite:///")
+    for name, path in read.items():
+        if is_among(output, path):
+            yield Problem((key,), f"{output} is read as {name}; name another file")
+
+
+def is_among(file: str, data: str) -> bool:
+    """Return whether a file is there and is read by who names `data`: as itself, in a folder, or by a glob."""
+    if "://" in file.removeprefix("file://"):
+        return file == data
+    file, data = (os.path.expanduser(name.removeprefix("file://")) for name in (file, data))
+    if not os.path.exists(file):
+        return False
+    if os.path.isdir(data):
+        return Path(file).resolve().is_relative_to(Path(data).resolve())
+    found = [data] if os.path.exists(data) else glob.glob(data, recursive=True)
+    return any(os.path.samefile(file, one) for one in found if os.path.exists(one))
 
 
 def _stages(config: Section) -> Iterator[Problem]:

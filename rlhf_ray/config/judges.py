@@ -80,7 +80,8 @@ class PeopleJudge(Judge):
     """Chooses this kind."""
 
     path: PathText
-    """File of JSON lines with `prompt`, `model_a`, `model_b` (names of `models`) and `winner` (a, b or tie)."""
+    """File of rows with `prompt`, `model_a`, `model_b` (names of `models`) and `winner` (a, b or tie): an export of
+    `rlhf compare` whose `a` and `b` have those names as `version`, or another."""
 
 
 JudgeConfig = Annotated[RewardJudge | ServiceJudge | PeopleJudge, Field(discriminator="kind")]

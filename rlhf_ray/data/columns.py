@@ -5,7 +5,7 @@ Sources: the dataset types of TRL (https://huggingface.co/docs/trl/dataset_forma
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlhf_ray.data.bad_rows import BadRow
@@ -103,14 +103,18 @@ def answered_of(row: Row) -> Answered:
 
 
 def pair_of(row: Row) -> Ranking:
-    """Read `prompt`, `chosen` and `rejected`; without `prompt`, it is what both answers begin with.
+    """Read a ranking of two, as `ranking_of`; the better answer comes first.
 
     Raises:
-        BadRow: other columns, or texts that say nothing.
+        BadRow: other columns, more answers, or texts that say nothing.
     """
-    if "chosen" not in row or "rejected" not in row:
+    if ("chosen" not in row or "rejected" not in row) and "responses" not in row:
         raise BadRow(_missing("columns `chosen` and `rejected`", row))
-    return ranking_of(row)
+    ranking = ranking_of(row)
+    if len(ranking.responses) > 2:
+        raise BadRow(f"ranks {len(ranking.responses)} answers; give two of them as `chosen` and `rejected`")
+    best, worst = sorted(range(2), key=lambda place: ranking.ranks[place])
+    return replace(ranking, responses=[ranking.responses[best], ranking.responses[worst]], ranks=[0, 1])
 
 
 def labelled_of(row: Row) -> Labelled:

@@ -219,9 +219,9 @@ def _object(line: str) -> Row | BadRow:
     except RecursionError:
         return BadRow("not JSON that can be read: nested too deep; each line must be one object")
     except ValueError as error:
-        # A number of thousands of digits is a plain ValueError.
-        told = isinstance(error, json.JSONDecodeError)
-        reason = f"{error.msg} (column {error.colno})" if told else str(error).split(";")[0]
+        reason = str(error).split(";")[0]  # of a number of thousands of digits
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg} (column {error.colno})"
         return BadRow(f"not JSON: {reason}; each line must be one object")
     return value if isinstance(value, dict) else BadRow(_not_object(value))
 

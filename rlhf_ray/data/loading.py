@@ -21,7 +21,7 @@ from rlhf_ray.data.tokenization import Encoder, Ids
 
 T = TypeVar("T")
 
-NOTHING_ASKED = "trees without answers to choose from"
+NOTHING_ASKED = "nothing to choose between: a tree without ranked answers, or a choice that ended in a tie"
 
 
 @dataclass(frozen=True)

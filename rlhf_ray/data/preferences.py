@@ -111,7 +111,7 @@ def read_labelled(data: PreferenceDataConfig, tokenizer: Any, group: int) -> Loa
     encoder, report = Encoder(tokenizer), report_of(data)
 
     def convert(_: int, row: Row) -> LabelledRow | PairRow | None:
-        if "chosen" in row and "rejected" in row:
+        if ("chosen" in row and "rejected" in row) or "responses" in row:
             return _pair(row, encoder, data.max_tokens, report)
         labelled = labelled_of(row)
         prompt, answers = _ids(encoder, labelled.prompt, [labelled.completion], data.max_tokens, report)

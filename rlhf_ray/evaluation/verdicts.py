@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.file_formats import Row
+from rlhf_ray.data.sources import read_rows
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.comparison import WinRate
 from rlhf_ray.evaluation.statistics import bootstrap_mean, is_known, proportion
@@ -15,7 +19,7 @@ Winner = Literal["candidate", "baseline", "tie"]
 WORTH: dict[Winner, float] = {"candidate": 1.0, "tie": 0.5, "baseline": 0.0}
 COLUMNS = ("prompt", "model_a", "model_b", "winner")
 MOST_NAMED = 3
-"""Bad lines of a file that an error names."""
+"""Bad rows of a file that an error names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +84,12 @@ def agreed(first: Winner | None, swapped: Winner | None) -> Winner | None:
 
 
 def read_people(path: Path, candidate: str, baseline: str) -> list[Verdict]:
-    """Verdicts of people about two models, whichever was shown as a or b; rows about other models are passed over.
+    """Return verdicts of people about two models, whichever was a or b; rows about other models are passed over.
+
+    The file is an export of `rlhf compare`, or any file of rows with `COLUMNS`.
 
     Raises:
-        BadInput: the file cannot be read, or a line is no verdict.
+        BadInput: the file cannot be read, or a row is no verdict.
     """
     return [
         Verdict(
@@ -109,7 +115,10 @@ def check_people(path: Path, models: Iterable[str]) -> None:
         if {row["model_a"], row["model_b"]} <= known:
             return
     names = ", ".join(sorted(map(str, found))[:8]) or "no row"
-    raise BadInput(f"{path}: no verdict is about two of {', '.join(sorted(known))}; the file has {names}")
+    raise BadInput(
+        f"{path}: no verdict is about two of {', '.join(sorted(known))}; the file has {names}; "
+        "`version` of a and b in the config of rlhf compare names them"
+    )
 
 
 def _winner(row: Mapping[str, Any], candidate: str) -> Winner:
@@ -118,35 +127,22 @@ def _winner(row: Mapping[str, Any], candidate: str) -> Winner:
     return "candidate" if row[f"model_{row['winner']}"] == candidate else "baseline"
 
 
-def _people_rows(path: Path) -> list[Mapping[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read: {error}") from None
-    rows: list[Mapping[str, Any]] = []
+def _people_rows(path: Path) -> list[Row]:
+    rows: list[Row] = []
     bad: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            bad.append(f"line {number} is not JSON: {error}")
-            continue
-        problem = _problem(row)
+    for place, row in read_rows(RowSource(path=str(path), layout="trl")):
+        problem = str(row) if isinstance(row, BadRow) else _problem(row)
         if problem:
-            bad.append(f"line {number}: {problem}")
-        else:
+            bad.append(f"{place}: {problem}")
+        elif not isinstance(row, BadRow):
             rows.append(row)
     if bad:
         more = f", and {len(bad) - MOST_NAMED} more" if len(bad) > MOST_NAMED else ""
-        raise BadInput(f"{path}: {'; '.join(bad[:MOST_NAMED])}{more}")
+        raise BadInput(f"{'; '.join(bad[:MOST_NAMED])}{more}")
     return rows
 
 
-def _problem(row: Any) -> str:
-    if not isinstance(row, dict):
-        return "is no object"
+def _problem(row: Row) -> str:
     missing = [name for name in COLUMNS if row.get(name) in (None, "")]
     if missing:
         return f"has no {', '.join(missing)}"

@@ -9,6 +9,7 @@ from rlhf_ray.checkpoint.storage import writing
 from rlhf_ray.config.convert import ConvertConfig
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.files import is_among
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.columns import ranking_of
@@ -26,8 +27,9 @@ def run(config: ConvertConfig) -> None:
     Raises:
         BadInput: a file is wrong or missing, or too many rows are bad.
     """
-    if PurePath(config.output) in map(PurePath, config.data):
-        raise BadInput(f"output: {config.output} is one of the files to read; name another")
+    for path in config.data:
+        if is_among(config.output, path):
+            raise BadInput(f"output: {config.output} is read as {path}; name another file")
     reports = [ReadReport(path, config.bad_rows) for path in config.data]
     rows = (row for report in reports for row in _rows(config, report))
     kind = PurePath(config.output).suffix

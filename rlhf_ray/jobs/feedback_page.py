@@ -87,7 +87,7 @@ def export(config: FeedbackPageConfig, task: Task, path: str) -> None:
     if "://" not in config.store and not Path(config.store).expanduser().exists():
         raise BadInput(f"store: no such file: {config.store}")
     with closing(Database(config.store)) as database, writing(path) as stream:
-        report = write_export(Labels(database, task).all(), stream, path)
+        report = write_export(Labels(database, task).all(), stream, path, task)
     for line in report.lines(path):
         say(line)
 

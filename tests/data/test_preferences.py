@@ -71,6 +71,18 @@ def test_explicit_and_implicit_prompts_are_the_same_pair(tmp_path: Path, tokeniz
             assert (ids == tokenizer.eos_token_id).sum() == 1
 
 
+def test_a_ranking_of_two_is_a_pair_and_a_longer_one_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    two = {"prompt": PROMPT, "responses": [REJECTED, CHOSEN], "ranks": [2, 1]}
+    choice = {"prompt": PROMPT, "a": REJECTED, "b": CHOSEN, "winner": "b", "model_a": "x", "model_b": "y"}
+    expected = text(tokenizer, pairs(tmp_path, tokenizer, PAIR)[0].chosen_ids)
+    found = pairs(tmp_path, tokenizer, two, choice, choice | {"winner": "tie"})
+    assert [text(tokenizer, row.chosen_ids) for row in found] == [expected] * 2
+    single = read_labelled(config(tmp_path / "d.jsonl", [two, choice]), tokenizer, group=4).rows
+    assert [row.desirable for row in single] == [True, True, False, False]
+    with pytest.raises(BadInput, match="ranks 3 answers; give two of them as `chosen` and `rejected`"):
+        pairs(tmp_path, tokenizer, {"prompt": PROMPT, "responses": ["a", "b", "c"]})
+
+
 def test_long_answers_are_cut_at_the_end_and_long_prompts_left_out(tmp_path: Path, tokenizer: Any) -> None:
     rows = [
         {"prompt": PROMPT, "chosen": CHOSEN * 9, "rejected": REJECTED},

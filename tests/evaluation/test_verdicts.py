@@ -39,14 +39,15 @@ def test_people_are_understood_whichever_side_a_model_was_on(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (["{"], "line 1 is not JSON"),
-        ([[1]], "line 1: is no object"),
-        ([ROW, {key: ROW[key] for key in ("prompt", "winner")}], "line 2: has no model_a, model_b"),
+        (["{"], "people.jsonl:1: not JSON"),
+        ([[1]], "people.jsonl:1: is a list, not an object"),
+        ([ROW, {key: ROW[key] for key in ("prompt", "winner")}], "people.jsonl:2: has no model_a, model_b"),
         ([ROW | {"winner": "A"}], "winner is a, b or tie, not 'A'"),
         ([ROW | {"model_b": "new"}], "compares 'new' with itself"),
         ([ROW | {"winner": "c"}] * 5, "and 2 more"),
         ([ROW | {"model_a": "third"}], "no verdict is about two of new, old; the file has old, third"),
         ([], "the file has no row"),
+        ([ROW | {"model_a": "third"}], "`version` of a and b in the config of rlhf compare names them"),
     ],
 )
 def test_files_that_hold_no_verdicts(rows: list[Any], words: str, tmp_path: Path) -> None:
@@ -57,7 +58,7 @@ def test_files_that_hold_no_verdicts(rows: list[Any], words: str, tmp_path: Path
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "people.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="is UTF-16"):
         check_people(tmp_path / "people.jsonl", ["old", "new"])
 
 

@@ -182,8 +182,9 @@ def test_export_of_choices_says_who_won(folder: Path, capsys: pytest.CaptureFixt
         desk.assignments.save("anna", item.id, str(number), draft(*ranks), [0, 1], 1)
     compare.run(_compare(export="out.jsonl"))
     said = capsys.readouterr().out
-    assert "3 labels in out.jsonl" in said
-    assert "1 left out: all answers have one rank" in said
+    assert "4 labels in out.jsonl" in said
+    rows = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    assert [row["winner"] for row in rows] == ["a", "b", "b", "tie"]
     assert "b preferred, all: 62.5% (" in said
 
 

@@ -7,13 +7,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.config.data import RankingDataConfig
+from rlhf_ray.config.data import RankingDataConfig, RowSource
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import ranking_of
 from rlhf_ray.data.file_formats import READERS
+from rlhf_ray.data.layouts.reading import lay_out
 from rlhf_ray.data.loading import read_rankings
 from rlhf_ray.data.records import Message, Ranking
+from rlhf_ray.data.sources import read_rows
+from rlhf_ray.evaluation.verdicts import check_people, judged, read_people
 from rlhf_ray.feedback.labelling.exports import NO_PREFERENCE, write_export
 from rlhf_ray.feedback.labelling.labels import Label
 from rlhf_ray.feedback.labelling.win_rates import win_rates
@@ -72,7 +75,7 @@ def _labels(draw: st.DrawFn) -> list[Label]:
 @given(labels=_labels())
 def test_rows_come_back_with_ties_and_all_columns(kind: str, labels: list[Label]) -> None:
     stream = io.BytesIO()
-    report = write_export(labels, stream, f"labels{kind}")
+    report = write_export(labels, stream, f"labels{kind}", "label")
     decided = [label for label in labels if len(set(label.ranks)) > 1]
     assert report.rows == len(decided)
     assert report.left_out[NO_PREFERENCE] == len(labels) - len(decided)
@@ -87,7 +90,7 @@ def test_rows_come_back_with_ties_and_all_columns(kind: str, labels: list[Label]
 @given(labels=_labels())
 def test_rank_lists_come_back_best_first_and_ties_are_counted(labels: list[Label]) -> None:
     stream = io.BytesIO()
-    report = write_export(labels, stream, "labels.tsv")
+    report = write_export(labels, stream, "labels.tsv", "label")
     strict = [label for label in labels if len(set(label.ranks)) == len(label.ranks)]
     assert report.rows == len(strict)
     assert report.left_out.total() == len(labels) - len(strict)
@@ -102,7 +105,7 @@ def test_rank_lists_come_back_best_first_and_ties_are_counted(labels: list[Label
 def test_hostile_texts_come_back(kind: str) -> None:
     labels = [_label(text, [text, "other"], [1, 0], text) for text in HOSTILE]
     stream = io.BytesIO()
-    write_export(labels, stream, f"labels{kind}")
+    write_export(labels, stream, f"labels{kind}", "label")
     back = _read(stream.getvalue(), kind)
     if kind == ".tsv":
         assert [list(r.responses) for r in back] == [[f"{text}other", text * 2] for text in HOSTILE]
@@ -114,7 +117,7 @@ def test_hostile_texts_come_back(kind: str) -> None:
 
 def test_a_rank_list_without_our_header_is_read_as_it_stands(tmp_path: Path) -> None:
     stream = io.BytesIO()
-    write_export([_label("a\n", ["b\tc", "d\\n"], [0, 1])], stream, "x.tsv")
+    write_export([_label("a\n", ["b\tc", "d\\n"], [0, 1])], stream, "x.tsv", "label")
     header, _, lines = stream.getvalue().partition(b"\n")
     assert header == rb"# rank list, best first; escapes: \t \n \\"
     assert list(_read(lines, ".tsv")[0].responses) == [r"a\nb\tc", r"a\nd\\n"]
@@ -125,17 +128,17 @@ def test_conversations_in_every_format() -> None:
     label = _label(prompt, ["a", "b"], [1, 0])
     for kind, expected in ((".jsonl", prompt), (".parquet", prompt)):
         stream = io.BytesIO()
-        write_export([label], stream, f"x{kind}")
+        write_export([label], stream, f"x{kind}", "label")
         assert _read(stream.getvalue(), kind)[0].prompt == expected
     stream = io.BytesIO()
-    write_export([label], stream, "x.tsv")
+    write_export([label], stream, "x.tsv", "label")
     assert list(_read(stream.getvalue(), ".tsv")[0].responses) == ["你好\t?\nb", "你好\t?\na"]
 
 
 def test_parquet_says_what_it_cannot_hold() -> None:
     mixed = [_label("text", ["a", "b"], [0, 1]), _label([{"role": "user", "content": "x"}], ["a", "b"], [0, 1])]
     with pytest.raises(BadInput, match=r"column 'prompt'.*write \.jsonl"):
-        write_export(mixed, io.BytesIO(), "x.parquet")
+        write_export(mixed, io.BytesIO(), "x.parquet", "label")
 
 
 TAMPERED = {
@@ -157,13 +160,42 @@ def test_a_tampered_export_is_refused_by_place(case: str, tmp_path: Path, tiny_m
 
     name, old, new, words = TAMPERED[case]
     stream = io.BytesIO()
-    write_export([_label("问题", ["answer", "other"], [1, 0])], stream, name)
+    write_export([_label("问题", ["answer", "other"], [1, 0])], stream, name, "label")
     content = stream.getvalue()
     assert old in content
     (tmp_path / name).write_bytes(content.replace(old, new))
     data = RankingDataConfig(path=str(tmp_path / name))
     with pytest.raises(BadInput, match=words):
         read_rankings(data, AutoTokenizer.from_pretrained(tiny_model.tied))
+
+
+@pytest.mark.parametrize("kind", [".jsonl", ".parquet"])
+def test_choices_are_what_an_evaluation_and_a_reward_model_read(kind: str, tmp_path: Path, tiny_model) -> None:
+    from transformers import AutoTokenizer
+
+    turns: list[Message] = [{"role": "user", "content": "问题\u2028?"}]
+    sides = {"versions": ("old", "new"), "reason": "因为"}
+    ranks = ([0, 1], [1, 0], [1, 0], [0, 0])
+    path = tmp_path / f"choices{kind}"
+    with path.open("wb") as stream:
+        labels = [_label(turns, [f"a{n}", f"b{n}"], ranking, **sides) for n, ranking in enumerate(ranks)]
+        assert write_export(labels, stream, path.name, "compare").rows == 4
+    check_people(path, ["old", "new"])
+    verdicts = read_people(path, "new", "old")
+    assert [verdict.winner for verdict in verdicts] == ["baseline", "candidate", "candidate", "tie"]
+    assert {verdict.reason for verdict in verdicts} == {"因为"}
+    assert judged(verdicts).outcome.rate.value == win_rates(labels)[0].rate.value
+    rows = [row for _, row in read_rows(RowSource(path=str(path)))]
+    assert list(rows[0])[:6] == ["prompt", "a", "b", "winner", "model_a", "model_b"]
+    pairs = [ranking_of(pair) for row in rows for pair in lay_out(row, "auto")]
+    assert [(pair.prompt, pair.responses) for pair in pairs] == [
+        (turns, ["a0", "b0"]),
+        (turns, ["b1", "a1"]),
+        (turns, ["b2", "a2"]),
+    ]
+    loaded = read_rankings(RankingDataConfig(path=str(path)), AutoTokenizer.from_pretrained(tiny_model.tied))
+    assert loaded.report.used == 3
+    assert "1 row left out: nothing to choose between" in "\n".join(loaded.report.lines())
 
 
 def test_win_rates_by_class() -> None:

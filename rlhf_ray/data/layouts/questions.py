@@ -96,3 +96,18 @@ def read_two_responses(row: Row, judgement: str) -> Row:
         "ranks": [best, 1 - best],
         **_others(row, {"prompt", "response_0", "response_1"}),
     }
+
+
+def read_choice(row: Row) -> list[Row]:
+    """`prompt`, `a`, `b`, and the `winner` of the two (`rlhf compare`); a tie is no pair to learn from.
+
+    Raises:
+        BadRow: the winner is neither a, b nor tie.
+    """
+    winner = row["winner"]
+    if winner not in ("a", "b", "tie"):
+        raise BadRow(f"`winner` must be a, b or tie, not {winner!r}")
+    if winner == "tie":
+        return []
+    better, worse = (row["a"], row["b"]) if winner == "a" else (row["b"], row["a"])
+    return [{"prompt": row["prompt"], "chosen": better, "rejected": worse, **_others(row, {"prompt", "a", "b"})}]

@@ -8,6 +8,7 @@ from rlhf_ray.config.data import Layout
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.file_formats import RANKED_TEXTS, Row
 from rlhf_ray.data.layouts.questions import (
+    read_choice,
     read_context,
     read_conversations,
     read_instruction,
@@ -71,6 +72,7 @@ SHAPES: dict[str, list[_Shape]] = {
             partial(read_two_responses, judgement="safer_response_id"),
         )
     ],
+    "compare": [_Shape("winner", "prompt, a, b, winner", _has("prompt", "a", "b", "winner"), read_choice)],
     "medicalgpt": [
         _Shape(
             "question",

@@ -116,20 +116,23 @@ def _show_downloads(rankings: list[list[list[int]]]) -> None:
             disabled=not everything,
             width="stretch",
         )
-    if equal:
+    if equal and desk().task == "label":
         st.caption(say("left_out_all", count=equal))
+    elif equal:
+        # Of two answers: only the rank list has no place for them.
+        ties += equal
     if ties:
         st.caption(say("left_out_ties", count=ties))
 
 
 def _export(name: str) -> Callable[[], bytes]:
     """The file's content, made when somebody wants it."""
-    labels = desk().labels
+    labels, task = desk().labels, desk().task
 
     def content() -> bytes:
         stream = io.BytesIO()
         try:
-            write_export(labels.all(), stream, name)
+            write_export(labels.all(), stream, name, task)
         except RlhfError as error:
             fail(error)
             raise

@@ -1,4 +1,4 @@
-"""Labels as files that `rlhf reward` reads: JSON lines, Parquet, rank lists."""
+"""Labels as files: rankings that `rlhf reward` reads, and choices that `rlhf evaluate` reads too."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,6 +10,7 @@ from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
 from rlhf_ray.data.rank_lists import TIES, has_ties, rank_list_line
 from rlhf_ray.data.records import Ranking
 from rlhf_ray.data.row_files import json_line, open_rows
+from rlhf_ray.feedback.labelling.items import Task
 from rlhf_ray.feedback.labelling.labels import Label
 
 NO_PREFERENCE = "all answers have one rank, which prefers nothing"
@@ -30,7 +31,7 @@ class ExportReport:
 
 
 def row_of(label: Label) -> Row:
-    """A label as a row: TRL's column names first, then all that is known of it."""
+    """Return a ranking as a row: TRL's column names first, then all that is known of it."""
     return {
         "prompt": label.prompt,
         "responses": list(label.answers),
@@ -48,8 +49,29 @@ def row_of(label: Label) -> Row:
     }
 
 
-def write_export(labels: Iterable[Label], stream: IO[bytes], path: str) -> ExportReport:
+def choice_of(label: Label) -> Row:
+    """Return a choice between two answers as a row: `winner` is a, b or tie."""
+    a, b = label.ranks
+    return {
+        "prompt": label.prompt,
+        "a": label.answers[0],
+        "b": label.answers[1],
+        "winner": "a" if a < b else "b" if b < a else "tie",
+        "model_a": label.versions[0],
+        "model_b": label.versions[1],
+        "class": label.prompt_class,
+        "annotator": label.annotator,
+        "time": label.moment,
+        "seconds": round(label.seconds, 1),
+        "reason": label.reason,
+        "label": label.id,
+    }
+
+
+def write_export(labels: Iterable[Label], stream: IO[bytes], path: str, task: Task) -> ExportReport:
     """Write labels in the format that the suffix of `path` names.
+
+    Choices keep their ties; rankings that prefer nothing are left out, and rank lists hold no ties of either.
 
     Raises:
         BadInput: Parquet cannot hold prompts of both kinds, text and messages, in one column.
@@ -59,14 +81,25 @@ def write_export(labels: Iterable[Label], stream: IO[bytes], path: str) -> Expor
     if kind == ".tsv":
         stream.write(f"{RANK_LIST_HEADER}\n".encode())
         stream.writelines(_rank_lists(labels, report))
-    elif kind == ".parquet":
-        rows = [row_of(label) for label in _decided(labels, report)]
-        with open_rows(stream, path, rows, {}) as file:
-            for row in rows:
+        return report
+    rows = _rows(labels, report, task)
+    if kind == ".parquet":
+        everything = list(rows)
+        with open_rows(stream, path, everything, {}) as file:
+            for row in everything:
                 file.write(row)
     else:
-        stream.writelines(json_line(row_of(label)) for label in _decided(labels, report))
+        stream.writelines(map(json_line, rows))
     return report
+
+
+def _rows(labels: Iterable[Label], report: ExportReport, task: Task) -> Iterator[Row]:
+    if task == "label":
+        yield from map(row_of, _decided(labels, report))
+        return
+    for label in labels:
+        report.rows += 1
+        yield choice_of(label)
 
 
 def _decided(labels: Iterable[Label], report: ExportReport) -> Iterator[Label]:
