@@ -251,10 +251,7 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, monkeypatch, toke
         read_prompts(PromptDataConfig(path=name), tokenizer)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["", " ", "~nobody_of_that_name/d.jsonl", "d" * 300 + ".jsonl", "a\0b.jsonl", "loop.jsonl", "none://d.jsonl"],
-)
+@pytest.mark.parametrize("path", [" ", "loop.jsonl", "none://d.jsonl"])
 def test_paths_that_name_nothing(tmp_path, monkeypatch, tokenizer, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
