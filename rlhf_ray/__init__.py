@@ -1,3 +1,36 @@
 """rlhf_ray: reinforcement learning from human feedback on Ray, vLLM and DeepSpeed."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_ray.api.jobs import read_config, run
+    from rlhf_ray.api.results import Rows, Run
+    from rlhf_ray.api.reward_model import RewardModel
+    from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
+
 __version__ = "0.1.0"
+
+__all__ = ["BadInput", "Interrupted", "RewardModel", "RlhfError", "Rows", "Run", "__version__", "read_config", "run"]
+
+_HOMES = {
+    "BadInput": "rlhf_ray.config.errors",
+    "Interrupted": "rlhf_ray.config.errors",
+    "RewardModel": "rlhf_ray.api.reward_model",
+    "RlhfError": "rlhf_ray.config.errors",
+    "Rows": "rlhf_ray.api.results",
+    "Run": "rlhf_ray.api.results",
+    "read_config": "rlhf_ray.api.jobs",
+    "run": "rlhf_ray.api.jobs",
+}
+"""Where each name is. It is imported when it is first asked for: every process of a run imports this package."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,98 +6,13 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from rlhf_ray import __version__
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.commands import JOBS, TOOLS
 from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
 from rlhf_ray.config.nearest import perhaps
-
-
-@dataclass(frozen=True)
-class Job:
-    """A verb that is told by a config file; its schema is in config/verbs.py."""
-
-    module: str
-    """Module whose `run(config)` does the work."""
-    help: str
-
-
-@dataclass(frozen=True)
-class Tool:
-    """A verb that is told by its arguments alone."""
-
-    module: str
-    """Module whose `run(config)` does the work."""
-    schema: str
-    """`module:class` of its settings."""
-    help: str
-    usage: str
-    positional: str | None = None
-    """Setting that takes the arguments without a name."""
-    rest: bool = False
-    """Whether options that are not its own follow a job's config file and go to `positional` too."""
-
-
-JOBS = {
-    "sft": Job("rlhf_ray.jobs.sft", "fine-tune a language model on texts"),
-    "reward": Job("rlhf_ray.jobs.reward", "train a reward model on rankings"),
-    "dpo": Job("rlhf_ray.jobs.dpo", "train a policy on preferences, without engines or a reward model"),
-    "ppo": Job("rlhf_ray.jobs.ppo", "train a policy against reward sources"),
-    "generate": Job("rlhf_ray.jobs.generate", "answer prompts with a model"),
-    "score": Job("rlhf_ray.jobs.score", "score answers with reward sources"),
-    "feedback": Job("rlhf_ray.jobs.feedback", "score answers at the terminal; the policy learns from each"),
-    "evaluate": Job("rlhf_ray.jobs.evaluate", "compare models on held-out prompts, on one page"),
-    "iterate": Job("rlhf_ray.pipelines.iterate", "rounds of collecting, labelling, reward model, PPO and evaluation"),
-    "data": Job("rlhf_ray.jobs.data", "acquire, clean, classify, sample and split rows"),
-    "label": Job("rlhf_ray.jobs.label", "rank answers in a browser, several annotators at once"),
-    "compare": Job("rlhf_ray.jobs.compare", "choose blindly between two checkpoints in a browser"),
-}
-TOOLS = {
-    "plan": Tool(
-        "rlhf_ray.jobs.plan",
-        "rlhf_ray.config.plan:PlanConfig",
-        "show placement, memory and batches of a config; starts nothing",
-        "[--gpu_gib 80] [VERB] CONFIG.yaml [--key value ...]",
-        positional="job",
-        rest=True,
-    ),
-    "doctor": Tool(
-        "rlhf_ray.jobs.doctor",
-        "rlhf_ray.config.doctor:DoctorConfig",
-        "check this machine's installation",
-        "[--setup cpu|gpu]",
-    ),
-    "submit": Tool(
-        "rlhf_ray.jobs.submit",
-        "rlhf_ray.config.submit:SubmitConfig",
-        "run a job on a Ray cluster and follow its log",
-        "[--address URL] VERB CONFIG.yaml [--key value ...]",
-        positional="job",
-        rest=True,
-    ),
-    "convert": Tool(
-        "rlhf_ray.jobs.convert",
-        "rlhf_ray.config.convert:ConvertConfig",
-        "write data sets of other layouts as rows of this project's",
-        "DATA ... --output FILE [--layout hh]",
-        positional="data",
-    ),
-    "merge": Tool(
-        "rlhf_ray.jobs.merge",
-        "rlhf_ray.config.merge:MergeConfig",
-        "add an adapter to its model's weights, for verbs that take whole models",
-        "ADAPTER --output DIRECTORY [--base MODEL]",
-        positional="adapter",
-    ),
-    "plot": Tool(
-        "rlhf_ray.jobs.plot",
-        "rlhf_ray.config.plot:PlotConfig",
-        "draw the curves of runs again",
-        "RUN ... [--output FOLDER]",
-        positional="runs",
-    ),
-}
+from rlhf_ray.start import start_job
 
 HOW_TO_OVERRIDE = """Every key of the file is also an option, and options win: --policy.learning_rate 1e-6.
 N stands for a position in a list, NAME for a name of yours."""
@@ -156,16 +71,13 @@ def _right_verb(verb: str) -> str:
 
 def run_job(verb: str, arguments: Sequence[str]) -> int:
     """Load the config of a job and run it."""
-    from rlhf_ray.config.verbs import SCHEMAS, import_schema, load_job
+    from rlhf_ray.config.verbs import import_schema, load_job
 
     if not arguments or {"-h", "--help"}.intersection(arguments):
-        schema = import_schema(SCHEMAS[verb])
+        schema = import_schema(JOBS[verb].schema)
         print(settings_help(f"rlhf {verb} CONFIG.yaml [--key value ...]\n\n{HOW_TO_OVERRIDE}", schema))
         return 0 if arguments else BadInput.exit_code
-    config = load_job(verb, arguments)
-    # Roles that do not fit their groups are found here, before Ray starts.
-    importlib.import_module("rlhf_ray.jobs.plan").checked_parts(config)
-    importlib.import_module(JOBS[verb].module).run(config)
+    start_job(verb, load_job(verb, arguments))
     return 0
 
 

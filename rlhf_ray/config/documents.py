@@ -15,15 +15,18 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Document:
-    """The content of a YAML file and where each key stands in it."""
+    """The content of a YAML file and where each key stands in it; or settings that no file holds."""
 
-    path: Path
+    path: Path | None
+    """None: they were given as a mapping."""
     data: dict[str, Any]
     lines: dict[KeyPath, int] = field(default_factory=dict)
     """Line (from 1) of each key path."""
 
     def where(self, key: KeyPath) -> str:
-        """File and line of a key, or of the nearest section around it."""
+        """File and line of a key, or of the nearest section around it; empty where there is no file."""
+        if self.path is None:
+            return ""
         for length in range(len(key), 0, -1):
             if key[:length] in self.lines:
                 return f"{self.path}:{self.lines[key[:length]]}"

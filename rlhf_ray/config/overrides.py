@@ -5,6 +5,7 @@ reaches: items of lists (`--rewards.0.weight 2`), named sections (`--critics.val
 passed through to a library (`--rollout.engine.max_num_seqs 64`), and sections that are null by default.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +54,24 @@ def parse_overrides(arguments: list[str], section: type[Section]) -> list[Overri
     return overrides
 
 
+def overrides_of(values: Mapping[str, Any], section: type[Section]) -> list[Override]:
+    """Return the overrides that values by dotted key stand for, as a program gives them.
+
+    Raises:
+        BadInput: a key is not in the schema.
+    """
+    return [Override(key, resolve_key(key, section)[0], value) for key, value in values.items()]
+
+
 def resolve_key(option: str, section: type[Section]) -> tuple[KeyPath, list[Any] | None]:
-    """Turn `--policy.learning-rate` into its key path and the types it may have (None: any).
+    """Turn `--policy.learning-rate`, dashes or none before it, into its key path and its possible types (None: any).
 
     Raises:
         BadInput: no such key; the message has the nearest one.
     """
     key: list[str | int] = []
     types: list[Any] | None = [section]
+    dashes = "--" if option.startswith("--") else ""
     for part in option.removeprefix("--").split("."):
         underscored = part.replace("-", "_")
         if types is None:
@@ -69,7 +80,7 @@ def resolve_key(option: str, section: type[Section]) -> tuple[KeyPath, list[Any]
         step: str | int = int(part) if part.isdigit() else underscored
         below = [child_types(one, step) for one in types]
         if all(found == [] for found in below):
-            raise BadInput(f"{option}: unknown key{suggest((*key, underscored), section, '--')[0]}")
+            raise BadInput(f"{option}: unknown key{suggest((*key, underscored), section, dashes)[0]}")
         is_field = isinstance(step, int) or step in child_names(types)
         types = None if any(found is None for found in below) else [one for found in below for one in found or []]
         names_section = not is_field and bool(child_names(types or []))

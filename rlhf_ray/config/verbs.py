@@ -1,29 +1,18 @@
-"""The jobs that a config file can describe, and which of them a file is meant for."""
+"""The jobs that a config can describe, and which of them one is meant for."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.documents import read_document
+from rlhf_ray.config.commands import JOBS
+from rlhf_ray.config.documents import Document, read_document
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.loading import load_config
 
-SCHEMAS = {
-    "sft": "rlhf_ray.config.supervised:SFTConfig",
-    "reward": "rlhf_ray.config.supervised:RewardTrainingConfig",
-    "dpo": "rlhf_ray.config.dpo:DPOConfig",
-    "ppo": "rlhf_ray.config.ppo:PPOConfig",
-    "generate": "rlhf_ray.config.inference:GenerateConfig",
-    "score": "rlhf_ray.config.inference:ScoreConfig",
-    "feedback": "rlhf_ray.config.feedback:FeedbackConfig",
-    "evaluate": "rlhf_ray.config.evaluate:EvaluateConfig",
-    "iterate": "rlhf_ray.config.iterate:IterateConfig",
-    "data": "rlhf_ray.config.cleaning:DataJobConfig",
-    "label": "rlhf_ray.config.labelling:LabelConfig",
-    "compare": "rlhf_ray.config.labelling:CompareConfig",
-}
+SCHEMAS = {verb: job.schema for verb, job in JOBS.items()}
 """Config class of each job, as `module:class`."""
 
 
@@ -42,50 +31,70 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
     """
     if not arguments or arguments[0].startswith("-"):
         raise BadInput(f"the config file comes first: rlhf {verb} CONFIG.yaml --key value")
-    path = arguments[0]
+    return load_document(verb, read_document(arguments[0]), arguments[1:], check_files=check_files)
+
+
+def load_document(
+    verb: str, document: Document, overrides: Iterable[str] | Mapping[str, Any] = (), *, check_files: bool = True
+) -> Section:
+    """Read a config by the schema of a verb, with overrides as `load_config` takes them.
+
+    Raises:
+        BadInput: it or an override is wrong, or it is a config for another verb.
+    """
     try:
-        return load_config(import_schema(SCHEMAS[verb]), path, arguments[1:], check_files=check_files)
+        return load_config(import_schema(SCHEMAS[verb]), document, overrides, check_files=check_files)
     except BadInput:
-        others = _other_verbs(path, verb)
+        others = _other_verbs(document, verb)
         if not others:
             raise
         # Its keys would be unknown here, a line for each.
         listed = " and ".join(f"rlhf {other}" for other in others)
         raise BadInput(
-            f"{path}: a config for {listed}, not for rlhf {verb}; run it by its own verb, or give another file"
+            f"{_named(document)}: a config for {listed}, not for rlhf {verb}; run it by its own verb, or give another"
         ) from None
 
 
-def _other_verbs(path: str, verb: str) -> list[str]:
-    """The jobs that a file describes instead of this one; none where its top-level keys are all of this one's too."""
-    keys = set(read_document(path).data)
+def _other_verbs(document: Document, verb: str) -> list[str]:
+    """The jobs that a config describes instead of this one; none where its top-level keys are all of this one's too."""
+    keys = set(document.data)
     if keys <= _fields(verb).keys():
         return []
-    return _fitting(path, keys)
+    return _fitting(document, keys)
 
 
-def deduce_verb(path: str) -> str:
-    """Return the job that a file describes, from its top-level keys: the one it fits, else the one it is nearest to.
+def deduce_verb(source: str | Document, how: str = "rlhf plan {verb} {path}") -> str:
+    """Return the job that a config describes, from its top-level keys: the one it fits, else the one it is nearest to.
+
+    Args:
+        source: a YAML file, or what was read of one.
+        how: what to write where it fits several jobs, so that it is told which one is meant.
 
     Raises:
         BadInput: it fits several jobs.
     """
-    keys = set(read_document(path).data)
-    fits = _fitting(path, keys)
+    document = source if isinstance(source, Document) else read_document(source)
+    keys = set(document.data)
+    fits = _fitting(document, keys)
     if len(fits) > 1:
-        raise BadInput(f"{path}: fits {' and '.join(fits)}; name the job, such as: rlhf plan {fits[0]} {path}")
+        such = how.format(verb=fits[0], path=document.path)
+        raise BadInput(f"{_named(document)}: fits {' and '.join(fits)}; name the job, such as: {such}")
     return fits[0] if fits else max(SCHEMAS, key=lambda verb: len(keys & _fields(verb).keys()))
 
 
-def _fitting(path: str, keys: set[str]) -> list[str]:
-    """The jobs that a file with these top-level keys fits."""
+def _named(document: Document) -> str:
+    return str(document.path or "config")
+
+
+def _fitting(document: Document, keys: set[str]) -> list[str]:
+    """The jobs that a config with these top-level keys fits."""
     required = {verb: {name for name, info in _fields(verb).items() if info.is_required()} for verb in SCHEMAS}
     fits = [verb for verb in SCHEMAS if required[verb] <= keys <= _fields(verb).keys()]
     # A key that only one of them must have, as PPO its rewards, tells it from those that merely allow it.
     fits = [verb for verb in fits if not any(required[verb] < required[other] for other in fits)]
     if len(fits) > 1:
         # The same key may hold other things in another job, as `loss` does.
-        fits = [verb for verb in fits if _can_be_read(path, import_schema(SCHEMAS[verb]))] or fits
+        fits = [verb for verb in fits if _can_be_read(document, import_schema(SCHEMAS[verb]))] or fits
     return fits
 
 
@@ -93,9 +102,9 @@ def _fields(verb: str) -> dict[str, FieldInfo]:
     return import_schema(SCHEMAS[verb]).model_fields
 
 
-def _can_be_read(path: str, schema: type[Section]) -> bool:
+def _can_be_read(document: Document, schema: type[Section]) -> bool:
     try:
-        load_config(schema, path, [], check_files=False)
+        load_config(schema, document, check_files=False)
     except BadInput:
         return False
     return True

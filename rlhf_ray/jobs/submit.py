@@ -41,7 +41,7 @@ def run(config: SubmitConfig) -> None:
     """
     verb, *arguments = config.job
     if verb not in SCHEMAS:
-        verb, arguments = deduce_verb(verb), list(config.job)
+        verb, arguments = deduce_verb(verb, "rlhf submit {verb} {path}"), list(config.job)
     # The files are those of the cluster, which this machine need not have.
     job = load_job(verb, arguments, check_files=False)
     check_output(job)

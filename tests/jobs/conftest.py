@@ -1,5 +1,6 @@
 """A PPO run of seconds on the real engines: a model from nothing, prompts, a reward that is easy to learn."""
 
+import asyncio
 import copy
 import logging
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import rlhf_ray
 from tests.jobs.ppo_runs import write_rows
 
 TEXTS = [
@@ -90,11 +92,18 @@ def ray_session() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def learned(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a whole PPO run, never interrupted, with its samples in `samples.recorded`."""
-    from rlhf_ray.config.ppo import PPOConfig
-    from rlhf_ray.jobs.ppo import run
+    """The folder of a whole PPO run, never interrupted, with its samples in `samples.recorded`.
 
+    It is made from Python, where an event loop runs, as in a notebook.
+    """
     folder = tmp_path_factory.mktemp("learned") / "run"
-    rollout = {"record": str(folder.parent / "samples.recorded")}
-    run(PPOConfig.model_validate(ppo_settings(folder, rollout=rollout)))
-    return folder
+    settings = ppo_settings(folder, rollout={"record": str(folder.parent / "samples.recorded")})
+
+    async def cell() -> rlhf_ray.Run:
+        return rlhf_ray.run(settings)
+
+    run = asyncio.run(cell())
+    assert run.status == "finished"
+    assert run.model_path == folder / "final"
+    assert run.metrics.column("rewards/reward/mean")
+    return run.path

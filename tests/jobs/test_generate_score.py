@@ -1,5 +1,6 @@
 """`rlhf generate` and `rlhf score` through the command: what one writes, the other reads."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
+import rlhf_ray
 from rlhf_ray import cli
 from rlhf_ray.config.inference import GenerateConfig
 from rlhf_ray.data.records import PromptRecord
@@ -314,3 +316,21 @@ def test_a_service_scores_beside_a_function(functions: str, tmp_path: Path, caps
         assert score(tmp_path, [source, letters], data, "none.jsonl") == 1
     assert not (tmp_path / "none.jsonl").exists()
     assert f'refused: {service.url}: HTTP 503 Service Unavailable: "down" (attempt' in capsys.readouterr().err
+
+
+def test_from_python_where_an_event_loop_runs(
+    ray_session: None, functions: str, generated: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "output": tmp_path / "scores.jsonl",
+        "data": {"path": generated},
+        "rewards": [{"kind": "function", "function": f"{functions}:letters"}],
+    }
+
+    async def cell() -> rlhf_ray.Run:
+        return rlhf_ray.run(settings)
+
+    scored = asyncio.run(cell()).samples
+    answers = rlhf_ray.Run(generated).samples
+    assert scored.column("completion") == answers.column("completion")
+    assert scored.column("reward") == [sum(map(str.isalpha, text)) for text in answers.column("completion")]
