@@ -19,6 +19,7 @@ Layout = Literal[
     "deepspeed_chat",
     "hh",
     "compare",
+    "questions",
     "safe_rlhf",
     "safe_rlhf_safer",
     "open_assistant",

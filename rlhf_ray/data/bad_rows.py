@@ -1,8 +1,9 @@
 """Rows that cannot be used: counted, shown, and past a threshold the end of the job."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlhf_ray.config.errors import BadInput
 
@@ -46,6 +47,15 @@ class ReadReport:
     shortened: Counter[str] = field(default_factory=Counter)
     """Rows that are used in part, by reason."""
 
+    unread: dict[str, None] = field(default_factory=dict)
+    """Columns that the job does not read, in the order in which they came."""
+    handed_on: bool = False
+    """Whether those go to reward functions and into the output."""
+    keys: dict[str, None] = field(default_factory=dict)
+    """Keys of messages beside role and content."""
+    read_keys: set[str] = field(default_factory=set)
+    """Those that the chat template reads."""
+
     @property
     def used(self) -> int:
         """Rows that the job gets."""
@@ -56,6 +66,10 @@ class ReadReport:
         self.bad += 1
         if len(self.examples) < SHOWN:
             self.examples.append((place, message))
+
+    def pass_over(self, columns: Mapping[str, Any]) -> None:
+        """Remember the columns of a row that nobody reads, and that hold something."""
+        self.unread.update((name, None) for name, value in columns.items() if value is not None and value != "")
 
     def check(self) -> None:
         """Stop if too many rows are bad or none is left.
@@ -80,6 +94,12 @@ class ReadReport:
     def lines(self) -> Iterator[str]:
         """Say what was read and what was not, for the console and the log."""
         yield f"{self.source}: {self.used} of {self.rows} rows used"
+        if self.unread:
+            names = ", ".join(self.unread)
+            handed = "columns that only reward functions and the output get" if self.handed_on else "columns not read"
+            yield f"  {handed}: {names}"
+        if unread := [key for key in self.keys if key not in self.read_keys]:
+            yield f"  keys of messages not read: {', '.join(unread)}"
         yield from (f"  {_rows(count)} left out: {reason}" for reason, count in self.left_out.items())
         yield from (f"  {_rows(count)} shortened: {reason}" for reason, count in self.shortened.items())
         if self.bad:

@@ -11,6 +11,7 @@ from rlhf_ray.config.data import RankingDataConfig
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import LABELS, ranking_of
 from rlhf_ray.data.file_formats import Row
+from rlhf_ray.data.grades import GRADES, MARGIN
 from rlhf_ray.data.loading import Loaded, converted_rows, fingerprint_of, ranked_row, report_of
 from rlhf_ray.data.records import Ranking
 from rlhf_ray.data.rows import RankedRow
@@ -42,9 +43,12 @@ def read_cost_pairs(data: RankingDataConfig, tokenizer: Any) -> Loaded[CostPair]
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.read_keys = encoder.read_keys
 
     def convert(_: int, row: Row) -> CostPair | None:
         ranking, signs = safety_of(ranking_of(row))
+        read = (SAFER, *OF_RESPONSES, *OF_CHOSEN, MARGIN, GRADES)
+        report.pass_over({name: value for name, value in ranking.columns.items() if name not in read})
         ranked = ranked_row(ranking, encoder, data.max_tokens, report)
         return None if ranked is None else CostPair(ranked, signs)
 

@@ -24,10 +24,15 @@ _UNESCAPES = {"\\\\": "\\", "\\t": "\t", "\\n": "\n", "\\r": "\r"}
 _ESCAPED = re.compile(r"\\[\\tnr]")
 PLAIN_TEXT = "text"
 """Column of the lines of a text file."""
-JSON_IN_CSV = ("messages", "responses", "ranks")
+JSON_IN_CSV = ("messages", "conversations", "responses", "ranks", "grades", "history", "tools", "completions")
 """Columns that hold lists; a CSV cell gives them as JSON."""
+MESSAGES_IN_CSV = ("prompt", "completion", "response", "chosen", "rejected", "context")
+"""Columns that hold a text, or messages, which a CSV cell gives as JSON."""
 KIND_COLUMNS = frozenset(
-    {"text", "messages", "prompt", "completion", "completions", "chosen", "rejected", "responses", "ranks"}
+    {
+        *("text", "messages", "prompt", "completion", "response", "completions", "chosen", "rejected"),
+        *("responses", "ranks", "system", "tools"),
+    }
 )
 """Columns that tell of what kind a row is. A table has those of all its rows."""
 BEGINNING = 4096
@@ -153,8 +158,18 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[RawRow]:
 
 
 def told(row: Mapping[str, Any]) -> Row:
-    """A table's row without the columns that belong to rows of another kind, and are null in this one."""
-    return {name: value for name, value in row.items() if value is not None or name not in KIND_COLUMNS}
+    """A table's row without the columns that belong to rows of another kind, and are null in this one.
+
+    Nor the keys of messages and tools that belong to others: a table has all of them everywhere.
+    """
+    kept = {name: value for name, value in row.items() if value is not None or name not in KIND_COLUMNS}
+    return {name: _without_nulls(value) if name in KIND_COLUMNS else value for name, value in kept.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[BinaryIO, str], Iterator[RawRow]]] = {
@@ -236,7 +251,19 @@ def _record(header: list[str], cells: list[str]) -> Row | BadRow:
                 row[name] = json.loads(row[name])
             except json.JSONDecodeError:
                 return BadRow(f"column {name} is not JSON, which lists in a CSV cell must be")
-    return row
+    return row | {name: _messages_in_cell(row[name]) for name in MESSAGES_IN_CSV if name in row}
+
+
+def _messages_in_cell(cell: str) -> Any:
+    """A list of messages where a cell is one as JSON, else its text."""
+    if not cell.lstrip().startswith("["):
+        return cell
+    try:
+        value = json.loads(cell)
+    except ValueError:
+        return cell
+    speaks = bool(value) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+    return value if speaks else cell
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

@@ -12,8 +12,9 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.columns import Answered, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.grades import grades_of
+from rlhf_ray.data.grades import GRADES, MARGIN, grades_of
 from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.messages import extra_keys
 from rlhf_ray.data.records import PromptRecord, Ranking
 from rlhf_ray.data.rows import RankedRow, SupervisedRow
 from rlhf_ray.data.sources import read_rows
@@ -41,9 +42,11 @@ def read_prompts(data: PromptDataConfig, tokenizer: Any) -> Loaded[PromptRecord]
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.handed_on, report.read_keys = True, encoder.read_keys
 
     def convert(index: int, row: Row) -> PromptRecord | None:
         prompt, columns = prompt_of(row)
+        report.pass_over(columns)
         ids = encoder.prompt(prompt)
         if len(ids) > data.max_prompt_tokens:
             report.left_out[f"prompt longer than max_prompt_tokens ({data.max_prompt_tokens})"] += 1
@@ -61,9 +64,12 @@ def read_supervised(data: TextDataConfig, tokenizer: Any) -> Loaded[SupervisedRo
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.read_keys = encoder.read_keys
 
     def convert(_: int, row: Row) -> SupervisedRow | None:
-        ids, written = _demonstration_ids(encoder, demonstration_of(row))
+        demonstration = demonstration_of(row)
+        report.pass_over(demonstration.columns)
+        ids, written = _demonstration_ids(encoder, demonstration)
         if data.loss_on == "all":
             written = np.ones(len(ids), bool)
         if len(ids) > data.max_tokens:
@@ -90,9 +96,12 @@ def read_rankings(data: RankingDataConfig, tokenizer: Any) -> Loaded[RankedRow]:
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.read_keys = encoder.read_keys
 
     def convert(_: int, row: Row) -> RankedRow | None:
-        return ranked_row(ranking_of(row), encoder, data.max_tokens, report)
+        ranking = ranking_of(row)
+        report.pass_over({name: value for name, value in ranking.columns.items() if name not in (MARGIN, GRADES)})
+        return ranked_row(ranking, encoder, data.max_tokens, report)
 
     rows = converted_rows(data, report, convert)
     return Loaded(rows, report, fingerprint_of(part for row in rows for part in _ranked_parts(row)))
@@ -124,7 +133,14 @@ def read_answered(data: DataConfig) -> Loaded[Answered]:
         BadInput: nothing there, or too many bad rows (named by file and line).
     """
     report = report_of(data)
-    return Loaded(converted_rows(data, report, lambda _, row: answered_of(row)), report, "")
+    report.handed_on = True
+
+    def convert(_: int, row: Row) -> Answered:
+        answered = answered_of(row)
+        report.pass_over(answered.columns)
+        return answered
+
+    return Loaded(converted_rows(data, report, convert), report, "")
 
 
 def report_of(data: DataConfig) -> ReadReport:
@@ -142,6 +158,7 @@ def converted_rows(data: DataConfig, report: ReadReport, convert: Callable[[int,
                 if isinstance(row, BadRow):
                     raise row
                 converted = convert(report.rows - 1, row)
+                report.keys.update((key, None) for value in row.values() for key in extra_keys(value))
             except BadRow as error:
                 report.add_bad(place, str(error))
             except BadInput as error:

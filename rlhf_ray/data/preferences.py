@@ -12,7 +12,7 @@ from rlhf_ray.config.dpo import PreferenceDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.data.columns import labelled_of, pair_of
+from rlhf_ray.data.columns import completion_column, labelled_of, pair_of
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import Loaded, converted_rows, fingerprint_of, report_of
 from rlhf_ray.data.records import Prompt
@@ -88,6 +88,7 @@ def read_pairs(data: PreferenceDataConfig, tokenizer: Any) -> Loaded[PairRow]:
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.read_keys = encoder.read_keys
 
     def convert(_: int, row: Row) -> PairRow | None:
         return _pair(row, encoder, data.max_tokens, report)
@@ -109,11 +110,13 @@ def read_labelled(data: PreferenceDataConfig, tokenizer: Any, group: int) -> Loa
         group: so many neighbouring rows exchange their responses for `mismatched_ids`.
     """
     encoder, report = Encoder(tokenizer), report_of(data)
+    report.read_keys = encoder.read_keys
 
     def convert(_: int, row: Row) -> LabelledRow | PairRow | None:
         if ("chosen" in row and "rejected" in row) or "responses" in row:
             return _pair(row, encoder, data.max_tokens, report)
         labelled = labelled_of(row)
+        report.pass_over(labelled.columns)
         prompt, answers = _ids(encoder, labelled.prompt, [labelled.completion], data.max_tokens, report)
         return LabelledRow(0, prompt, answers[0], labelled.desirable, answers[0][:0]) if answers else None
 
@@ -130,7 +133,7 @@ def read_labelled(data: PreferenceDataConfig, tokenizer: Any, group: int) -> Loa
 def holds_labels(data: DataConfig) -> bool:
     """Whether the first row that can be read holds a single answer with a label."""
     first = next((row for _, row in read_rows(data) if not isinstance(row, BadRow)), {})
-    return "label" in first and "completion" in first
+    return "label" in first and completion_column(first) is not None
 
 
 def answers_batch(answers: Sequence[Answer]) -> TokenBatch:
@@ -146,6 +149,7 @@ def token_shares(answers: Sequence[Answer]) -> Float32[np.ndarray, " response_to
 
 def _pair(row: Row, encoder: Encoder, max_tokens: int, report: ReadReport) -> PairRow | None:
     ranking = pair_of(row)
+    report.pass_over(ranking.columns)
     prompt, answers = _ids(encoder, ranking.prompt, ranking.responses, max_tokens, report)
     if not answers:
         return None

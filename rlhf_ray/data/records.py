@@ -2,17 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Shaped
 
 
 class Message(TypedDict):
-    """One turn of a conversation."""
+    """One turn of a conversation; chat templates may read further keys, which stand here as the data has them."""
 
     role: str
     content: str
+    """Empty in a turn that only thinks or calls tools."""
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    weight: NotRequired[int]
+    """0: the turn is not learned."""
+    tools: NotRequired[list[dict[str, Any]]]
+    """JSON schemas of what may be called in the conversation, in its first turn."""
 
 
 Prompt = str | list[Message]

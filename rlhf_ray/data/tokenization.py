@@ -12,7 +12,9 @@ from jaxtyping import Bool, Int32
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.messages import LEARNED
 from rlhf_ray.data.records import Message, Prompt
+from rlhf_ray.data.template_turns import TemplateTurns, without_unlearned
 
 Ids = Int32[np.ndarray, " tokens"]
 
@@ -25,6 +27,9 @@ class Encoder:
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id
+        self._turns_of = TemplateTurns(self._by_template)
+        self.read_keys = self._turns_of.read
+        """Keys of messages that are read, by the template or here."""
 
     def prompt(self, prompt: Prompt) -> Ids:
         """Ids of a prompt: text as it is, messages by the chat template with the opening of the answer.
@@ -82,11 +87,15 @@ class Encoder:
             BadInput: no chat template.
             BadRow: the template refuses the turns, or changes earlier ones when later ones are added.
         """
+        self.read_keys.update(LEARNED)
         if "{% generation" in (self.tokenizer.chat_template or ""):
+            self._render(messages)
+            turns, tools, _ = self._turns_of.given(messages)
             encoded = self.tokenizer.apply_chat_template(
-                list(messages), return_dict=True, return_assistant_tokens_mask=True
+                turns, tools=tools, return_dict=True, return_assistant_tokens_mask=True
             )
-            return np.array(encoded["input_ids"], np.int32), np.array(encoded["assistant_masks"], bool)
+            learned = without_unlearned(messages, np.array(encoded["assistant_masks"], bool))
+            return np.array(encoded["input_ids"], np.int32), learned
         ids: list[np.ndarray] = []
         masks: list[np.ndarray] = []
         done = ""
@@ -100,7 +109,8 @@ class Encoder:
             answer_ids = self._ids(answer)
             kept = self.end(answer_ids)
             rest = answer_ids[len(kept) :]
-            for piece, mine in ((self._ids(before), False), (kept, True), (rest, False)):
+            counts = message.get("weight") != 0
+            for piece, mine in ((self._ids(before), False), (kept, counts), (rest, False)):
                 ids.append(piece)
                 masks.append(np.full(len(piece), mine))
             done = closing
@@ -135,6 +145,9 @@ class Encoder:
         return np.array(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
 
     def _render(self, messages: Sequence[Message], **options: Any) -> str:
+        return self._turns_of.rendered(messages, **options)
+
+    def _by_template(self, messages: Sequence[Any], **options: Any) -> str:
         if not self.tokenizer.chat_template:
             raise BadInput(
                 f"{self.tokenizer.name_or_path}: the data holds messages, but the tokenizer has no chat template; "
@@ -143,8 +156,8 @@ class Encoder:
         from jinja2.exceptions import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-        except TemplateError as error:
+            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             roles = ", ".join(message["role"] for message in messages)
             raise BadRow(f"the chat template refuses turns of {roles}: {error}") from error
 

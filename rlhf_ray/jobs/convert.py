@@ -12,7 +12,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.files import is_among
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.cleaning.texts import texts_of
-from rlhf_ray.data.columns import ranking_of
+from rlhf_ray.data.columns import own_names, ranking_of
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
 from rlhf_ray.data.loading import laid_out
 from rlhf_ray.data.rank_lists import TIES, has_ties, rank_list_line
@@ -66,8 +66,13 @@ def _rows(config: ConvertConfig, report: ReadReport) -> Iterator[Row]:
             try:
                 if isinstance(row, BadRow):
                     raise row
+                row = own_names(row)
                 texts_of(row)
-                tied = ranked and has_ties(ranking_of(row))
+                tied = False
+                if ranked:
+                    ranking = ranking_of(row)
+                    report.pass_over(ranking.columns)
+                    tied = has_ties(ranking)
                 if not tied and kind == ".jsonl":
                     _check_json(row)
             except BadRow as error:

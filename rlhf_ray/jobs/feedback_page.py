@@ -63,6 +63,7 @@ def read_pool(source: RowSource) -> list[tuple[Prompt, str]]:
                 if isinstance(row, BadRow):
                     raise row
                 prompt, columns = prompt_of(row)
+                report.pass_over({name: value for name, value in columns.items() if name != "class"})
                 found.append((prompt, prompt_class(columns, prompt)))
             except BadRow as error:
                 report.add_bad(place, str(error))

@@ -159,7 +159,7 @@ CASES = {
     "same after truncation": (
         "rankings",
         "d.jsonl",
-        rows({"chosen": "x" + "abc " * 99, "rejected": "y" + "abc " * 99}),
+        rows({"prompt": "", "chosen": "x" + "abc " * 99, "rejected": "y" + "abc " * 99}),
         r"no row is left to use; left out: 1 row: texts of different rank are the same within max_tokens \(64\)",
     ),
     "no answer to learn": (

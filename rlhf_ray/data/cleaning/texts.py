@@ -7,8 +7,9 @@ from typing import Any
 
 from rlhf_ray.config.cleaning import Judged
 from rlhf_ray.data.bad_rows import BadRow
-from rlhf_ray.data.columns import MESSAGES, demonstration_of, prompt_of, ranking_of
+from rlhf_ray.data.columns import completion_column, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import PLAIN_TEXT, RANKED_TEXTS, Row
+from rlhf_ray.data.messages import MESSAGES
 from rlhf_ray.data.records import Prompt
 
 BIG = 10**10
@@ -78,7 +79,7 @@ def prompt_alone(row: Row) -> Prompt:
         prompt = prompt_of(row)[0]
     else:
         prompt, said = _asked_and_said(row)
-        if prompt is None and not {"prompt", "completion"} <= row.keys():
+        if prompt is None and not ("prompt" in row and completion_column(row)):
             return said
         if prompt == []:
             raise BadRow("the conversation begins with its only answer, so it has no prompt")
@@ -92,7 +93,7 @@ def _is_ranking(row: Row) -> bool:
 
 
 def _is_demonstration(row: Row) -> bool:
-    return MESSAGES in row or PLAIN_TEXT in row or "completion" in row
+    return MESSAGES in row or PLAIN_TEXT in row or completion_column(row) is not None
 
 
 def _asked_and_said(row: Row) -> tuple[Prompt | None, Prompt]:

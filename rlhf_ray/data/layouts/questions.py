@@ -1,11 +1,17 @@
 """Rows that hold a question and its answers in columns of their own names."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.layouts.turns import assistant, opening, text_of, turns_of, user
 from rlhf_ray.data.records import Message
+
+ASKED = ("question", "query", "input")
+"""Names of the column with what is asked, where there is no `prompt`."""
+SAID = ("answer", "response", "output")
+"""Names of the column with the answer beside those."""
+EMPTY = "has an empty question"
 
 
 def _others(row: Row, used: Collection[str]) -> Row:
@@ -111,3 +117,37 @@ def read_choice(row: Row) -> list[Row]:
         return []
     better, worse = (row["a"], row["b"]) if winner == "a" else (row["b"], row["a"])
     return [{"prompt": row["prompt"], "chosen": better, "rejected": worse, **_others(row, {"prompt", "a", "b"})}]
+
+
+def read_instances(row: Row) -> list[Row]:
+    """`instruction` with `instances` of `input` and `output`, a row for each (self-instruct)."""
+    if not isinstance(row["instances"], list) or not all(isinstance(one, Mapping) for one in row["instances"]):
+        raise BadRow("`instances` must be a list of objects with `input` and `output`")
+    return [read_instruction({**_others(row, {"instances"}), **one}) for one in row["instances"]]
+
+
+def is_question(row: Row) -> bool:
+    """Whether a row asks in one column of `ASKED` and answers in others, and has no prompt by its own name."""
+    if "prompt" in row or "messages" in row or not any(name in row for name in ASKED):
+        return False
+    return ("chosen" in row and "rejected" in row) or any(name in row for name in SAID)
+
+
+def read_question(row: Row) -> Row:
+    """`question` (or `query`, `input`) with `answer` (or `response`, `output`), or with `chosen` and `rejected`.
+
+    An answer is kept under its own name too: reward functions look for it there.
+    """
+    asked = [name for name in ASKED if row.get(name)]
+    if len(asked) != 1:
+        raise BadRow(
+            f"`{asked[0]}` and `{asked[1]}` may both be the prompt; name one of them `prompt`" if asked else EMPTY
+        )
+    prompt = [*opening(row.get("system"), row.get("history")), user(row[asked[0]], asked[0])]
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        return {"prompt": prompt, **_pair(row), **_others(row, {*ASKED, "system", "history", "chosen", "rejected"})}
+    others = _others(row, {*ASKED, "system", "history"})
+    said = [name for name in SAID if row.get(name) is not None]
+    if len(said) != 1 or "completion" in row:
+        return {"prompt": prompt, **others}
+    return {"prompt": prompt, "completion": [assistant(row[said[0]], said[0])], **others}

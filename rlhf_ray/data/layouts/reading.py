@@ -8,11 +8,15 @@ from rlhf_ray.config.data import Layout
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.file_formats import RANKED_TEXTS, Row
 from rlhf_ray.data.layouts.questions import (
+    ASKED,
+    is_question,
     read_choice,
     read_context,
     read_conversations,
+    read_instances,
     read_instruction,
     read_messages,
+    read_question,
     read_question_pair,
     read_two_responses,
 )
@@ -51,7 +55,12 @@ def _names_speakers_in_from(row: Row) -> bool:
 
 
 SHAREGPT = _Shape("conversations", "conversations", _has("conversations"), read_conversations)
-ALPACA = _Shape("instruction", "instruction, output", _has("instruction"), read_instruction)
+ALPACA = _Shape(
+    "instruction",
+    "instruction, output",
+    lambda row: "instruction" in row and "instances" not in row,
+    read_instruction,
+)
 TREES = "prompt with text and replies, or is a message table with message_id, parent_id, role and text"
 SHAPES: dict[str, list[_Shape]] = {
     "open_assistant": [_Shape("prompt", TREES, is_tree, read_tree_rankings)],
@@ -88,7 +97,7 @@ SHAPES: dict[str, list[_Shape]] = {
         _Shape("context", "context, chosen, rejected", _has("context", "chosen", "rejected"), read_context),
         _Shape("messages", "messages with `from`", _names_speakers_in_from, read_messages),
     ],
-    "alpaca": [ALPACA],
+    "alpaca": [_Shape("instances", "instruction, instances", _has("instruction", "instances"), read_instances), ALPACA],
     "hh": [
         _Shape(
             "chosen",
@@ -102,6 +111,10 @@ SHAPES: dict[str, list[_Shape]] = {
         _Shape(
             "prompt", "prompt from Human: to Assistant:", lambda row: is_open_transcript(row.get("prompt")), read_open
         )
+    ],
+    "questions": [
+        _Shape(name, f"{name} with answer, response or output, or with chosen, rejected", is_question, read_question)
+        for name in ASKED
     ],
 }
 """Shapes of each layout. In `auto` the first that fits decides; what fits none is TRL's own."""

@@ -1,7 +1,8 @@
 """Turns of conversations, whoever named the speakers."""
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.records import Message
@@ -67,9 +68,26 @@ def _turn(turn: Any, name: str) -> Message:
     if role is None:
         raise BadRow(f"{name} is by {speaker!r}; speakers are {', '.join(SPEAKERS)}")
     given = [key for key in ("value", "content", "text") if turn.get(key) is not None]
-    if not given:
+    others = {key: value for key, value in turn.items() if key not in ("from", "role", "value", "content", "text")}
+    calls = _calls(turn, str(speaker).lower(), given)
+    if calls:
+        return cast(Message, {"role": role, "content": "", "tool_calls": calls, **others})
+    if not given and not any(value for value in others.values()):
         raise BadRow(f"{name} has no text (`value` or `content`)")
-    return {"role": role, "content": text_of(turn[given[0]], name)}
+    content = text_of(turn[given[0]], name) if given else ""
+    return cast(Message, {"role": role, "content": content, **others})
+
+
+def _calls(turn: Mapping[str, Any], speaker: str, given: Sequence[str]) -> list[Any]:
+    """What a turn of `function_call` calls, as JSON of one or several calls; none where it is another text."""
+    if speaker != "function_call" or not given or not isinstance(turn[given[0]], str):
+        return []
+    try:
+        value = json.loads(turn[given[0]])
+    except ValueError:
+        return []
+    calls = value if isinstance(value, list) else [value]
+    return calls if all(isinstance(call, dict) and "name" in call for call in calls) else []
 
 
 def opening(system: Any, history: Any) -> list[Message]:

@@ -1,7 +1,7 @@
 """Where answers come from, as the page sees it: something that writes so many different answers to a prompt."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.labelling import MOST_ANSWERS, FileAnswers
@@ -17,6 +17,9 @@ from rlhf_ray.feedback.labelling.items import NewItem
 
 ROUNDS = 4
 """How often a model is asked again for answers that differ from those that it gave."""
+
+READ_COLUMNS = ("class", "model", "versions")
+"""Columns that are read beside prompts and answers."""
 
 TOO_FEW = "fewer than two different answers"
 """Why a prompt of a file is left out."""
@@ -111,7 +114,8 @@ class AnswerFile:
         self.report.check()
 
     def _take(self, row: Row) -> None:
-        prompt, answers = _answers_of(row)
+        prompt, answers, columns = _answers_of(row)
+        self.report.pass_over({name: value for name, value in columns.items() if name not in READ_COLUMNS})
         versions = self._versions(row, len(answers))
         known = self._found.setdefault(joined(prompt), (prompt, prompt_class(row, prompt), {}))[2]
         for answer, version in zip(answers, versions, strict=True):
@@ -150,10 +154,10 @@ def prompt_class(row: Row, prompt: Prompt) -> str:
     return given if isinstance(given, str) and given.strip() else use_case(joined(prompt))
 
 
-def _answers_of(row: Row) -> tuple[Prompt, Sequence[str]]:
+def _answers_of(row: Row) -> tuple[Prompt, Sequence[str], Mapping[str, Any]]:
     if RANKED_TEXTS in row or "responses" in row or ("chosen" in row and "rejected" in row):
         # What is to be ranked needs no ranks yet, and those that are there decide nothing.
         ranking = ranking_of({name: value for name, value in row.items() if name != "ranks"})
-        return ranking.prompt, ranking.responses[:MOST_ANSWERS]
+        return ranking.prompt, ranking.responses[:MOST_ANSWERS], ranking.columns
     answered = answered_of(row)
-    return answered.prompt, [answered.completion]
+    return answered.prompt, [answered.completion], answered.columns

@@ -1,0 +1,186 @@
+"""Turns as a chat template reads them, and whether it passes over something that they say."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.messages import REASONING, SAID, tool_name
+from rlhf_ray.data.records import Message
+
+Render = Callable[..., str]
+"""Renders messages; `tools` as a keyword."""
+ARGUMENT = "argument"
+PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {ARGUMENT: "value"}}}
+
+
+class ReadTurn(dict[str, Any]):
+    """A message that remembers which of its keys were asked for."""
+
+    def __init__(self, message: Mapping[str, Any], asked: set[str]) -> None:
+        super().__init__(message)
+        self._asked = asked
+
+    def __getitem__(self, key: str) -> Any:
+        self._asked.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value, and remember its key."""
+        self._asked.add(key)
+        return super().get(key, default)
+
+    def __contains__(self, key: object) -> bool:
+        self._asked.add(str(key))
+        return super().__contains__(key)
+
+    def __iter__(self) -> Iterator[str]:
+        self._asked.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        """Return all keys: whoever looks through them reads them."""
+        self._asked.update(super().keys())
+        return super().keys()
+
+    def items(self) -> Any:
+        """Return all keys and values."""
+        self._asked.update(super().keys())
+        return super().items()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReadTurn":
+        return ReadTurn({key: copy.deepcopy(value, memo) for key, value in super().items()}, self._asked)
+
+
+@dataclass(frozen=True, slots=True)
+class CallForm:
+    """How a template wants a turn that calls a tool."""
+
+    content: str | None = None
+    """What stands for no text."""
+    as_json: bool = False
+    """Whether arguments are a text."""
+
+
+FORMS = [CallForm(content, as_json) for as_json in (False, True) for content in (None, "")]
+"""Forms in the order in which they are tried: first that of inference servers."""
+
+
+class TemplateTurns:
+    """Hands conversations to a template in the form that it takes, and checks that it reads all that they say."""
+
+    def __init__(self, render: Render) -> None:
+        """Args: renders by the template; raises BadRow where that refuses."""
+        self._render = render
+        self._form: CallForm | None = None
+        self.read: set[str] = set()
+        """Keys of messages that the template has asked for so far."""
+
+    def rendered(self, messages: Sequence[Message], **options: Any) -> str:
+        """Return the text of a conversation.
+
+        Raises:
+            BadRow: the template refuses it, or passes over something that it says.
+        """
+        turns, tools, asked = self.given(messages)
+        text = self._render(turns, tools=tools, **options)
+        self.check(messages, asked, text)
+        return text
+
+    def given(self, messages: Sequence[Message]) -> tuple[list[ReadTurn], list[Any] | None, list[set[str]]]:
+        """Return the turns for a template, the tools beside them, and where each turn notes what was asked for."""
+        tools = messages[0].get("tools") if messages else None
+        asked: list[set[str]] = [set() for _ in messages]
+        return [ReadTurn(self._turn(m), a) for m, a in zip(messages, asked, strict=True)], tools, asked
+
+    def check(self, messages: Sequence[Message], asked: Sequence[set[str]], text: str) -> None:
+        """Check that nothing was passed over.
+
+        Raises:
+            BadRow: names the turn, what it says, and what to do.
+        """
+        for number, (message, keys) in enumerate(zip(messages, asked, strict=True), start=1):
+            if keys.intersection(REASONING):
+                keys.update(REASONING)
+            if "tool_calls" in keys:
+                keys.add("function_call")
+            self.read |= keys
+            for key in SAID.intersection(message) - keys - {"tools"}:
+                raise _passed_over(f"`{key}` of turn {number}")
+            calls = message.get("tool_calls", [])
+            for call in calls:
+                if tool_name(call) not in text:
+                    raise _passed_over(f"the call of {tool_name(call)!r} in turn {number}")
+            if calls and message["content"].strip() not in text:
+                raise _passed_over(f"the text beside the call of a tool in turn {number}")
+        for tool in messages[0].get("tools", []) if messages else []:
+            self.read.add("tools")
+            if tool_name(tool) not in text:
+                raise _passed_over(f"the tool {tool_name(tool)!r} in `tools`")
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        turn: dict[str, Any] = {key: value for key, value in message.items() if key not in ("tools", "weight")}
+        thought = next((turn[name] for name in REASONING if name in turn), None)
+        if thought is not None:
+            turn = {**dict.fromkeys(REASONING, thought), **turn}
+        if "tool_calls" in turn:
+            self._form = self._form or self._found_form()
+            return _in_form(turn, self._form)
+        return turn
+
+    def _found_form(self) -> CallForm:
+        """The first form in which a call comes out whole; the first of all where none does, which is then refused."""
+        for form in FORMS:
+            turn = _in_form({"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}, form)
+            try:
+                text = self._render([{"role": "user", "content": "question"}, turn])
+            except BadRow:
+                continue
+            if "probe" in text and ARGUMENT in text and '\\"' not in text and "None" not in text:
+                return form
+        return FORMS[0]
+
+
+def _in_form(turn: dict[str, Any], form: CallForm) -> dict[str, Any]:
+    calls = turn["tool_calls"]
+    if form.as_json:
+        calls = [{**call, "function": _spelt(call["function"])} for call in calls]
+    return {**turn, "content": turn["content"] or form.content, "tool_calls": calls}
+
+
+def _passed_over(what: str) -> BadRow:
+    return BadRow(
+        f"the chat template passes over {what}; set model.chat_template to one that reads it, or take it away"
+    )
+
+
+def _spelt(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+
+
+def without_unlearned(messages: Sequence[Message], learned: Bool[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
+    """Return which tokens are learned where turns of the assistant have weight 0.
+
+    Args:
+        messages: of a conversation.
+        learned: a run of tokens for each turn of the assistant.
+
+    Raises:
+        BadRow: there are not as many runs as turns.
+    """
+    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
+    if all(weights):
+        return learned
+    begins = np.flatnonzero(np.diff(learned.astype(np.int8), prepend=0) == 1)
+    if len(begins) != len(weights):
+        raise BadRow(f"the chat template marks {len(begins)} answers of {len(weights)}, so `weight` has no place")
+    found = learned.copy()
+    for weight, begin, end in zip(weights, begins, [*begins[1:], len(learned)], strict=True):
+        if weight == 0:
+            found[begin:end] = False
+    return found
