@@ -60,9 +60,10 @@ format: setup  ## Rewrite files in the project's style.
 bench: setup  ## Ratios against peers and floors, each in one run.
 	$(BIN)/python -m benchmarks
 
-docs: setup  ## Write docs/configuration.md from the schema, docs/metrics.md from the names.
+docs: setup  ## Write docs/configuration.md and schemas/ from the schema, docs/metrics.md from the names.
 	$(BIN)/python -m rlhf_ray.config.reference > docs/configuration.md
 	$(BIN)/python -m rlhf_ray.tracking.reference > docs/metrics.md
+	$(BIN)/rlhf schema schemas
 
 clean:  ## Remove caches; runs in outputs/ stay.
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -89,6 +89,20 @@ JOBS = {
     ),
 }
 TOOLS = {
+    "init": Tool(
+        "rlhf_ray.jobs.init",
+        "rlhf_ray.config.init:InitConfig",
+        "write a small project to begin with, or the examples",
+        "FOLDER [--examples]",
+        positional="folder",
+    ),
+    "schema": Tool(
+        "rlhf_ray.jobs.schema",
+        "rlhf_ray.config.editing:SchemaConfig",
+        "write JSON schemas of the configs, for editors",
+        "FOLDER",
+        positional="folder",
+    ),
     "plan": Tool(
         "rlhf_ray.jobs.plan",
         "rlhf_ray.config.plan:PlanConfig",
@@ -131,5 +145,12 @@ TOOLS = {
         "draw the curves of runs again",
         "RUN ... [--output FOLDER]",
         positional="runs",
+    ),
+    "completion": Tool(
+        "rlhf_ray.jobs.completion",
+        "rlhf_ray.config.editing:CompletionConfig",
+        "print what completes commands in bash, zsh or fish",
+        "bash|zsh|fish",
+        positional="shell",
     ),
 }

@@ -23,7 +23,8 @@ SMOOTHED: frozenset[str] = frozenset({"sigmoid", "cpo", "simpo", "aot", "aot_unp
 """Losses that know label smoothing."""
 
 
-TRL_NAMES = {"exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"}
+TRLName = Literal["exo_pair", "nca_pair", "sppo_hard"]
+TRL_NAMES: dict[str, LossType] = {"exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"}
 """TRL's names of losses that are called otherwise here."""
 
 
@@ -33,6 +34,10 @@ def _named(value: Any) -> Any:
     if not isinstance(names, list):
         return value
     return [TRL_NAMES.get(name, name) if isinstance(name, str) else name for name in names]
+
+
+_Named = LossType | TRLName | Annotated[list[LossType | TRLName], Field(min_length=1)]
+_LossTypes = Annotated[list[LossType], BeforeValidator(_named, json_schema_input_type=_Named), Field(min_length=1)]
 
 
 class PreferenceDataConfig(DataConfig):
@@ -49,7 +54,9 @@ class PreferenceDataConfig(DataConfig):
 class PreferenceLossConfig(Section):
     """What is minimised. docs/algorithms.md has the formulas."""
 
-    type: Annotated[list[LossType], BeforeValidator(_named), Field(min_length=1)] = Field(default=["sigmoid"])
+    type: Annotated[list[LossType], BeforeValidator(_named, json_schema_input_type=_Named), Field(min_length=1)] = (
+        Field(default=["sigmoid"])
+    )
     """One loss, or a list of them that are added up. kto and apo_zero_unpaired take answers one by one. TRL's names
     exo_pair, nca_pair and sppo_hard are understood."""
 

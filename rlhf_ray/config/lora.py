@@ -19,6 +19,9 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_Modules = Annotated[list[str], BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+
+
 class LoraConfig(Section):
     """A low-rank adapter (LoRA, Hu et al. 2021), trained in place of the model's own weights.
 
@@ -35,7 +38,7 @@ class LoraConfig(Section):
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of an adapter's inputs that are dropped while training. None in policy-gradient training."""
 
-    target_modules: Annotated[list[str], BeforeValidator(_listed)] = Field(default=[ALL_LINEAR])
+    target_modules: _Modules = Field(default=[ALL_LINEAR])
     """Names of the linear layers that get an adapter, such as [q_proj, v_proj]; all-linear: those of all blocks."""
 
     use_rslora: bool = False

@@ -1,25 +1,14 @@
 """`rlhf merge`: an adapter and its model as one model directory."""
 
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator
-
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.model import Dtype
-from rlhf_ray.config.paths import PathText
-
-
-def _only(value: Any) -> Any:
-    """The one of a list of one."""
-    if isinstance(value, list) and len(value) != 1:
-        raise ValueError(f"one adapter at a time, not {len(value)}")
-    return value[0] if isinstance(value, list) else value
+from rlhf_ray.config.paths import OnePath, PathText
 
 
 class MergeConfig(Section):
     """Add an adapter to its model's weights and write them as a model directory."""
 
-    adapter: Annotated[PathText, BeforeValidator(_only)]
+    adapter: OnePath
     """Directory of the adapter, such as `final` of a run with lora."""
 
     output: PathText

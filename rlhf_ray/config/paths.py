@@ -1,9 +1,9 @@
 """Settings that name a file, a folder, a URL or a model or data set of the hub."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of one name, and of a path, that Linux takes."""
@@ -33,3 +33,14 @@ def path_problem(path: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(_can_be_looked_up)]
+
+
+def only(value: Any) -> Any:
+    """Return the one of a list of one, as which the command gives an argument without a name."""
+    if isinstance(value, list) and len(value) != 1:
+        raise ValueError(f"one at a time, not {len(value)}")
+    return value[0] if isinstance(value, list) else value
+
+
+OnePath = Annotated[PathText, BeforeValidator(only)]
+"""A path that the command takes without a name."""

@@ -87,7 +87,7 @@ def test_paths_and_sections_may_stand_in_a_mapping() -> None:
     [
         ({**SFT, "epoch": 1}, {}, None, "epoch: unknown key. Perhaps you meant epochs?"),
         (SFT, {"epoch": 1}, "sft", "epoch: unknown key. Perhaps you meant epochs?"),
-        (SFT, {"epochs": "many"}, "sft", "epochs: input should be a valid number, unable to parse"),
+        (SFT, {"epochs": "many"}, "sft", "epochs: input should be a valid number"),
         (SFT, {}, "stf", "verb: no job is called 'stf'. Perhaps you meant sft?"),
         (PPO, {}, "sft", "config: a config for rlhf ppo, not for rlhf sft; run it by its own verb, or give another"),
         ("nowhere.yaml", {}, None, "nowhere.yaml: no such file"),
