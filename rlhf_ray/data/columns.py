@@ -74,6 +74,11 @@ def prompt_of(row: Row) -> tuple[Prompt, dict[str, Any]]:
     name = "prompt"
     if name not in row and set(row) == {PLAIN_TEXT}:
         name = PLAIN_TEXT
+    if name not in row and MESSAGES in row:
+        raise BadRow(
+            "has no column `prompt` but `messages`, a conversation with its answers; a part of `rlhf data` with "
+            "`content: prompts` holds what comes before the last of them"
+        )
     if name not in row:
         raise BadRow(_missing("column `prompt`", row))
     prompt = asked_of(row, name)

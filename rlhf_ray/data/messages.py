@@ -93,6 +93,14 @@ def text_of(value: Any, name: str, may_be_empty: bool = False) -> str:
     return value
 
 
+def words_of(message: Message) -> str:
+    """Return what a turn says as one text, for people and rules: its thoughts, its content, the tools that it calls."""
+    said: Mapping[str, Any] = message
+    thought = next((str(said[name]) for name in REASONING if name in said), "")
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message.get("tool_calls", [])]
+    return "\n".join(text for text in (thought, message["content"], *calls) if text)
+
+
 def extra_keys(value: Any) -> list[str]:
     """Return the keys beside role and content in what may be messages."""
     if not isinstance(value, list):

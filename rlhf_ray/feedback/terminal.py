@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
+from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 
 TEXTS = {
@@ -69,7 +70,7 @@ class ScoringTerminal:
 
     def score(self, number: int, prompt: Prompt, answer: str) -> Score | None:
         """Show an answer and ask for its score; None: the person leaves, by the end of the input or a signal."""
-        turns = [prompt] if isinstance(prompt, str) else [f"{one['role']}: {one['content']}" for one in prompt]
+        turns = [prompt] if isinstance(prompt, str) else [f"{one['role']}: {words_of(one)}" for one in prompt]
         self._tell("prompt", number=number, text=shown("\n".join(turns)))
         self._tell("answer", text=shown(answer) if answer.strip() else self._texts["nothing"])
         began = self._clock()

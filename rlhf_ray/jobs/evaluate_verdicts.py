@@ -7,6 +7,7 @@ from pathlib import Path
 from rlhf_ray.config.evaluate import EvaluateConfig
 from rlhf_ray.config.inference import TOTAL_COLUMN
 from rlhf_ray.config.judges import PeopleJudge, RewardJudge, ServiceJudge
+from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.page import ShownVerdict
@@ -123,4 +124,4 @@ def prompt_words(prompt: Prompt) -> str:
     """A prompt as a judge reads it: messages with their roles."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(f"{message['role']}: {message['content']}" for message in prompt)
+    return "\n".join(f"{message['role']}: {words_of(message)}" for message in prompt)

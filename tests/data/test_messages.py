@@ -9,6 +9,7 @@ import pytest
 from rlhf_ray.config.data import DataConfig, PromptDataConfig, RankingDataConfig, TextDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.columns import answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.layouts.reading import lay_out
 from rlhf_ray.data.loading import read_answered, read_prompts, read_rankings, read_supervised
@@ -198,6 +199,13 @@ def test_a_prompt_may_hold_calls_but_not_end_with_one(with_tools: Any) -> None:
         prompt_of({"prompt": turns[:2]})
 
 
+def test_people_and_rules_see_calls_and_thoughts_too() -> None:
+    turns = [USER, answer(None, tool_calls=[CALL], reasoning="hm"), {"role": "tool", "content": "20"}, answer()]
+    texts = texts_of({"messages": turns})
+    assert texts.prompt == 'q\nhm\n{"name": "weather", "arguments": {"city": "北京"}}\n20'
+    assert texts_of({"messages": turns[:2]}).best == 'hm\n{"name": "weather", "arguments": {"city": "北京"}}'
+
+
 def test_whole_conversations_beside_their_prompt_are_a_pair(tmp_path: Any, tokenizer: Any) -> None:
     """As in ultrafeedback_binarized."""
     row = {"prompt": "q ", "prompt_id": "1", "chosen": [USER, answer("good")], "rejected": [USER, answer("bad")]}
@@ -283,6 +291,11 @@ def test_cells_of_csv_hold_messages(tmp_path: Any) -> None:
 def test_messages_spelt_out_as_text_are_refused(text: str) -> None:
     with pytest.raises(BadRow, match="`prompt` is a text that spells out messages; give them as a list"):
         prompt_of({"prompt": text})
+
+
+def test_conversations_are_no_prompts_but_hold_some() -> None:
+    with pytest.raises(BadRow, match=r"has no column `prompt` but `messages`, .*`content: prompts`"):
+        prompt_of({"messages": [USER, answer()]})
 
 
 def test_nulls_that_a_table_puts_into_messages_say_nothing(tmp_path: Any, with_tools: Any) -> None:

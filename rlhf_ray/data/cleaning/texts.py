@@ -9,7 +9,7 @@ from rlhf_ray.config.cleaning import Judged
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import completion_column, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import PLAIN_TEXT, RANKED_TEXTS, Row
-from rlhf_ray.data.messages import MESSAGES
+from rlhf_ray.data.messages import MESSAGES, words_of
 from rlhf_ray.data.records import Prompt
 
 BIG = 10**10
@@ -111,7 +111,7 @@ def _asked_and_said(row: Row) -> tuple[Prompt | None, Prompt]:
 
 def joined(prompt: Prompt) -> str:
     """A prompt as one text."""
-    return prompt if isinstance(prompt, str) else "\n".join(message["content"] for message in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(map(words_of, prompt))
 
 
 def normal(text: str) -> str:

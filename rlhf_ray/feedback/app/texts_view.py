@@ -4,6 +4,7 @@ import html
 
 import streamlit as st
 
+from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.app.session import plain, say
 
@@ -49,4 +50,4 @@ def show_prompt(prompt: Prompt, prompt_class: str, key: str) -> None:
             return
         for number, message in enumerate(prompt):
             st.badge(message["role"] if message["role"].isalnum() else "?")
-            show_text(message["content"], f"{key}-{number}")
+            show_text(words_of(message), f"{key}-{number}")
