@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_ray
+
 ROOT = Path(__file__).parents[1]
 TEMPLATE = "rlhf_ray/jobs/templates/project"
 
@@ -55,3 +57,14 @@ def test_the_metadata_is_what_an_index_needs(wheel: zipfile.ZipFile) -> None:
         assert target.startswith((f"{urls['Repository']}/blob/main/", f"{urls['Repository']}/raw/main/")), target
         assert (ROOT / target.split("/main/")[1].split("#")[0]).exists()
     assert re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page) == [target for target in targets if "/raw/main/" in target]
+
+
+def test_without_vllm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes with an extra, as its builds for CPU and GPU differ."""
+    from rlhf_ray.config.model import ModelConfig
+    from rlhf_ray.config.rollout import RolloutConfig
+    from rlhf_ray.jobs.model_checks import check_engine
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(rlhf_ray.BadInput, match=r"vLLM is not installed.*pip install 'rlhf_ray\[cpu\]'"):
+        check_engine(ModelConfig(path="some/model"), RolloutConfig(), 64)

@@ -1,5 +1,6 @@
 """Whether the models that a config names can do what they are for: read from their config files, before Ray starts."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,6 +86,11 @@ def check_engine(model: ModelConfig, rollout: RolloutConfig, max_tokens: int) ->
     Raises:
         BadInput: names the key and what to do.
     """
+    if importlib.util.find_spec("vllm") is None:
+        raise BadInput(
+            "vLLM is not installed, and the engines that write are vLLM's: pip install 'rlhf_ray[cpu]', or with a GPU "
+            "'rlhf_ray[gpu]'; `rlhf doctor` checks the rest"
+        )
     network = policy_config(model).get_text_config()
     heads = network.num_attention_heads
     size = getattr(network, "head_dim", None) or network.hidden_size // heads
