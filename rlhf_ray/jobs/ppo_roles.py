@@ -63,7 +63,7 @@ class PPORoles:
         """Start engines anew that no longer answer, or hang in a transfer; one that does not come back stays out.
 
         Raises:
-            RoleFailed, DeadlineExceeded: `error`, where every engine answers.
+            RoleFailed, DeadlineExceeded: `error`, where every engine answers; or that of a role that makes no room.
         """
         health = self.engines.health(method="health")
         stuck = self.sync.stuck
