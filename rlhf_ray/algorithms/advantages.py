@@ -5,8 +5,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.segments import backward_recurrence, row_index, row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 
 
+@check_shapes
 def gae(
     rewards: Float[Tensor, " tokens"],
     values: Float[Tensor, " tokens"],
@@ -47,6 +49,7 @@ def gae(
     return advantages, returns
 
 
+@check_shapes
 def discounted_returns(
     rewards: Float[Tensor, " tokens"],
     written: Bool[Tensor, " tokens"],
@@ -58,6 +61,7 @@ def discounted_returns(
     return returns
 
 
+@check_shapes
 def length_adaptive_lambda(
     written: Bool[Tensor, " tokens"], offsets: Int64[Tensor, " rows+1"], alpha: float
 ) -> Float[Tensor, " rows"]:

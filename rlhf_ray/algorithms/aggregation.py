@@ -7,12 +7,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.segments import row_index, row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 
 Aggregation = Literal[
     "token_mean", "token_sum", "sequence_mean_token_mean", "sequence_mean_token_sum", "sequence_mean_token_sum_norm"
 ]
 
 
+@check_shapes
 def token_weights(
     mode: Aggregation,
     learned: Bool[Tensor, " tokens"],

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
+from rlhf_ray.algorithms.shapes import check_shapes
 
 
 def log_preferences(
@@ -67,6 +68,7 @@ def choice_variance(differences: Float[Tensor, "members pairs"], error_floor: fl
     return left.exp().var(0, correction=0)
 
 
+@check_shapes
 def adapted_l2(
     coefficient: Float[Tensor, " members"],
     training_loss: Float[Tensor, " members"],

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, where_weighted
+from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
 from rlhf_ray.algorithms.ranking import ordered_pairs
 
 
@@ -37,7 +37,7 @@ class CostLoss:
         squares = costs.square()
         losses = -F.logsigmoid(difference) + self.class_weight * (classes[:, None] + classes[None])
         losses = losses + self.regularisation * (squares[:, None] + squares[None]) / 2
-        loss = (pair_weight * losses).sum()
+        loss = weighted_sum(pair_weight, losses)
         right = (torch.sign(costs) == -sign).to(costs.dtype)
         seen = {"accuracy": difference > 0, "accuracy_sign": (right[:, None] + right[None]) / 2, "margin": difference}
         return loss, {"loss": loss.detach(), **weighted_metrics(pair_weight, seen)}

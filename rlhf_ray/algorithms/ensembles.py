@@ -7,8 +7,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.ranking import ordered_pair_rows
+from rlhf_ray.algorithms.shapes import check_shapes
 
 
+@check_shapes
 def standardised(
     scores: Float[Tensor, "members rows"], means: Float[Tensor, " members"], stds: Float[Tensor, " members"]
 ) -> Float[Tensor, "members rows"]:
@@ -31,6 +33,7 @@ class Disagreement:
     """Share of ordered pairs that some member puts right and another does not."""
 
 
+@check_shapes
 def disagreement(
     scores: Float[Tensor, "members rows"], groups: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]
 ) -> Disagreement:

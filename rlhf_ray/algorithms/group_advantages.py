@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from rlhf_ray.algorithms.segments import row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 from rlhf_ray.algorithms.statistics import masked_mean, masked_variance
 
 
@@ -42,6 +43,7 @@ class _Groups:
         return torch.where(self.varied, self.scores - self.mean, 0.0)
 
 
+@check_shapes
 def grpo(
     scores: Float[Tensor, " rows"],
     groups: Shaped[Tensor, " rows"],
@@ -65,17 +67,20 @@ def grpo(
     return (group.centred / (deviation + epsilon)).to(scores.dtype)
 
 
+@check_shapes
 def dr_grpo(scores: Float[Tensor, " rows"], groups: Shaped[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Score - mean of the group: GRPO without its division, which favours groups of small spread (Liu et al. 2025)."""
     return _Groups.of(scores, groups).centred.to(scores.dtype)
 
 
+@check_shapes
 def rloo(scores: Float[Tensor, " rows"], groups: Shaped[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Score - mean of the group's other scores (Kool et al. 2019, Ahmadian et al. 2024)."""
     group = _Groups.of(scores, groups)
     return (group.centred * group.size / (group.size - 1).clamp(min=1)).to(scores.dtype)
 
 
+@check_shapes
 def opo(
     scores: Float[Tensor, " rows"], groups: Shaped[Tensor, " rows"], lengths: Shaped[Tensor, " rows"]
 ) -> Float[Tensor, " rows"]:
@@ -93,6 +98,7 @@ def opo(
     return torch.where(group.varied, group.scores - baseline[group.index], 0.0).to(scores.dtype)
 
 
+@check_shapes
 def remax(scores: Float[Tensor, " rows"], greedy_scores: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Score - score of the greedy response to the same prompt (Li et al. 2023)."""
     return scores - greedy_scores
@@ -105,6 +111,7 @@ def standardise(values: Float[Tensor, " rows"], epsilon: float = 1e-4) -> Float[
     return ((values.double() - masked_mean(values, everywhere)) / (deviation + epsilon)).to(values.dtype)
 
 
+@check_shapes
 def informative_groups(scores: Float[Tensor, " rows"], groups: Shaped[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
     """Responses whose group's scores differ: what DAPO's filter keeps (Yu et al. 2025)."""
     return _Groups.of(scores, groups).varied

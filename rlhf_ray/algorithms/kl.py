@@ -1,11 +1,14 @@
 """KL divergence between policy and reference: estimates of a token, a loss term, controllers of the coefficient."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from rlhf_ray.algorithms.shapes import check_shapes
 
 Estimator = Literal["k1", "abs", "k2", "k3", "k1+", "k3+"]
 
@@ -15,8 +18,12 @@ K3_VALUE_LIMIT = 10.0
 
 ADAPTIVE_ERROR_LIMIT = 0.2
 """Largest relative error that one update of the adaptive controller reacts to (Ziegler et al. 2019)."""
+COEFFICIENT_RANGE = 1e-6, 1e6
+"""Where an adaptive coefficient stays: a target out of reach would drive it to 0, which it never leaves, or to
+infinity. One that begins outside goes no further out."""
 
 
+@check_shapes
 def kl_estimate(
     logprobs: Float[Tensor, "*n"],
     reference: Float[Tensor, "*n"],
@@ -70,6 +77,7 @@ class KLTerm:
     estimator: Estimator = "k3"
     weighting: Literal["none", "score", "ratio"] = "none"
 
+    @check_shapes
     def __call__(
         self,
         logprobs: Float[Tensor, " tokens"],
@@ -98,8 +106,9 @@ class FixedKL:
 class AdaptiveKL:
     """A coefficient that moves until the KL meets its target (Ziegler et al. 2019, section 2.2).
 
-    error = clip(kl / target - 1, -0.2, 0.2); coefficient grows by the factor 1 + error * samples / horizon.
-    All its state is the coefficient.
+    error = clip(kl / target - 1, -0.2, 0.2); coefficient grows by the factor 1 + error * samples / horizon, in which a
+    batch counts as one horizon at most: the factor of a batch of five or more would be 0 or negative. It stays within
+    1e-6 ... 1e6. All its state is the coefficient.
     """
 
     coefficient: float
@@ -109,6 +118,13 @@ class AdaptiveKL:
     """Samples over which the coefficient moves."""
 
     def update(self, kl: float, samples: int) -> "AdaptiveKL":
-        """Return the controller after a batch of `samples` responses whose mean KL is `kl`, measured as the target."""
+        """Return the controller after a batch of `samples` responses whose mean KL is `kl`, measured as the target.
+
+        A KL that is NaN says nothing, and moves nothing.
+        """
+        if math.isnan(kl):
+            return self
         error = min(max(kl / self.target - 1, -ADAPTIVE_ERROR_LIMIT), ADAPTIVE_ERROR_LIMIT)
-        return replace(self, coefficient=self.coefficient * (1 + error * samples / self.horizon))
+        moved = self.coefficient * (1 + error * min(samples / self.horizon, 1.0))
+        lowest, highest = COEFFICIENT_RANGE
+        return replace(self, coefficient=min(max(moved, min(lowest, self.coefficient)), max(highest, self.coefficient)))

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rlhf_ray.algorithms.shapes import check_shapes
+
 Metrics = dict[str, Tensor]
 
 
@@ -39,7 +41,8 @@ class Loss(Protocol):
         ...
 
 
-def where_weighted(weight: Float[Tensor, " n"], values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+@check_shapes
+def where_weighted(weight: Float[Tensor, "*n"], values: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Put 0 where the weight is 0, so that NaN or infinity there reaches neither the loss nor a gradient.
 
     Applied to inputs: masking a result would still multiply the gradient of what made it by zero, and 0 x NaN is NaN.
@@ -47,11 +50,12 @@ def where_weighted(weight: Float[Tensor, " n"], values: Float[Tensor, " n"]) -> 
     return torch.where(weight != 0, values, 0.0)
 
 
-def weighted_sum(weight: Float[Tensor, " n"], values: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+@check_shapes
+def weighted_sum(weight: Float[Tensor, "*n"], values: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
     """Sum of weight times value."""
     return (weight * values).sum()
 
 
-def weighted_metrics(weight: Float[Tensor, " n"], values: Mapping[str, Tensor]) -> Metrics:
+def weighted_metrics(weight: Float[Tensor, "*n"], values: Mapping[str, Tensor]) -> Metrics:
     """Weighted sum of each metric, outside the graph."""
     return {name: weighted_sum(weight, value.detach().to(weight.dtype)) for name, value in values.items()}

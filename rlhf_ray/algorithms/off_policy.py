@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.kl import kl_estimate
 from rlhf_ray.algorithms.losses import Metrics
 from rlhf_ray.algorithms.segments import row_index, row_means, row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 from rlhf_ray.algorithms.statistics import masked_mean
 
 LOG_RATIO_LIMIT = 20.0
@@ -52,6 +53,7 @@ class OffPolicyCorrection:
         if self.beyond == "truncate" and self.kept != "ratio":
             raise ValueError("beyond='truncate' keeps the truncated ratio: kept must be 'ratio'")
 
+    @check_shapes
     def __call__(
         self,
         old_logprobs: Float[Tensor, " tokens"],
@@ -125,6 +127,7 @@ def _diagnostics(
     }
 
 
+@check_shapes
 def off_policy_sequence_mask(
     logprobs: Float[Tensor, " tokens"],
     behaviour_logprobs: Float[Tensor, " tokens"],

@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
 from rlhf_ray.algorithms.segments import token_row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 
 SEQUENCE_LOG_RATIO_LIMIT = 10.0
 """Ratios of whole responses are held below exp(10) (verl, SkyRL)."""
@@ -101,6 +102,7 @@ def _ratio_metrics(batch: PolicyBatch) -> dict[str, Tensor]:
     }
 
 
+@check_shapes
 def clipped_surrogate(
     ratio: Float[Tensor, " tokens"],
     advantages: Float[Tensor, " tokens"],

@@ -18,10 +18,14 @@ from rlhf_ray.algorithms.segments import row_sums
 def summed_logprobs(
     logprobs: Float[Tensor, " tokens"], columns: Mapping[str, Tensor], count: int
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Log-probability of each row's written tokens, and how many there are."""
-    written = columns["written"].to(logprobs.dtype)
-    kept = where_weighted(written, logprobs) * written
-    lengths = row_sums((written != 0).to(logprobs.dtype), columns["rows"], count)
+    """Log-probability of each row's written tokens, and how many there are; in float64.
+
+    A float32 holds the sum of a thousand tokens to some 1e-4 nats only, and it is of differences of such sums that the
+    losses are made.
+    """
+    written = columns["written"].double()
+    kept = where_weighted(written, logprobs.double()) * written
+    lengths = row_sums((written != 0).double(), columns["rows"], count)
     return row_sums(kept, columns["rows"], count), lengths
 
 

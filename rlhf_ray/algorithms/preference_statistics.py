@@ -4,9 +4,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from rlhf_ray.algorithms.shapes import check_shapes
+
 PairValues = Float[Tensor, " pairs"]
 
 
+@check_shapes
 def aot_statistic(
     chosen: PairValues, rejected: PairValues, reference_chosen: PairValues, reference_rejected: PairValues
 ) -> PairValues:
@@ -14,16 +17,19 @@ def aot_statistic(
     return _of_equal_rank(chosen - rejected, reference_chosen - reference_rejected)
 
 
+@check_shapes
 def aot_unpaired_statistics(chosen: PairValues, rejected: PairValues) -> tuple[PairValues, PairValues]:
     """For each chosen log-ratio the rejected one of equal rank, and the other way round."""
     return _of_equal_rank(chosen, rejected), _of_equal_rank(rejected, chosen)
 
 
+@check_shapes
 def bco_shift(chosen: PairValues, rejected: PairValues, beta: float) -> Float[Tensor, ""]:
     """Mean reward, beta times log-ratio, of all responses of the step, chosen and rejected (Jung et al. 2024)."""
     return beta * (chosen.mean() + rejected.mean()) / 2
 
 
+@check_shapes
 def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """z0 of KTO: mean log-ratio of mismatched prompts and responses, at least 0 (Ethayarajh et al. 2024).
 
@@ -34,6 +40,7 @@ def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) 
     return (logprobs - reference).mean().clamp(min=0)
 
 
+@check_shapes
 def length_desensitised(
     positions: Shaped[Tensor, " tokens"], shorter: Shaped[Tensor, " tokens"], alpha: float
 ) -> Float[Tensor, " tokens"]:

@@ -36,6 +36,11 @@ class Pairs:
     rejected_statistic: PairValues | None = None
     """What a coupled objective learned from a first pass over the whole optimizer step."""
 
+    def __post_init__(self) -> None:
+        shapes = {name: tuple(value.shape) for name, value in vars(self).items() if value is not None}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"values of pairs must all have one shape, [pairs], not {shapes}")
+
     @property
     def statistics(self) -> tuple[PairValues, PairValues]:
         """The statistics of both sides.
@@ -55,6 +60,8 @@ Kind = Literal[
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
 REFERENCE_FREE: frozenset[str] = frozenset({"simpo", "cpo", "orpo"})
+PLAIN_SUMS: frozenset[str] = frozenset({"aot"})
+"""Kinds that compare differences of plain sums: they know neither lengths nor divergences."""
 LENGTH_NORMALISED: frozenset[str] = frozenset({"ipo", "simpo", "orpo"})
 COUPLED: frozenset[str] = frozenset({"aot", "aot_unpaired", "bco"})
 
@@ -91,6 +98,14 @@ class PreferenceObjective:
             raise ValueError(f"label_smoothing must be in [0, 0.5): {self.label_smoothing}")
         if self.kind == "exo" and self.label_smoothing == 0:
             raise ValueError("exo needs a label_smoothing above 0, such as 1e-3: its target is log(label_smoothing)")
+        if self.length_normalised is not None and self.kind in PLAIN_SUMS:
+            raise ValueError(f"length_normalised has no effect on {self.kind}")
+        if self.divergence != "reverse_kl" and (self.kind in PLAIN_SUMS or not self.needs_reference):
+            raise ValueError(
+                f"divergence={self.divergence!r} has no effect on {self.kind}"
+                if self.kind in PLAIN_SUMS
+                else f"divergence={self.divergence!r} is one to a reference, which {self.kind} does not have here"
+            )
 
     @property
     def needs_reference(self) -> bool:

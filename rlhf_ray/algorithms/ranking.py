@@ -9,15 +9,18 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, where_weighted
+from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
 from rlhf_ray.algorithms.segments import row_sums
+from rlhf_ray.algorithms.shapes import check_shapes
 
 
+@check_shapes
 def ordered_pairs(groups: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows rows"]:
     """Which row (first index) stands above which (second index) in the same ranking."""
     return (groups[:, None] == groups[None]) & (ranks[:, None] < ranks[None])
 
 
+@check_shapes
 def ranking_weights(
     groups: Int64[Tensor, " rows"],
     ranks: Int64[Tensor, " rows"],
@@ -88,7 +91,7 @@ class RankingLoss:
         losses = -F.logsigmoid(target) if self.kind == "log_sigmoid" else -torch.sigmoid(target)
         if self.centering_coefficient:
             losses = losses + self.centering_coefficient * self._centering(scores)
-        loss = (pair_weight * losses).sum()
+        loss = weighted_sum(pair_weight, losses)
         level = (scores[:, None] + scores[None]) / 2
         seen = {"accuracy": difference > 0, "margin": difference, "mean_reward": level}
         return loss, {"loss": loss.detach(), **weighted_metrics(pair_weight, seen)}
@@ -111,6 +114,7 @@ class RankingQuality:
     """Mean over rankings of (right - wrong) / pairs; equal scores are neither."""
 
 
+@check_shapes
 def ranking_quality(
     scores: Float[Tensor, " rows"], groups: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]
 ) -> RankingQuality:
@@ -131,6 +135,7 @@ def ranking_quality(
     )
 
 
+@check_shapes
 def ordered_pair_rows(
     index: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:

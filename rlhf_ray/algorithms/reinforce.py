@@ -10,9 +10,11 @@ from rlhf_ray.algorithms.advantages import discounted_returns
 from rlhf_ray.algorithms.group_advantages import dr_grpo
 from rlhf_ray.algorithms.rewards import token_rewards
 from rlhf_ray.algorithms.segments import row_index
+from rlhf_ray.algorithms.shapes import check_shapes
 from rlhf_ray.algorithms.statistics import whiten
 
 
+@check_shapes
 def reinforce_plus_plus(
     rewards: Float[Tensor, " tokens"],
     written: Bool[Tensor, " tokens"],
@@ -33,6 +35,7 @@ def reinforce_plus_plus(
     return whiten(returns, written, correction=correction), returns
 
 
+@check_shapes
 def reinforce_plus_plus_baseline(
     scores: Float[Tensor, " rows"],
     groups: Shaped[Tensor, " rows"] | None,

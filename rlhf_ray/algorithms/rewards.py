@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.segments import last_of_rows, row_index
+from rlhf_ray.algorithms.shapes import check_shapes
 
 
 def clip_scores(scores: Float[Tensor, "*n"], limit: float) -> Float[Tensor, "*n"]:
@@ -15,6 +16,7 @@ def clip_scores(scores: Float[Tensor, "*n"], limit: float) -> Float[Tensor, "*n"
     return scores.clamp(-limit, limit)
 
 
+@check_shapes
 def penalise_missing_eos(
     scores: Float[Tensor, " rows"], ended: Bool[Tensor, " rows"], penalty: float
 ) -> Float[Tensor, " rows"]:
@@ -22,6 +24,7 @@ def penalise_missing_eos(
     return torch.where(ended, scores, scores - penalty)
 
 
+@check_shapes
 def token_rewards(
     scores: Float[Tensor, " rows"],
     kl: Float[Tensor, " tokens"],
@@ -61,6 +64,7 @@ def overlong_penalty(
     return (-exceeding / buffer * factor).clamp(max=0)
 
 
+@check_shapes
 def shape_truncated(
     scores: Float[Tensor, " rows"], truncated: Bool[Tensor, " rows"], coefficient: float
 ) -> Float[Tensor, " rows"]:

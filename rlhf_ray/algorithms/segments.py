@@ -4,17 +4,25 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
+from rlhf_ray.algorithms.shapes import check_shapes
+
 
 def row_index(offsets: Int64[Tensor, " rows+1"]) -> Int64[Tensor, " tokens"]:
     """Row of each token, from the rows' boundaries."""
     return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
 
 
+@check_shapes
 def row_sums(values: Shaped[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int) -> Shaped[Tensor, " rows"]:
-    """Sum of each row's values; 0 for a row without tokens."""
-    return values.new_zeros(count).index_add(0, rows, values)
+    """Sum of each row's values; 0 for a row without tokens.
+
+    Taken in float64: one after another in float32, the sum of a long row loses what its last tokens add.
+    """
+    wide = values.double() if values.is_floating_point() else values
+    return wide.new_zeros(count).index_add(0, rows, wide).to(values.dtype)
 
 
+@check_shapes
 def row_means(
     values: Float[Tensor, " tokens"], mask: Bool[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int
 ) -> Float[Tensor, " rows"]:
@@ -34,12 +42,14 @@ def dense_rows(rows: Int64[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
     return changes.cumsum(0)
 
 
+@check_shapes
 def token_row_sums(values: Float[Tensor, " tokens"], rows: Int64[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
     """For each token, the sum of the values of its row."""
     dense = dense_rows(rows)
     return row_sums(values, dense, len(values))[dense]
 
 
+@check_shapes
 def last_of_rows(mask: Bool[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int) -> Int64[Tensor, " rows"]:
     """Position of the last token of each row where the mask is true; -1 for a row where it never is."""
     positions = torch.where(mask, torch.arange(len(mask), device=mask.device), -1)
@@ -47,6 +57,7 @@ def last_of_rows(mask: Bool[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], 
     return start.scatter_reduce(0, rows, positions, "amax")
 
 
+@check_shapes
 def backward_recurrence(
     values: Float[Tensor, " tokens"], decay: Float[Tensor, " tokens"], longest: int
 ) -> Float[Tensor, " tokens"]:

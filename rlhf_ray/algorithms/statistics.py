@@ -4,16 +4,20 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from rlhf_ray.algorithms.shapes import check_shapes
+
 VARIANCE_FLOOR = 1e-8
 """Added to a variance before its root, so that equal values whiten to 0."""
 
 
+@check_shapes
 def masked_mean(values: Shaped[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
     """Mean where the mask is true; 0 if it never is."""
     chosen = values[mask].double()
     return chosen.sum() / max(chosen.numel(), 1)
 
 
+@check_shapes
 def masked_variance(values: Shaped[Tensor, "*n"], mask: Bool[Tensor, "*n"], correction: int = 1) -> Float[Tensor, ""]:
     """Variance where the mask is true; 0 for fewer than two elements.
 
@@ -28,6 +32,7 @@ def masked_variance(values: Shaped[Tensor, "*n"], mask: Bool[Tensor, "*n"], corr
     return chosen.var(correction=correction)
 
 
+@check_shapes
 def whiten(
     values: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"], shift_mean: bool = True, correction: int = 1
 ) -> Float[Tensor, "*n"]:
@@ -49,6 +54,7 @@ def whiten(
     return torch.where(mask, whitened, 0.0).to(values.dtype)
 
 
+@check_shapes
 def explained_variance(
     values: Float[Tensor, " tokens"], returns: Float[Tensor, " tokens"], mask: Bool[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:

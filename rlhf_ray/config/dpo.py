@@ -21,6 +21,10 @@ WITH_LIKELIHOOD: frozenset[str] = frozenset({"cpo", "orpo"})
 """Losses whose papers add the likelihood of the chosen answer."""
 SMOOTHED: frozenset[str] = frozenset({"sigmoid", "cpo", "simpo", "aot", "aot_unpaired", "robust", "exo"})
 """Losses that know label smoothing."""
+WITHOUT_REFERENCE: frozenset[str] = frozenset({"simpo", "cpo", "orpo"})
+"""Losses that leave the reference out unless they are told otherwise."""
+PLAIN_SUMS: frozenset[str] = frozenset({"aot"})
+"""Losses of differences of plain sums, which know neither lengths nor divergences."""
 
 
 TRLName = Literal["exo_pair", "nca_pair", "sppo_hard"]
@@ -73,7 +77,7 @@ class PreferenceLossConfig(Section):
     """Weight of the negative log-likelihood of chosen answers, by token. None: 1 with cpo or orpo, else 0."""
 
     length_normalised: bool | None = None
-    """Divide log-probabilities by the answer's length. None: as the loss does (ipo, simpo and orpo divide)."""
+    """Divide log-probabilities by the answer's length; not with aot. None: as the loss does (ipo, simpo, orpo do)."""
 
     length_desensitisation: Share | None = None
     """LD-DPO: weight of tokens beyond the length of the pair's shorter answer. None: 1."""
@@ -82,7 +86,7 @@ class PreferenceLossConfig(Section):
     """Leave the reference out. None: as the loss does (simpo, cpo and orpo have none)."""
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
-    """Divergence that holds the policy to the reference (Wang et al. 2024)."""
+    """Divergence that holds the policy to the reference (Wang et al. 2024); for losses that have one, and not aot."""
 
     divergence_alpha: float = Field(default=0.5, ge=-100, le=100)
     """Order of the alpha divergence."""

@@ -2,7 +2,14 @@
 
 from collections.abc import Iterator
 
-from rlhf_ray.config.dpo import OF_SINGLE_ANSWERS, SMOOTHED, DPOConfig, PreferenceLossConfig
+from rlhf_ray.config.dpo import (
+    OF_SINGLE_ANSWERS,
+    PLAIN_SUMS,
+    SMOOTHED,
+    WITHOUT_REFERENCE,
+    DPOConfig,
+    PreferenceLossConfig,
+)
 from rlhf_ray.config.problem import Problem
 
 FOR_PAIRS = (
@@ -66,3 +73,10 @@ def _without_effect(loss: PreferenceLossConfig) -> Iterator[Problem]:
             yield Problem(("loss", name), f"is for {owner}, and has no effect on {names}")
     if not single and loss.label_smoothing and not SMOOTHED.intersection(loss.type):
         yield Problem(("loss", "label_smoothing"), f"has no effect on {names}; it is for {', '.join(sorted(SMOOTHED))}")
+    if not single and loss.length_normalised is not None and PLAIN_SUMS.issuperset(loss.type):
+        yield Problem(("loss", "length_normalised"), f"has no effect on {names}, which compares plain sums")
+    for kind in loss.type if not single and loss.divergence != "reverse_kl" else ():
+        alone = kind in WITHOUT_REFERENCE if loss.reference_free is None else loss.reference_free
+        if alone or kind in PLAIN_SUMS:
+            reason = "is one to a reference, which this loss leaves out" if alone else "has no effect"
+            yield Problem(("loss", "divergence"), f"{loss.divergence} {reason}: {kind}")

@@ -25,7 +25,7 @@ class Judged:
     groups: Int64[Tensor, " rows"]
     """Number of each row's prompt in the batch."""
     kl: Float[Tensor, " tokens"]
-    """To the reference; 0 where not written."""
+    """To the reference; 0 where not written, or unscored."""
     kl_coefficient: float
     """Weight of the penalty in the reward; 0 where the KL is in the loss."""
     written: Bool[Tensor, " tokens"]
@@ -34,11 +34,14 @@ class Judged:
     """Of the critic."""
     greedy_scores: Float[Tensor, " rows"] | None = None
     """Of the most likely response to each row's prompt."""
+    unscored: Bool[Tensor, " tokens"] | None = None
+    """Tokens for which the engine that wrote them gave no log-probability. None: there are none."""
 
     @property
     def learned(self) -> Bool[Tensor, " tokens"]:
-        """Written tokens of the known rows."""
-        return self.written & self.known[row_index(self.offsets)]
+        """Written tokens of the known rows, less those that are unscored."""
+        learned = self.written & self.known[row_index(self.offsets)]
+        return learned if self.unscored is None else learned & ~self.unscored
 
 
 def estimate_advantages(

@@ -16,6 +16,7 @@ from rlhf_ray.algorithms.kl import kl_estimate
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.algorithms.segments import row_index, row_sums
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
+from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE, CostConstraint, Costs, constrained_advantages
@@ -23,6 +24,10 @@ from rlhf_ray.jobs.estimators import Judged, estimate_advantages
 from rlhf_ray.jobs.experience_metrics import experience_metrics, group_metrics, mismatch_metrics
 from rlhf_ray.jobs.objectives import off_policy_correction
 from rlhf_ray.jobs.reward_shaping import shape_rewards
+
+UNSCORED_SHARE = 0.01
+"""Share of the tokens for which engines may give no log-probability; they are counted and not learned from. One in a
+long batch is an accident of rounding; more mean that what the engines sample from is no distribution."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Experience:
     samples: Sequence[Sample]
     batch: TokenBatch
     learned: Bool[Tensor, " tokens"]
-    """Written tokens of rows whose reward is known; all others have no weight in any loss."""
+    """Written tokens of rows whose reward is known, less those that came without a log-probability; all others have no
+    weight in any loss."""
     columns: dict[str, Float[Tensor, " tokens"]]
     """The policy's: `old_logprobs`, `advantages`; `reference_logprobs` and `importance_weights` where its loss reads
     them."""
@@ -113,7 +119,8 @@ def estimate(
         critic_columns = _critic_columns(measured.values, returns)
         critic_columns[COST_CRITIC_ROLE] = {"old_values": measured.costs.values, "returns": found.cost_returns}
     if algorithm.old_logprobs == "trainer":
-        metrics |= mismatch_metrics(measured.logprobs, behaviour_logprobs(samples), judged.written)
+        scored = judged.written & torch.isfinite(behaviour_logprobs(samples))
+        metrics |= mismatch_metrics(measured.logprobs, behaviour_logprobs(samples), scored)
     row_kl = row_sums(judged.kl, row_index(judged.offsets), batch.rows)
     return Experience(
         samples=samples,
@@ -148,9 +155,11 @@ def _judge(
     if measured.costs is not None:
         known = known & torch.isfinite(measured.costs.scores)
     written = torch.from_numpy(batch.written)
+    unscored = unscored_tokens(samples, written)
     kl = torch.zeros_like(measured.logprobs)
     if measured.reference_logprobs is not None:
-        kl = kl_estimate(measured.logprobs, measured.reference_logprobs, algorithm.kl.estimator) * written
+        found = kl_estimate(measured.logprobs, measured.reference_logprobs, algorithm.kl.estimator)
+        kl = torch.where(written & ~unscored, found, 0.0)
     return Judged(
         scores=shape_rewards(measured.scores, samples, algorithm, moments, longest),
         known=known,
@@ -161,7 +170,25 @@ def _judge(
         offsets=torch.from_numpy(batch.response_offsets),
         values=measured.values,
         greedy_scores=greedy_scores,
+        unscored=unscored,
     )
+
+
+def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+    """Return which written tokens came without a log-probability that is a number.
+
+    Raises:
+        RlhfError: they are too many.
+    """
+    unscored = written & ~torch.isfinite(behaviour_logprobs(samples))
+    count, total = int(unscored.sum()), int(written.sum())
+    if count > UNSCORED_SHARE * total:
+        raise RlhfError(
+            f"rollout: for {count} of {total} tokens the engines gave no log-probability that is a number (NaN or "
+            f"infinite), more than {UNSCORED_SHARE:.0%}: their computation overflows. Try model.dtype: float32, or "
+            "look for NaN in the model's weights"
+        )
+    return unscored
 
 
 def group_numbers(samples: Sequence[Sample]) -> Int64[Tensor, " rows"]:

@@ -44,11 +44,13 @@ def experience_metrics(
         "completions/clipped_ratio": sum(s.finish_reason == "length" for s in samples) / len(samples),
         "val/num_eos_tokens": float(sum(s.finish_reason == "stop" for s in samples)),
     }
+    if judged.unscored is not None and bool(judged.unscored.any()):
+        metrics["sampling/unscored_tokens"] = float(judged.unscored.sum())
     if judged.values is not None and returns is not None:
         metrics["value/explained_variance"] = float(explained_variance(judged.values, returns, learned))
     # What a batch without rewards, or without a token of its own, does not have is left out: a zero would be a lie.
     if bool(known.any()):
-        surprise = row_sums(-logprobs * learned, row_index(judged.offsets), batch.rows)
+        surprise = row_sums(torch.where(learned, -logprobs, 0.0), row_index(judged.offsets), batch.rows)
         metrics |= {
             "objective/kl": float(row_kl[known].mean()),
             "objective/scores": float(scores[known].mean()),

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float64
 
 from rlhf_ray.algorithms.preference_losses import KTOLoss
 from rlhf_ray.algorithms.preference_statistics import kto_baseline
@@ -33,8 +33,8 @@ class LabelledLessons(PreferenceLessons[LabelledRow]):
         super().__init__(train, held_out, rows_per_step)
         self._loss = KTOLoss(config.beta, config.desirable_weight, config.undesirable_weight, kind)
         self.loss, self.needs_reference = self._loss, True
-        self._reference: dict[bool, Float32[np.ndarray, " rows"]] = {}
-        self._mismatched: dict[bool, Float32[np.ndarray, " rows"]] = {}
+        self._reference: dict[bool, Float64[np.ndarray, " rows"]] = {}
+        self._mismatched: dict[bool, Float64[np.ndarray, " rows"]] = {}
 
     def report(self, sums: dict[str, float]) -> dict[str, float]:
         """Metrics of the desirable as means over them, and of the undesirable likewise."""

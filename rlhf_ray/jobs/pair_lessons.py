@@ -5,14 +5,14 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.preference_losses import PreferenceLoss
 from rlhf_ray.algorithms.preference_statistics import aot_statistic, aot_unpaired_statistics
 from rlhf_ray.algorithms.preferences import Kind, Pairs, PreferenceObjective
-from rlhf_ray.config.dpo import SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
+from rlhf_ray.config.dpo import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, PairRow, answers_batch, token_shares
 from rlhf_ray.jobs.preference_lessons import PreferenceLessons, column
@@ -38,7 +38,7 @@ def _objective(config: PreferenceLossConfig, kind: Kind) -> PreferenceObjective:
         beta=config.beta,
         label_smoothing=config.label_smoothing if kind in SMOOTHED else 0.0,
         reference_free=config.reference_free,
-        length_normalised=config.length_normalised,
+        length_normalised=None if kind in PLAIN_SUMS else config.length_normalised,
         target_margin=config.simpo_margin,
         temperature=config.discopop_temperature,
         alpha=config.simpo_alpha,
@@ -61,7 +61,7 @@ class PairLessons(PreferenceLessons[PairRow]):
         self._loss = pair_loss(config)
         self.loss, self.needs_reference = self._loss, self._loss.needs_reference
         self._desensitisation = config.length_desensitisation
-        self._reference: dict[bool, Float32[np.ndarray, "rows 2"]] = {}
+        self._reference: dict[bool, Float64[np.ndarray, "rows 2"]] = {}
 
     def _answers(self, rows: Sequence[PairRow]) -> list[Answer]:
         return [answer for row in rows for answer in row.answers(self._desensitisation)]
@@ -89,7 +89,7 @@ class PairLessons(PreferenceLessons[PairRow]):
             pairs = _pairs(policy, row_columns.get("reference_logprobs", np.zeros_like(policy)), answers)
             for objective in coupled:
                 sides = self._statistics(objective, pairs, training)
-                row_columns[f"{objective.kind}_statistic"] = torch.stack(sides, 1).flatten().float().numpy()
+                row_columns[f"{objective.kind}_statistic"] = torch.stack(sides, 1).flatten().numpy()
         return Lesson(batch, columns, row_columns, groups)
 
     def _statistics(

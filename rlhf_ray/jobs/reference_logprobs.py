@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 from safetensors import SafetensorError
 from safetensors.torch import load
 
@@ -18,11 +18,11 @@ from rlhf_ray.checkpoint.tensors import write_safetensors
 from rlhf_ray.data.batches import TokenBatch, pairs_of_prompts
 from rlhf_ray.data.preferences import Answer, answers_batch, token_shares
 
-Scores = Float32[np.ndarray, " answers"]
+Scores = Float64[np.ndarray, " answers"]
 Model = Callable[[TokenBatch], Float32[np.ndarray, " response_tokens"]]
 """Something that gives the log-probability of each response token of a batch."""
 
-FORMAT = 1
+FORMAT = 2
 """Number of this file layout and of the way in which its values are computed."""
 TENSOR = "logprobs"
 
@@ -79,7 +79,7 @@ class ReferenceLogprobs:
         return values
 
     def _compute(self, answers: Sequence[Answer]) -> Scores:
-        sums = np.empty(len(answers), np.float32)
+        sums = np.empty(len(answers), np.float64)
         for rows in _portions(answers, self._tokens_per_call):
             portion = [answers[row] for row in rows]
             sums[rows] = summed(self._model(answers_batch(portion)), portion)
@@ -87,11 +87,11 @@ class ReferenceLogprobs:
 
 
 def summed(logprobs: Float32[np.ndarray, " response_tokens"], answers: Sequence[Answer]) -> Scores:
-    """Sum of each answer's log-probabilities, each token by its share."""
+    """Return the sum of each answer's log-probabilities, each token by its share."""
     weighted = np.concatenate([[0.0], np.cumsum(logprobs.astype(np.float64) * token_shares(answers))])
     ends = np.cumsum([len(answer.response_ids) for answer in answers])
     starts = ends - [len(answer.response_ids) for answer in answers]
-    return (weighted[ends] - weighted[starts]).astype(np.float32)
+    return weighted[ends] - weighted[starts]
 
 
 def answers_key(identity: str, answers: Sequence[Answer]) -> str:
@@ -141,6 +141,6 @@ def _read(path: str, key: str, count: int) -> Scores:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
     right = header.get("key") == key and header.get("sha256") == hashlib.sha256(values.tobytes()).hexdigest()
-    if not right or values.shape != (count,) or values.dtype != np.float32 or not np.isfinite(values).all():
+    if not right or values.shape != (count,) or values.dtype != np.float64 or not np.isfinite(values).all():
         raise CheckpointError(f"{path}: is damaged")
     return values

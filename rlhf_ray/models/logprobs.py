@@ -16,6 +16,10 @@ output layer once more, so that few large ones are faster."""
 
 CHUNK_BYTES_GPU = 256 << 20
 
+NO_PROBABILITY = -1e4
+"""A logarithm whose exponential is 0 in any type. Lower ones, as of a token that cannot come, are held here in products
+with their probability: 0 times minus infinity is NaN."""
+
 
 def chunk_tokens(vocab: int, device: torch.device) -> int:
     """Tokens whose float32 logits fill one chunk on this device."""
@@ -77,8 +81,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             maximum = logits.amax(dim=1, keepdim=True)
             logits.sub_(maximum)
             if need_entropy:
-                # sum of p z, from exp(z) z before the sum of exp(z) is known
-                exponent = logits.exp()
+                # sum of p z, from exp(z) z before the sum of exp(z) is known; of a logit of minus infinity it is 0
+                exponent = logits.clamp_(min=NO_PROBABILITY).exp()
                 total = exponent.sum(dim=1)
                 entropy[part] = total.log() - exponent.mul_(logits).sum(dim=1) / total
             else:
@@ -141,8 +145,8 @@ def _logit_gradients(
         assert logprobs_grad is not None
         grad = log_p.exp_().mul_(-logprobs_grad[:, None])
     else:
-        # -p (g + e (log p + H)), with g and e the gradients of log-probability and entropy
-        p = log_p.exp()
+        # -p (g + e (log p + H)), with g and e the gradients of log-probability and entropy; p log p is 0 where p is
+        p = log_p.clamp_(min=NO_PROBABILITY).exp()
         grad = log_p.add_(entropy[:, None]).mul_(entropy_grad[:, None])
         if logprobs_grad is not None:
             grad.add_(logprobs_grad[:, None])

@@ -207,6 +207,13 @@ METRICS = (
         log_scale=True,
     ),
     Metric(
+        "sampling/unscored_tokens",
+        "tokens that came without a log-probability, so that nothing was learned from them; only where there are some",
+        "tokens",
+        "Tokens without log-probability",
+        "tokens",
+    ),
+    Metric(
         "sampling/effective_sample_size",
         "share of the tokens that the weighted ones are worth",
         "share",

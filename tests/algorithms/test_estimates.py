@@ -1,6 +1,9 @@
 """Vectorised estimates equal plain loops on ragged rows with gaps, and stay finite at the edges."""
 
+import importlib
+import inspect
 import math
+import pkgutil
 
 import oracle
 import pytest
@@ -9,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import rlhf_ray.algorithms
 from rlhf_ray.algorithms.advantages import discounted_returns, gae
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.group_advantages import dr_grpo, grpo, informative_groups, opo, remax, rloo
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
 from rlhf_ray.algorithms.off_policy import OffPolicyCorrection
+from rlhf_ray.algorithms.preferences import Pairs
 from rlhf_ray.algorithms.rewards import RunningMoments, overlong_penalty, penalise_missing_eos, token_rewards
 from rlhf_ray.algorithms.segments import last_of_rows, row_index, token_row_sums
 from rlhf_ray.algorithms.statistics import explained_variance, masked_mean, masked_variance, whiten
@@ -192,6 +197,57 @@ def test_controllers() -> None:
     assert controller.update(60.0, 100).coefficient == pytest.approx(0.1 * (1 + 0.2 * 0.1))
     assert controller.update(0.0, 100).coefficient == pytest.approx(0.1 * (1 - 0.2 * 0.1))
     assert controller.update(6.0, 100) == controller
+
+
+WILD = st.sampled_from([0.0, 1e-9, 0.3, 6.0, 1e9, math.inf, -1.0, math.nan])
+
+
+@CHECKS
+@given(st.sampled_from([1e-9, 0.1, 1e9]), st.lists(st.tuples(WILD, st.integers(1, 10**7)), min_size=1, max_size=40))
+def test_an_adaptive_coefficient_stays_above_0_and_finite(first: float, batches) -> None:
+    controller = AdaptiveKL(first, target=6.0, horizon=1000.0)
+    for kl, samples in batches:
+        before, controller = controller.coefficient, controller.update(kl, samples)
+        assert 0.8 * before * (1 - 1e-9) <= controller.coefficient <= 1.2 * before * (1 + 1e-9)
+        assert min(first, 1e-6) <= controller.coefficient <= max(first, 1e6)
+
+
+@CHECKS
+@given(
+    st.sampled_from([1e-9, 1.0, 1e9]),
+    st.sampled_from([None, 5.0]),
+    st.lists(st.sampled_from([-1e12, -3.0, 0.0, 25.0, 1e12]), min_size=1, max_size=40),
+)
+def test_a_learned_lambda_stays_above_0_and_finite(first: float, maximum: float | None, costs: list[float]) -> None:
+    multiplier = LagrangeMultiplier(first, 0.1, cost_limit=0.0, maximum=maximum)
+    for cost in costs:
+        multiplier = multiplier.update(cost)
+        assert 0 < multiplier.value <= (maximum or max(first, 2.0**24)) * (1 + 1e-9)
+
+
+def test_arguments_of_another_shape_are_refused_by_name() -> None:
+    ones, offsets = torch.ones(4), torch.tensor([0, 1, 4])
+    with pytest.raises(ValueError, match=r"kl_estimate: reference .*\(4, 1\).* \*n = \(4,\)"):
+        kl_estimate(ones, ones[:, None], "k1")
+    with pytest.raises(ValueError, match=r"gae: values .*\(4, 1\), but must have \[tokens\], with tokens = 4"):
+        gae(ones, values=ones[:, None], written=ones.bool(), offsets=offsets, gamma=1.0, gae_lambda=1.0)
+    with pytest.raises(ValueError, match=r"gae: gae_lambda .*\(3,\).*rows = 2"):
+        gae(ones, ones, ones.bool(), offsets, 1.0, torch.ones(3))
+    with pytest.raises(ValueError, match="values of pairs"):
+        Pairs(ones, ones, ones, ones, ones, ones[:, None])
+
+
+def test_whatever_takes_several_tensors_checks_their_shapes() -> None:
+    unchecked = []
+    for info in pkgutil.iter_modules(rlhf_ray.algorithms.__path__):
+        module = importlib.import_module(f"rlhf_ray.algorithms.{info.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            kinds = [p.annotation for p in inspect.signature(function).parameters.values()]
+            tensors = [kind for kind in kinds if hasattr(kind, "dim_str")]
+            own = function.__module__ == module.__name__ and not name.startswith("_")
+            if own and len(tensors) > 1 and not hasattr(function, "__wrapped__"):
+                unchecked.append(f"{info.name}.{name}")
+    assert not unchecked
 
 
 @CHECKS

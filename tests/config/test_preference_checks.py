@@ -9,7 +9,8 @@ import yaml
 
 from rlhf_ray import cli
 from rlhf_ray.algorithms.preference_losses import KTOLoss
-from rlhf_ray.algorithms.preferences import COUPLED, KINDS, LENGTH_NORMALISED, REFERENCE_FREE
+from rlhf_ray.algorithms.preferences import COUPLED, KINDS, LENGTH_NORMALISED, PLAIN_SUMS, REFERENCE_FREE
+from rlhf_ray.config import dpo
 from rlhf_ray.config.checks import check
 from rlhf_ray.config.dpo import OF_SINGLE_ANSWERS, DPOConfig, LossType, PreferenceLossConfig
 
@@ -54,6 +55,25 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         {"loss": {"divergence": "alpha", "divergence_alpha": 1}},
         "loss.divergence_alpha",
         "reverse_kl",
+    ),
+    "lengths where they have no effect": (
+        {"loss": {"type": "aot", "length_normalised": True}},
+        "loss.length_normalised",
+        "no effect on aot",
+    ),
+    "a divergence without effect": ({"loss": {"type": "aot", "divergence": "js"}}, "loss.divergence", "no effect: aot"),
+    **{
+        f"a divergence to no reference: {kind}": (
+            {"loss": {"type": kind, "divergence": "forward_kl"}},
+            "loss.divergence",
+            f"is one to a reference, which this loss leaves out: {kind}",
+        )
+        for kind in ("cpo", "simpo", "orpo")
+    },
+    "a divergence to a reference left out": (
+        {"loss": {"type": "sigmoid", "reference_free": True, "divergence": "js"}},
+        "loss.divergence",
+        "leaves out: sigmoid",
     ),
     "labels' weights for pairs": ({"loss": {"desirable_weight": 2}}, "loss.desirable_weight", "no effect on sigmoid"),
     "likelihood for labels": (
@@ -116,3 +136,4 @@ def test_the_names_are_those_of_the_losses() -> None:
     assert set(get_args(LossType)) == set(KINDS) | single
     assert single - set(KINDS) == OF_SINGLE_ANSWERS
     assert set(get_args(LossType)) >= COUPLED | REFERENCE_FREE | LENGTH_NORMALISED
+    assert (dpo.WITHOUT_REFERENCE, dpo.PLAIN_SUMS) == (REFERENCE_FREE, PLAIN_SUMS)

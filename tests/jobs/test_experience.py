@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.experience import Experience, Measurements, estimate
@@ -224,6 +225,55 @@ def test_a_failed_reward_moves_nothing_else(made_rows: list[Row]) -> None:
     assert all(finite), "zero weight does not hide a NaN"
     assert found.metrics["objective/scores"] == pytest.approx(without.metrics["objective/scores"])
     assert found.mean_kl == pytest.approx(without.mean_kl)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    made=rows(),
+    place=st.sampled_from(["reward", "loss"]),
+    estimator=st.sampled_from(["k1", "k3"]),
+    advantages=st.sampled_from(["gae", "grpo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]),
+    old=st.sampled_from(["trainer", "engine"]),
+    filler=st.sampled_from([math.nan, math.inf, -math.inf]),
+)
+def test_what_stands_where_nothing_was_written_goes_nowhere(made, place, estimator, advantages, old, filler) -> None:
+    chosen = {"kl": {"estimator": estimator, "place": place}, "advantages": advantages, "old_logprobs": old}
+    algorithm = AlgorithmConfig.model_validate(chosen)
+
+    def filled(value: float) -> Experience:
+        arrays = ("logprobs", "reference", "values", "behaviour")
+        return estimated(
+            [
+                Row(**(vars(row) | {name: np.where(row.written, vars(row)[name], value) for name in arrays}))
+                for row in made
+            ],
+            algorithm,
+        )
+
+    found, expected = filled(np.float32(filler)), filled(np.float32(0))
+    assert found.metrics == expected.metrics
+    assert found.mean_kl == expected.mean_kl
+    learned = found.learned
+    for name, column in found.columns.items():
+        assert torch.equal(column[learned], expected.columns[name][learned])
+    assert torch.equal(found.columns["advantages"], expected.columns["advantages"])
+
+
+@pytest.mark.parametrize("old", ["trainer", "engine"])
+def test_a_token_without_a_log_probability_is_counted_and_not_learned(old: str) -> None:
+    random = np.random.default_rng(4)
+    row = Row([True] * 100, *(random.normal(-2, 0.5, 100).astype(np.float32) for _ in range(4)), 1.0, "stop")
+    algorithm = AlgorithmConfig.model_validate({"old_logprobs": old})
+    row.behaviour[40] = math.nan
+    found = estimated([row], algorithm)
+    assert found.learned.tolist() == [place != 40 for place in range(100)]
+    assert found.metrics["sampling/unscored_tokens"] == 1
+    assert all(math.isfinite(value) for value in found.metrics.values())
+    assert found.columns["advantages"].isfinite().all()
+    assert math.isfinite(found.mean_kl)
+    row.behaviour[41] = -math.inf
+    with pytest.raises(RlhfError, match=r"rollout: for 2 of 100 tokens the engines gave no log-probability"):
+        estimated([row], algorithm)
 
 
 def test_nothing_is_learned_where_every_reward_failed(made_rows: list[Row]) -> None:

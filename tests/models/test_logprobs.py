@@ -66,3 +66,22 @@ def test_no_tokens():
     hidden, weight, _, _ = make()
     logprobs, _ = chunked_logprobs(hidden[:0], weight, torch.zeros(0, dtype=torch.long))
     assert logprobs.shape == (0,)
+
+
+def test_a_token_that_cannot_come_adds_nothing_to_the_entropy():
+    """A logit of minus infinity, as a bias of the output layer may hold it; 0 times it is NaN."""
+    hidden, weight, bias, targets = make()
+    bias = bias.detach().clone()
+    bias[-2:] = -torch.inf
+    targets = targets.clamp(max=len(weight) - 3)
+    whole = [t.detach().clone().requires_grad_() for t in (hidden, weight, bias)]
+    part = [t.detach().clone().requires_grad_() for t in (hidden, weight[:-2], bias[:-2])]
+    found = chunked_logprobs(whole[0], whole[1], targets, 0.7, need_entropy=True, bias=whole[2])
+    expected = chunked_logprobs(part[0], part[1], targets, 0.7, need_entropy=True, bias=part[2])
+    torch.testing.assert_close(found, expected)
+    for outputs, leaf in ((found, whole), (expected, part)):
+        (outputs[0].sum() + 3 * outputs[1].sum()).backward()
+        assert leaf[0].grad.isfinite().all()
+    torch.testing.assert_close(whole[0].grad, part[0].grad)
+    torch.testing.assert_close(whole[1].grad[:-2], part[1].grad)
+    assert not whole[1].grad[-2:].any()
