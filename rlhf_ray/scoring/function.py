@@ -1,13 +1,13 @@
 """A Python function as reward source, in a process that can be given up."""
 
 import contextlib
-import math
 import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -18,20 +18,22 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.scoring.source import Failure, Scores
+from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
 START_SECONDS = 300.0
 """For the function's file to be imported, which may load models."""
 END_SECONDS = 5.0
 """For a killed process to be gone."""
+ALIVE_SECONDS = 1.0
+"""Between looks at whether the process lives."""
 
 
 class FunctionScorer:
     """Calls `name(prompts, completions, **columns) -> list[float | None]` of a file (TRL's convention).
 
     None means that the source does not apply to the sample. To prompts of messages, completions are messages too. A
-    function that does not take every column gets those that it names. A process that hangs or dies is replaced at the
-    next batch.
+    function that does not take every column gets those that it names. A process that hangs or dies is replaced; what a
+    dead one did not answer is asked again, once.
     """
 
     def __init__(self, source: FunctionReward) -> None:
@@ -44,6 +46,7 @@ class FunctionScorer:
         self._file = str(Path(self._file).expanduser())
         self._seconds = source.timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._asked = 0
         if not Path(self._file).is_file():
             raise BadInput(f"{source.function}: no such file: {self._file or source.function}")
         self._connection = self._start()
@@ -55,22 +58,21 @@ class FunctionScorer:
         rows = len(completions)
         if rows == 0:
             return Scores([])
+        given = [as_given(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         try:
-            if self._process is None:
-                self._connection = self._start()
-            given = [as_given(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-            if not self._exchange((list(prompts), given, _lists(columns))):
-                self._end()
-                message = f"{self._file}:{self._name} did not return within timeout_seconds {self._seconds:g}"
-                return Scores.failed("hung", message, rows)
-            kind, answer = self._connection.recv()
+            kind, answer = self._ask(list(prompts), given, _lists(columns))
+        except TimeoutError:
+            self._end()
+            message = f"{self._file}:{self._name} did not return within timeout_seconds {self._seconds:g}"
+            return Scores.failed("hung", message, rows)
         except (EOFError, ConnectionError) as error:
             return Scores.failed("died", f"{self._file}:{self._name}: {self._death(error)}", rows)
         except BadInput as error:
             return Scores.failed("died", f"its process did not start again: {error}", rows)
         if kind != "values":
             return Scores.failed(kind, answer, rows)
-        return self._checked(answer)
+        values, broken = answer
+        return Scores(values, _failures(broken))
 
     def wake(self) -> None:
         """The process stays ready."""
@@ -87,24 +89,47 @@ class FunctionScorer:
         """Id of the process; None between its loss and the next batch."""
         return None if self._process is None else self._process.pid
 
-    def _exchange(self, batch: tuple[Any, ...]) -> bool:
-        """Send a batch; whether an answer came in time. A process that does not read is not waited for either."""
-        try:
-            self._connection.send(batch)
-        except BlockingIOError:
-            return False
-        return self._connection.poll(self._seconds)
+    def _ask(self, *batch: Any) -> tuple[Any, Any]:
+        """Return the answer to a batch; one that its process did not live to give is asked for again, once.
 
-    def _checked(self, values: list[float | None]) -> Scores:
-        broken = tuple(row for row, value in enumerate(values) if value is not None and not math.isfinite(value))
-        if not broken:
-            return Scores(values)
-        message = (
-            f"{self._file}:{self._name} returned {values[broken[0]]} for completion {broken[0]}; "
-            "return a finite number, or None where the function does not apply"
-        )
-        kept = [math.nan if row in broken else value for row, value in enumerate(values)]
-        return Scores(kept, [Failure("not a number", message, broken)])
+        Raises:
+            TimeoutError: no answer within the limit.
+            EOFError, ConnectionError: the second process ended too.
+            BadInput: there is no second process.
+        """
+        try:
+            if self._process is None or self._process.poll() is not None:
+                self._end()
+                self._connection = self._start()
+            return self._exchange(batch)
+        except (EOFError, ConnectionError):
+            self._end()
+            self._connection = self._start()
+            return self._exchange(batch)
+
+    def _exchange(self, batch: tuple[Any, ...]) -> tuple[Any, Any]:
+        """Send a batch and receive its answer. A process that does not read is not waited for either."""
+        self._asked += 1
+        try:
+            self._connection.send((self._asked, *batch))
+        except BlockingIOError:
+            raise TimeoutError from None
+        return self._receive(self._connection, self._asked, self._seconds)
+
+    def _receive(self, connection: Connection, number: int, seconds: float) -> tuple[Any, Any]:
+        """Return the answer of this number from the process itself; what its children may send is not one."""
+        process, deadline = self._process, time.monotonic() + seconds
+        while True:
+            left = deadline - time.monotonic()
+            # A child that outlives the process holds the connection open, so that its end would not be seen there.
+            if connection.poll(max(0.0, min(left, ALIVE_SECONDS))):
+                answer, pid, kind, content = connection.recv()
+                if answer == number and process is not None and pid == process.pid:
+                    return kind, content
+            elif process is None or process.poll() is not None:
+                raise EOFError("its process is gone")
+            elif left <= 0:
+                raise TimeoutError
 
     def _start(self) -> Connection:
         ours, theirs = Pipe()
@@ -119,10 +144,10 @@ class FunctionScorer:
         theirs.close()
         _limit_sending(ours, self._seconds)
         try:
-            if not ours.poll(START_SECONDS):
-                self._end()
-                raise BadInput(f"{self._file}: its import did not end within {START_SECONDS:g} s")
-            kind, message = ours.recv()
+            kind, message = self._receive(ours, 0, START_SECONDS)
+        except TimeoutError:
+            self._end()
+            raise BadInput(f"{self._file}: its import did not end within {START_SECONDS:g} s") from None
         except (EOFError, ConnectionError) as error:
             raise BadInput(f"{self._file}: on import {self._death(error)}") from error
         if kind != "ready":
@@ -150,6 +175,14 @@ class FunctionScorer:
             os.killpg(process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
+
+
+def _failures(broken: Sequence[tuple[FailureKind, int, str]]) -> list[Failure]:
+    """One failure of each kind, with the reason of the first sample."""
+    by_kind: dict[FailureKind, list[tuple[int, str]]] = {}
+    for kind, row, reason in broken:
+        by_kind.setdefault(kind, []).append((row, reason))
+    return [Failure(kind, found[0][1], tuple(row for row, _ in found)) for kind, found in by_kind.items()]
 
 
 def _limit_sending(connection: Connection, seconds: float) -> None:

@@ -6,6 +6,7 @@ It talks over one inherited connection, so that whatever the function prints goe
 import asyncio
 import importlib.util
 import inspect
+import math
 import numbers
 import os
 import signal
@@ -21,26 +22,38 @@ from typing import Any
 PARENT_CHECK_SECONDS = 1.0
 
 Answer = tuple[str, Any]
-"""("values", list), ("ready", None), or (kind of failure, message)."""
+"""("values", Values), ("ready", None), or (kind of failure, message)."""
+
+Values = tuple[list[float | None], list[tuple[str, int, str]]]
+"""A score for each completion, and kind of failure, position and reason of each that is none, whose score is NaN."""
 
 
 def main() -> None:
-    """Load the function, say so, then answer batches until the connection closes."""
+    """Load the function, say so, then answer batches until the connection closes.
+
+    Each answer bears the number of its batch and the id of this process, so that nothing else can pass for it.
+    """
     descriptor, file, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+    os.set_inheritable(descriptor, False)
+    own = os.getpid()
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     connection = Connection(descriptor)
     try:
         function = load_function(file, name)
     except Exception as error:
-        connection.send(("unusable", _explain(error, file)))
+        connection.send((0, own, "unusable", _explain(error, file)))
         return
-    connection.send(("ready", None))
+    connection.send((0, own, "ready", None))
     while True:
         try:
-            prompts, completions, columns = connection.recv()
+            number, prompts, completions, columns = connection.recv()
         except EOFError:
             return
-        connection.send(_call(function, file, name, prompts, completions, columns))
+        kind, answer = _call(function, file, name, prompts, completions, columns)
+        if os.getpid() != own:
+            print(f"{file}:{name} forked a process that came back from it; it ends here", file=sys.stderr, flush=True)
+            os._exit(1)
+        connection.send((number, own, kind, answer))
 
 
 def load_function(file: str, name: str) -> Callable[..., Any]:
@@ -80,19 +93,44 @@ def _call(
             result = asyncio.run(result)
     except Exception as error:
         return "raised", _explain(error, file)
-    if hasattr(result, "tolist"):
-        result = result.tolist()
     where = f"{file}:{name}"
-    if not isinstance(result, list | tuple):
-        return "wrong type", f"{where} returned {type(result).__name__}; return a list with a score for each completion"
-    if len(result) != len(completions):
-        return "wrong count", f"{where} returned {len(result)} scores for {len(completions)} completions"
-    values = [value.item() if hasattr(value, "item") else value for value in result]
-    for row, value in enumerate(values):
-        if value is not None and not isinstance(value, numbers.Real):
-            message = f"{where} returned {type(value).__name__} for completion {row}; return a number or None"
-            return "wrong type", message
-    return "values", [None if value is None else float(value) for value in values]
+    try:
+        scores = result.tolist() if hasattr(result, "tolist") else result
+        if not isinstance(scores, list | tuple):
+            found = type(result).__name__
+            return "wrong type", f"{where} returned {found}; return a list with a score for each completion"
+        scores = list(scores)
+    except Exception as error:
+        return "wrong type", f"{where} returned something that cannot be read as a list: {_text(error)}"
+    if len(scores) != len(completions):
+        return "wrong count", f"{where} returned {len(scores)} scores for {len(completions)} completions"
+    return "values", _values(scores, where)
+
+
+def _values(scores: list[Any], where: str) -> Values:
+    """Scores as numbers; one that is none fails alone."""
+    values: list[float | None] = []
+    broken: list[tuple[str, int, str]] = []
+    for row, score in enumerate(scores):
+        values.append(math.nan)
+        try:
+            score = score.item() if hasattr(score, "item") else score
+            if score is not None and not isinstance(score, numbers.Real):
+                raise TypeError
+            value = None if score is None else float(score)
+        except TypeError:
+            found = f"{where} returned {type(score).__name__} for completion {row}"
+            broken.append(("wrong type", row, f"{found}; return a number or None"))
+        except Exception as error:
+            found = f"{where} returned {type(score).__name__} for completion {row}, which is no number: {_text(error)}"
+            broken.append(("wrong type", row, f"{found}; return a number or None"))
+        else:
+            values[row] = value
+            if value is not None and not math.isfinite(value):
+                values[row] = math.nan
+                reason = "return a finite number, or None where the function does not apply"
+                broken.append(("not a number", row, f"{where} returned {value} for completion {row}; {reason}"))
+    return values, broken
 
 
 def _accepted(function: Callable[..., Any], columns: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +149,15 @@ def _explain(error: Exception, file: str) -> str:
     line = f":{frames[-1].lineno}" if frames else ""
     if isinstance(error, SyntaxError) and error.lineno:
         line = f":{error.lineno}"
-    return f"{file}{line}: {type(error).__name__}: {error}"
+    return f"{file}{line}: {_text(error)}"
+
+
+def _text(error: Exception) -> str:
+    """Name and message of an error, whose own code may fail too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as another:
+        return f"{type(error).__name__} (its message cannot be read: {type(another).__name__})"
 
 
 def _leave_with_parent(parent: int) -> None:

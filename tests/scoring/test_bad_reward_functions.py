@@ -29,7 +29,16 @@ WRONG = {
     "a dictionary": ("return {'a': 1}", "wrong type", r"returned dict; return a list"),
     "texts": ("return ['1', '2', '3']", "wrong type", r"returned str for completion 0; return a number or None"),
     "a nested list": ("return [[1], [2], [3]]", "wrong type", r"returned list for completion 0"),
-    "complex numbers": ("return [1, 2, 3j]", "wrong type", r"returned complex for completion 2"),
+    "an error that cannot be told": (
+        "class Mute(Exception):\n        def __str__(self): raise ValueError\n    raise Mute",
+        "raised",
+        r"r\.py:4: Mute \(its message cannot be read: ValueError\)",
+    ),
+    "a list that breaks": (
+        "class Odd(list):\n        def __iter__(self): raise KeyError('odd')\n    return Odd([1, 2, 3])",
+        "wrong type",
+        r"cannot be read as a list: KeyError: 'odd'",
+    ),
     "a generator": ("yield 1", "wrong type", r"returned generator; return a list"),
 }
 
@@ -60,16 +69,41 @@ def test_wrong_results_fail_the_batch(tmp_path, case):
     assert all(math.isnan(value) for value in scores.values)
 
 
-def test_a_single_score_that_is_no_number_fails_alone(tmp_path):
-    (tmp_path / "r.py").write_text("def reward(**_):\n    return [1.0, float('nan'), float('inf'), None]")
-    scorer = FunctionScorer(FunctionReward(function=f"{tmp_path}/r.py:reward"))
-    try:
-        scores = scorer.score(["p"] * 4, ["a"] * 4, {})
-    finally:
-        scorer.close()
-    assert scores.values[0] == 1.0
-    assert scores.values[3] is None
+ODD = {
+    "nan": ("float('nan')", "not a number", "returned nan for completion 1; return a finite number, or None"),
+    "infinite": ("float('-inf')", "not a number", "returned -inf for completion 1; return a finite number"),
+    "too large": ("10 ** 400", "wrong type", "returned int for completion 1, which is no number: OverflowError"),
+    "complex": ("3j", "wrong type", "returned complex for completion 1; return a number or None"),
+    "text": ("'3'", "wrong type", "returned str for completion 1; return a number or None"),
+    "an array": ("numpy.ones(2)", "wrong type", "returned ndarray for completion 1, which is no number: ValueError"),
+    "a number that breaks": (
+        "Broken(1)",
+        "wrong type",
+        "returned Broken for completion 1, which is no number: KeyError",
+    ),
+    "a date": ("numpy.datetime64('2026-01-01')", "wrong type", "returned date for completion 1; return a number"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_a_single_score_that_is_no_number_fails_alone(odd_scorer, case):
+    value, kind, message = ODD[case]
+    scores = odd_scorer.score(["p"] * 4, ["1.0", value, "None", "numpy.float32(2)"], {})
+    assert [scores.values[0], *scores.values[2:]] == [1.0, None, 2.0]
+    assert math.isnan(scores.values[1])
     [failure] = scores.failures
-    assert failure.kind == "not a number"
-    assert failure.rows == (1, 2)
-    assert "returned nan for completion 1; return a finite number, or None" in failure.message
+    assert (failure.kind, failure.rows) == (kind, (1,))
+    assert message in failure.message
+
+
+@pytest.fixture(scope="module")
+def odd_scorer(tmp_path_factory):
+    """Its scores are what the completions say."""
+    file = tmp_path_factory.mktemp("odd") / "r.py"
+    file.write_text(
+        "import numpy\nclass Broken(int):\n    def __float__(self): raise KeyError('broken')\n"
+        "def reward(completions, **_):\n    return [eval(c) for c in completions]"
+    )
+    scorer = FunctionScorer(FunctionReward(function=f"{file}:reward"))
+    yield scorer
+    scorer.close()

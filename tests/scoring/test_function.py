@@ -11,6 +11,7 @@ import pytest
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.scoring.function import FunctionScorer
+from rlhf_ray.scoring.source import Scores
 
 GOOD = """
 import numpy
@@ -48,6 +49,21 @@ def maybe(prompts, completions, **columns):
     if completions[0] == "raise":
         raise KeyError("no such thing")
     return [1.0] * len(completions)
+
+def once(prompts, completions):
+    marker = os.path.join(prompts[0], "came before")
+    if not os.path.exists(marker):
+        open(marker, "w").close()
+        os._exit(1)
+    return [2.0]
+
+def forking(prompts, completions):
+    return [float(completions[0]) + (0 if os.fork() else 100)]
+
+def leaving(prompts, completions):
+    if os.fork():
+        os._exit(1)
+    time.sleep(600)
 """
 RAISING_LINE = GOOD[: GOOD.index("raise KeyError")].count("\n") + 1
 
@@ -119,11 +135,30 @@ def test_a_failure_is_typed_and_the_next_batch_is_scored(scorer, text, kind, mes
 
 
 def test_a_process_that_died_between_batches_is_noticed_and_replaced(scorer):
+    """Where a step is one batch, its loss would end the run."""
     one = scorer("maybe")
     os.kill(one.pid, signal.SIGKILL)
-    time.sleep(0.2)
-    assert one.score(["p"], ["fine"], {}).failures[0].kind == "died"
-    assert one.score(["p"], ["fine"], {}).values == [1.0]
+    assert one.score(["p"], ["fine"], {}) == Scores([1.0])
+
+
+def test_a_batch_that_its_process_did_not_live_to_answer_is_asked_again(scorer, tmp_path):
+    one = scorer("once")
+    assert one.score([str(tmp_path)], ["c"], {}) == Scores([2.0])
+
+
+def test_a_child_of_the_function_answers_nothing_and_reads_nothing(scorer):
+    """It returns from the function like its parent, and would take turns with it from then on."""
+    one = scorer("forking")
+    answers = [one.score(["p"], [str(number)], {}).values for number in range(1, 7)]
+    assert answers == [[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]]
+
+
+def test_the_end_of_a_process_is_seen_while_a_child_holds_its_connection(scorer):
+    one = scorer("leaving", timeout_seconds=60)
+    began = time.monotonic()
+    [failure] = one.score(["p"], ["c"], {}).failures
+    assert failure.kind == "died"
+    assert time.monotonic() - began < 55, "its limit"
 
 
 def test_a_file_that_is_gone_at_the_restart_is_a_failure(scorer, tmp_path):
