@@ -1,5 +1,6 @@
 """What a checkpoint consists of; written last, so that its presence means that all parts were written."""
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -8,7 +9,9 @@ from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.checkpoint.storage import CheckpointError, join, reading, writing
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+CHECKSUM = "sha256"
+"""Key of the hash of all the rest: a flipped bit in a step, a size or the driver's state is JSON as before."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,12 @@ def write_manifest(directory: str, manifest: Manifest) -> None:
         CheckpointError: the state is not JSON, or storage refuses.
     """
     try:
-        text = json.dumps({"format": FORMAT, **asdict(manifest)}, ensure_ascii=False, allow_nan=True, indent=1)
+        content: dict[str, Any] = {"format": FORMAT, **asdict(manifest)}
+        text = _encoded({**content, CHECKSUM: _hash(content)})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{directory}: the driver's state is not JSON: {error}") from error
     with writing(join(directory, MANIFEST)) as stream:
-        stream.write(text.encode())
+        stream.write(text)
 
 
 def read_manifest(directory: str) -> Manifest:
@@ -42,7 +46,7 @@ def read_manifest(directory: str) -> Manifest:
 
     Raises:
         FileNotFoundError: the checkpoint was never committed.
-        CheckpointError: it cannot be understood.
+        CheckpointError: it cannot be understood, or is not what was written.
     """
     path = join(directory, MANIFEST)
     try:
@@ -50,7 +54,18 @@ def read_manifest(directory: str) -> Manifest:
             content = json.loads(stream.read())
         if content["format"] != FORMAT:
             raise CheckpointError(f"{path}: has format {content['format']}, this version reads {FORMAT}")
+        checksum = content.pop(CHECKSUM)
+        if checksum != _hash(content):
+            raise CheckpointError(f"{path}: does not have the hash that was written in it")
         parts = {role: [Part(**part) for part in listed] for role, listed in content["parts"].items()}
         return Manifest(int(content["step"]), parts, content["state"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: is not a manifest: {type(error).__name__}: {error}") from error
+
+
+def _encoded(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, allow_nan=True, indent=1).encode()
+
+
+def _hash(content: dict[str, Any]) -> str:
+    return hashlib.sha256(_encoded(content)).hexdigest()

@@ -22,7 +22,12 @@ def join(folder: str, *names: str) -> str:
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that serves a path or URL, and the path within it."""
+    """The file system that serves a path or URL, and the path within it.
+
+    Without `://` it is a path of this machine, whatever is in it: fsspec takes `a::b` for a chain of two protocols.
+    """
+    if "://" not in path:
+        return fsspec.filesystem("file"), str(LocalFileSystem._strip_protocol(path))
     fs, inner = fsspec.core.url_to_fs(path)
     return fs, str(inner)
 
@@ -111,15 +116,15 @@ def _local_file(path: str) -> Iterator[IO[bytes]]:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
-        _sync_folder(folder)
+        sync_folder(folder)
     except BaseException:
         with suppress(OSError):
             os.unlink(partial)
         raise
 
 
-def _sync_folder(folder: str) -> None:
-    # Without this a power cut may lose the rename although the file's own bytes are safe.
+def sync_folder(folder: str) -> None:
+    """Flush a folder's entries to the device; without, a power cut may lose a rename although the bytes are safe."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
 """A trained network as a Hugging Face directory, written whole or not at all."""
 
-import secrets
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from rlhf_ray.checkpoint.storage import CheckpointError, filesystem, local_path
+from rlhf_ray.checkpoint.storage import CheckpointError, filesystem, local_path, sync_folder
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.lora import files_settings, has_adapter, saved_name
@@ -122,32 +122,38 @@ def _write(directory: str, save: Callable[[Path], None]) -> None:
             fs.put(f"{folder}/", f"{inner}/", recursive=True)
         return
     target = Path(local)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    # Fixed names, so that what a killed process left is found and cleared away by the next one.
+    partial, aside = (target.parent / f".{target.name}.{end}" for end in ("partial", "old"))
+    _clear(partial, aside, target)
     # Not by tempfile, whose folders are their owner's alone whatever the umask says; so are safetensors' files.
-    partial = target.parent / f".{target.name}.{secrets.token_hex(4)}"
-    partial.mkdir()
+    partial.mkdir(parents=True)
     try:
         save(partial)
-        for path in partial.rglob("*"):
-            if path.is_file():
-                path.chmod(partial.stat().st_mode & 0o666)
-        _replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _replace(partial: Path, target: Path) -> None:
-    # A directory cannot be renamed over another one that has files, so the old one steps aside first.
-    if not target.exists():
+        _sync(partial)
+        # A directory cannot be renamed over another one that has files, so the old one steps aside first.
+        if target.exists():
+            target.rename(aside)
         partial.rename(target)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(aside / target.name)
-    try:
-        partial.rename(target)
-    except OSError:
-        (aside / target.name).rename(target)
-        raise
+        sync_folder(str(target.parent))
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _clear(partial, aside, target)
+
+
+def _clear(partial: Path, aside: Path, target: Path) -> None:
+    """Remove what an unfinished export left; an old model that had stepped aside for it comes back."""
+    if aside.exists() and not target.exists():
+        aside.rename(target)
+    for left in (partial, aside):
+        if left.exists():
+            shutil.rmtree(left)
+
+
+def _sync(folder: Path) -> None:
+    """Give all files the mode of the folder and flush them to the device: no power cut leaves a name without them."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_dir():
+            sync_folder(str(path))
+        else:
+            path.chmod(folder.stat().st_mode & 0o666)
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from rlhf_ray.checkpoint import checkpoints as room
 from rlhf_ray.checkpoint import storage
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
+from rlhf_ray.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.checkpoint.storage import CheckpointError, entries, join
 from tests.checkpoint.files import write_bytes
@@ -111,6 +112,27 @@ def test_all_damaged_is_an_error_not_a_fresh_start(folder: str):
     damage(folder, 1)
     with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*move the folder away"):
         checkpoints.latest()
+
+
+def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path):
+    """A step, a size or the driver's state with another digit is JSON as before."""
+    manifest = Manifest(7, {"policy": [Part("rank_0.safetensors", 1234, "ab" * 32)]}, {"kl": 0.25, "seen": [1, None]})
+    write_manifest(str(tmp_path), manifest)
+    whole = (tmp_path / "manifest.json").read_bytes()
+    assert read_manifest(str(tmp_path)) == manifest
+    for place in range(8 * len(whole)):
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        (tmp_path / "manifest.json").write_bytes(flipped)
+        with pytest.raises(CheckpointError, match="manifest"):
+            read_manifest(str(tmp_path))
+
+
+def test_a_path_of_this_machine_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    save(Checkpoints("a::b/checkpoints", keep=2), 1)
+    assert Checkpoints("a::b/checkpoints", keep=2).steps() == [1]
+    assert (tmp_path / "a::b" / "checkpoints" / "step_1" / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 99}', '{"format": 1, "step": 1, "parts": 3, "state": {}}'])
