@@ -1,12 +1,14 @@
-"""Fixtures that several rooms share: small models made from nothing."""
+"""Fixtures that several rooms share: small models made from nothing, and one Ray for the whole session."""
 
+import logging
 import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,10 @@ TEXTS = [
     "Great value for the money, my family loves it!",
     "服务态度不错，下次还会再来。",
 ]
+
+
+START_SECONDS = 240
+"""In which Ray starts on a busy machine; a test has 300."""
 
 
 @dataclass(frozen=True)
@@ -48,3 +54,39 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.tiny_encoder import build_tiny_encoder
 
     return build_tiny_encoder(tmp_path_factory.mktemp("models") / "encoder", TEXTS)
+
+
+@pytest.fixture(scope="session")
+def start_ray() -> Iterator[Callable[[], None]]:
+    """Start the Ray that all tests share unless it runs; jobs and `connect` join it, as any session that is open."""
+
+    def start() -> None:
+        import ray
+
+        from rlhf_ray.cluster.session import quieten_ray, start_patiently
+
+        if ray.is_initialized():
+            return
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        quieten_ray()
+        settings = {
+            "address": "local",
+            "num_cpus": 8,
+            "num_gpus": 4,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "object_store_memory": 400 * 2**20,
+            "_system_config": {"worker_niceness": 0},
+        }
+        start_patiently(lambda: ray.init(**settings), START_SECONDS)
+
+    yield start
+    if "ray" in sys.modules:
+        sys.modules["ray"].shutdown()
+
+
+@pytest.fixture(scope="module")
+def ray_session(start_ray: Callable[[], None]) -> None:
+    """A Ray of 8 logical CPUs and 4 GPUs that exist only in its books."""
+    start_ray()

@@ -2,7 +2,9 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def _commands() -> list[tuple[str, list[str]]]:
 
 
 COMMANDS = _commands()
+
+
+def _modules_with_a_command() -> list[str]:
+    """Of the examples, as `python -m` names them."""
+    found = []
+    for path in (ROOT / "examples").rglob("*.py"):
+        if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8"):
+            found.append(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__"))
+    return found
 
 
 def _check_rlhf(words: list[str]) -> None:
@@ -65,6 +76,54 @@ def test_command(page: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -
             assert importlib.util.find_spec(rest[1]), f"{rest[1]} does not exist"
         if "rlhf" in rest:
             _check_rlhf(rest[rest.index("rlhf") + 1 :])
+
+
+MADE_BY = {"make demo": "outputs/demo/"}
+"""What commands leave that a config of the repository reads."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_the_first_block_reads_is_made_in_it(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newcomer pastes it into a fresh clone."""
+    monkeypatch.chdir(ROOT)
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    made: list[str] = []
+    for line in blocks[0].strip().splitlines() if blocks else []:
+        words = shlex.split(line, comments=True)
+        made += [folder for command, folder in MADE_BY.items() if " ".join(words) == command]
+        if words[:1] == ["rlhf"] and words[1] in cli.JOBS and "--help" not in words:
+            settings = load_job(words[1], words[2:], check_files=False).model_dump(mode="json")
+            read = [path for key, path in _paths(settings) if key != "output" and path.startswith("outputs/demo/")]
+            assert not [path for path in read if not path.startswith(tuple(made))], line
+
+
+def _paths(value: object, key: str = "") -> list[tuple[str, str]]:
+    """Every text of some settings with its key."""
+    if isinstance(value, dict):
+        return [found for name, item in value.items() for found in _paths(item, name)]
+    if isinstance(value, list):
+        return [found for item in value for found in _paths(item, key)]
+    return [(key, value)] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("module", sorted(_modules_with_a_command()))
+def test_every_example_says_what_it_is_asked(
+    module: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`--help` of each module of the examples that has a command of its own, which does nothing else then."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    code = None
+    try:
+        runpy.run_module(module, run_name="__main__")
+    except SystemExit as left:
+        code = left.code
+    assert not code
+    said = capfd.readouterr().out
+    assert any(word in said for word in ("usage: ", "python -m examples.", "rlhf ppo CONFIG", "rlhf reward CONFIG"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_there_are_commands_of_each_kind() -> None:

@@ -8,6 +8,7 @@ from rich.console import Console
 from examples.online_preferences.report import PICTURE_FILE, report_lines, write_report
 from examples.online_preferences.run import finished, make_run, refuse_unusable
 from examples.online_preferences.settings import Settings
+from rlhf_ray.cli import settings_help
 from rlhf_ray.cluster.session import ray_session
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.loading import load_arguments
@@ -16,6 +17,9 @@ from rlhf_ray.jobs.stopping import stop_on_signals
 
 def main(arguments: list[str]) -> int:
     """Make all runs that are asked for and not there yet, and report on all that are."""
+    if {"-h", "--help"}.intersection(arguments):
+        print(settings_help("python -m examples.online_preferences [--key value ...]", Settings))
+        return 0
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, markup=False)
     try:
         settings = load_arguments(Settings, arguments)

@@ -118,6 +118,9 @@ def end_with_input() -> None:
 
 def main(arguments: list[str]) -> int:
     """Show the page of a run."""
+    if {"-h", "--help"}.intersection(arguments):
+        print("python -m examples.online_preferences.page CONFIG\n\nShow the page of a run, whose config.yaml this is.")
+        return 0
     try:
         if not arguments or arguments[1:] not in ([], [BESIDE]):
             raise BadInput("name the config.yaml of a run, and nothing else")

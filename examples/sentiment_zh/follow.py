@@ -20,6 +20,9 @@ SHOWN_LINES = 30
 
 Row = dict[str, Any]
 
+HELP = frozenset({"-h", "--help"})
+"""Options that ask what there is, and for nothing else."""
+
 
 def rlhf(verb: str, config: str, *options: str) -> list[str]:
     """The command line of a verb with a config of this folder."""

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples.sentiment_zh.build import OUTPUT
-from examples.sentiment_zh.follow import HERE, Row, draw, follow, rlhf, whole_rows
+from examples.sentiment_zh.follow import HELP, HERE, Row, draw, follow, rlhf, whole_rows
+from examples.sentiment_zh.follow import run as say_help
 
 PICTURE = OUTPUT / "logs" / "PPO-Sentiment-Zh.png"
 CHECKPOINTS = OUTPUT / "checkpoints"
@@ -39,6 +40,9 @@ CURVES = (
 
 def main(options: Sequence[str]) -> None:
     """Train, and say how it goes."""
+    if HELP.intersection(options):
+        say_help(*rlhf("ppo", "ppo.yaml", *options))
+        return
     run = OUTPUT / "ppo"
     steps = int(yaml.safe_load((HERE / "ppo.yaml").read_text(encoding="utf-8"))["steps"])
     if "--steps" in options:

@@ -6,9 +6,11 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
+import psutil
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
@@ -21,6 +23,14 @@ CONNECT_SECONDS = 5.0
 
 # Importing Ray takes seconds on a busy machine; its answer takes none.
 HEALTH_SECONDS = 30.0
+
+RETRY_SECONDS = 5.0
+"""Between two tries to start Ray, in which the machine may become less busy."""
+
+END_SECONDS = 10.0
+"""In which processes that were told to end do so."""
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -40,7 +50,7 @@ def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> It
     if address:
         join_ray(address)
     else:
-        start_local(groups)
+        start_local(groups, cluster.deadlines.start_seconds)
     try:
         yield
     finally:
@@ -108,14 +118,18 @@ def quieten_ray() -> None:
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
 
-def start_local(groups: Mapping[str, GroupConfig]) -> None:
+def start_local(groups: Mapping[str, GroupConfig], seconds: float) -> None:
     """Start a Ray of this machine alone, with exactly the resources that the groups ask for.
 
     CPUs are logical: a machine with two cores may hold groups that ask for more.
 
+    Args:
+        groups: what the job asks for.
+        seconds: after which no further try begins.
+
     Raises:
         DoesNotFit: a group asks for several nodes, or the machine has fewer GPUs.
-        ClusterUnreachable: Ray's processes did not come up.
+        ClusterUnreachable: Ray's processes did not come up at any try.
     """
     for name, group in groups.items():
         if group.nodes > 1:
@@ -131,24 +145,64 @@ def start_local(groups: Mapping[str, GroupConfig]) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Workers see the devices that the placement chose; Ray's notice about this variable is not for our users.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(
-            address="local",
-            num_cpus=math.ceil(sum(group.cpus_per_node for group in groups.values())),
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
-            # magnitude beside another busy process: its ranks wait for each other all the time.
-            _system_config={"worker_niceness": 0},
-        )
-    except Exception as error:
-        # Of no narrower class: Ray raises a plain Exception where its processes take longer than it waits for them.
-        raise ClusterUnreachable(
-            "Ray did not start on this machine; where other work keeps all cores busy, wait for it and give the same "
-            f"command again. Ray's own logs are in /tmp/ray/session_latest/logs, and it said: {error}"
-        ) from error
+    cpus = math.ceil(sum(group.cpus_per_node for group in groups.values()))
+    start_patiently(lambda: _init_local(cpus, gpus), seconds)
+
+
+def start_patiently(init: Callable[[], object], seconds: float) -> None:
+    """Start Ray's processes, and where they do not come up in the time that Ray gives them, end and start them again.
+
+    Args:
+        init: a call of `ray.init`.
+        seconds: after which no further try begins.
+
+    Raises:
+        ClusterUnreachable: they came up at no try.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        before = _children()
+        try:
+            init()
+            return
+        except Exception as error:
+            # Of no narrower class: Ray raises a plain Exception where its processes take longer than it waits for them.
+            _end(_children() - before)
+            if time.monotonic() + RETRY_SECONDS > deadline or isinstance(error, (TypeError, ValueError)):
+                raise ClusterUnreachable(
+                    f"Ray did not start on this machine within {seconds:g} s; where other work keeps all cores busy, "
+                    "wait for it and give the same command again, or raise cluster.deadlines.start_seconds. "
+                    f"Ray's own logs are in /tmp/ray/session_latest/logs, and it said: {error}"
+                ) from error
+            logger.warning("Ray did not start, and is started again: %s", error)
+        time.sleep(RETRY_SECONDS)
+
+
+def _init_local(cpus: int, gpus: int) -> None:
+    ray.init(
+        address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+        # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
+        # magnitude beside another busy process: its ranks wait for each other all the time.
+        _system_config={"worker_niceness": 0},
+    )
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _end(left: set[psutil.Process]) -> None:
+    """End what a start left behind that failed: Ray itself forgets those processes until this one ends."""
+    ray.shutdown()
+    for process in left:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=END_SECONDS)
 
 
 def _check_gpus(asked: int) -> None:

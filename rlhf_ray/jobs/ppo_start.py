@@ -23,12 +23,10 @@ from rlhf_ray.jobs.ppo_roles import (
     PPORoles,
     cost_weight,
     critic_model,
-    critic_units,
     longest_sequence,
 )
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.models.loading import load_tokenizer, policy_config
-from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.adapter_sync import AdapterSync
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
@@ -105,11 +103,7 @@ class _Start:
         total_steps = config.steps * config.epochs * config.minibatches
         return {
             critic_role(key): self._trainer(
-                critic_role(key),
-                critic_model(config, key),
-                critic,
-                total_steps=total_steps,
-                units=critic_units(config, key),
+                critic_role(key), critic_model(config, key), critic, total_steps=total_steps
             )
             for key, critic in config.critics.items()
         }
@@ -153,25 +147,9 @@ class _Start:
         return engines.wait(self._starting or engines.submit("start"), phase="start", seconds=seconds)
 
     def _trainer(
-        self,
-        name: str,
-        model: ModelConfig,
-        trainer: TrainerConfig,
-        *,
-        total_steps: int,
-        trainable: bool = True,
-        units: ScoreStatistics | None = None,
+        self, name: str, model: ModelConfig, trainer: TrainerConfig, *, total_steps: int, trainable: bool = True
     ) -> TrainerGroup:
-        role = _trainer(
-            self._cluster,
-            self._config,
-            name,
-            model,
-            trainer,
-            total_steps=total_steps,
-            trainable=trainable,
-            units=units,
-        )
+        role = _trainer(self._cluster, self._config, name, model, trainer, total_steps=total_steps, trainable=trainable)
         self._settle(name, role)
         return role
 
@@ -257,7 +235,6 @@ def _trainer(
     *,
     total_steps: int,
     trainable: bool = True,
-    units: ScoreStatistics | None = None,
 ) -> TrainerGroup:
     return TrainerGroup(
         cluster,
@@ -272,7 +249,6 @@ def _trainer(
         trainable=trainable,
         max_restarts=RESTARTS,
         crowd=crowd_of(name, config),
-        units=units,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
-from rlhf_ray.tracking.panels import Line, Panel, StepTimes, part_colour, short_number
+from rlhf_ray.tracking.panels import Line, Panel, StepTimes, part_colour, short_number, tick_labels
 
 WIDTH, HEIGHT = 360.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 22.0
@@ -106,7 +106,8 @@ class _Scale:
             every = max(1, len(powers) // 4)
             return [Tick(self.y(10.0**power), f"1e{power}") for power in powers[::every]]
         marks = MaxNLocator(4).tick_values(self.low, self.high)
-        return [Tick(self.y(mark), short_number(float(mark))) for mark in marks if self.low <= mark <= self.high]
+        shown = [float(mark) for mark in marks if self.low <= mark <= self.high]
+        return [Tick(self.y(mark), label) for mark, label in zip(shown, tick_labels(shown), strict=True)]
 
 
 def make_chart(panel: Panel) -> Chart:

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,17 +12,19 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullFormatter
 
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.panels import (
     TIME_PANEL,
     Panel,
     StepTimes,
+    leave_out_constants,
     make_panels,
     part_colour,
     short_number,
     step_times,
+    tick_labels,
 )
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.text import one_line
@@ -29,6 +32,9 @@ from rlhf_ray.tracking.text import one_line
 COLUMNS = 4
 PANEL_INCHES = (3.7, 2.55)
 HEADER_INCHES = 0.55
+FOOTER_LINE_INCHES = 0.17
+# Of a line under the panels, in an inch; and in all.
+FOOTER_CHARACTERS, MOST_FOOTER = 14, 2000
 # More steps than this are drawn as areas.
 SHOWN_AS_BARS = 60
 DOTS_PER_INCH = 110
@@ -57,7 +63,9 @@ def draw_curves(histories: Mapping[str, History], path: Path) -> None:
     """Draw runs (name -> history), laid over one another, and replace `path` whole."""
     times = step_times(next(iter(histories.values()))) if len(histories) == 1 else StepTimes([], {})
     last = max((history.last_step() for history in histories.values()), default=0)
-    draw_panels("  |  ".join(histories), f"step {last}", make_panels(histories), path, times=times)
+    panels, constant = leave_out_constants(make_panels(histories))
+    footer = f"The same at every step: {'; '.join(constant)}" if constant else ""
+    draw_panels("  |  ".join(histories), f"step {last}", panels, path, times=times, footer=footer)
 
 
 def draw_panels(
@@ -68,6 +76,7 @@ def draw_panels(
     *,
     columns: int = COLUMNS,
     times: StepTimes | None = None,
+    footer: str = "",
 ) -> None:
     """Draw panels on one page, `columns` side by side, and replace `path` whole.
 
@@ -78,11 +87,15 @@ def draw_panels(
         path: of the PNG.
         columns: most panels of a row.
         times: parts of the steps, drawn after the others.
+        footer: words under them.
     """
     count = len(panels) + (times is not None and bool(times.steps))
     columns = min(columns, max(count, 1))
     rows = max(1, math.ceil(count / columns))
-    width, height = columns * PANEL_INCHES[0], rows * PANEL_INCHES[1] + HEADER_INCHES
+    width = columns * PANEL_INCHES[0]
+    lines = textwrap.wrap(_drawable(footer, MOST_FOOTER), int(width * FOOTER_CHARACTERS))
+    below = FOOTER_LINE_INCHES * len(lines)
+    height = rows * PANEL_INCHES[1] + HEADER_INCHES + below
     figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white")
     FigureCanvasAgg(figure)
     # Fixed margins: matplotlib's own layout engines take seconds for 20 panels.
@@ -90,11 +103,13 @@ def draw_panels(
         left=0.5 / width,
         right=1 - 0.18 / width,
         top=1 - (HEADER_INCHES + 0.32) / height,
-        bottom=0.35 / height,
+        bottom=(0.35 + below) / height,
         wspace=0.26,
         hspace=0.5,
     )
     _header(figure, title, note, height)
+    words = {"fontsize": 8, "color": MUTED, "va": "bottom", "family": _families(), "linespacing": 1.4}
+    figure.text(0.18 / width, 0.1 / height, "\n".join(lines), **words)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
         _draw_panel(axis, panel)
@@ -137,9 +152,19 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         axis.yaxis.set_minor_formatter(NullFormatter())
     else:
         _leave_room(axis)
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axis.yaxis.set_major_formatter(_ShortNumbers())
     if len(panel.lines) > 1:
         _legend(axis, [line.label for line in panel.lines])
+
+
+class _ShortNumbers(Formatter):
+    """Labels of an axis that no two ticks share."""
+
+    def __call__(self, value: float, _: int | None = None) -> str:
+        return short_number(value)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        return tick_labels(values)
 
 
 def _draw_times(axis: Axes, times: StepTimes) -> None:

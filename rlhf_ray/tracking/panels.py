@@ -1,6 +1,6 @@
 """Which curves belong on one panel, in which order, for picture and report alike."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from operator import itemgetter
@@ -10,6 +10,8 @@ from rlhf_ray.tracking.names import EVALUATION_PREFIX, PANELS, Metric, describe
 from rlhf_ray.tracking.text import one_line
 
 TIME_PANEL = "Time of a step"
+# Of a value: what a curve may move and still be called constant.
+ROUNDING = 1e-9
 # Colours of one family that colour-blind readers can tell apart, the first for what matters most.
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#64748b")
 # A logarithmic scale over less than this ratio has no ticks to read.
@@ -26,6 +28,8 @@ PART_COLOURS = {
 }
 # Names of sources and runs are free text.
 LONGEST_LABEL = 60
+# A float has no more of them.
+MOST_DIGITS = 16
 # Below this number of points a smoothed line says no more than the points.
 SMOOTH_FROM = 40
 # A curve that goes up and down by less than this, against its smoothed self, is drawn as it is.
@@ -74,6 +78,29 @@ def make_panels(histories: Mapping[str, History]) -> list[Panel]:
             by_panel.setdefault((order.get(metric.panel, len(order)), title), []).append(name)
     # Sorted by place alone, so that panels of one place stay in the order of logging.
     return [_panel(title, by_panel[place, title], histories) for place, title in sorted(by_panel, key=itemgetter(0))]
+
+
+def leave_out_constants(panels: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
+    """Return the panels with something to see, and title and value of those whose every curve stays where it began.
+
+    A curve of one point may still move, so its panel is kept.
+    """
+    kept: list[Panel] = []
+    constant = []
+    for panel in panels:
+        if all(len(line.values) > 1 and _is_constant(line.values) for line in panel.lines):
+            values = list(dict.fromkeys(short_number(line.values[0]) for line in panel.lines))
+            alike = (
+                values if len(values) == 1 else [f"{line.label} {short_number(line.values[0])}" for line in panel.lines]
+            )
+            constant.append(f"{panel.title} {', '.join(alike)}")
+        else:
+            kept.append(panel)
+    return kept, constant
+
+
+def _is_constant(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= ROUNDING * max(map(abs, values))
 
 
 def _own_title(metric: Metric) -> str:
@@ -176,12 +203,22 @@ def part_colour(part: str) -> str:
     return PART_COLOURS.get(part, COLOURS[-1])
 
 
-def short_number(value: float) -> str:
-    """A number in few characters: 12.3k, 0.052, 3e-06."""
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return the labels of an axis, short, but with the digits that tell them apart."""
+    labels: list[str] = []
+    for more_digits in range(MOST_DIGITS):
+        labels = [short_number(value, more_digits) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def short_number(value: float, more_digits: int = 0) -> str:
+    """A number in few characters: 12.3k, 0.052, 3e-06; with `more_digits` than these where it takes them."""
     if value == 0:
         return "0"
     size = abs(value)
     for limit, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if size >= limit:
-            return f"{value / (1e3 if letter == 'k' else limit):.3g}{letter}"
-    return f"{value:.4g}" if size >= 1e-3 else f"{value:.2g}"
+            return f"{value / (1e3 if letter == 'k' else limit):.{3 + more_digits}g}{letter}"
+    return f"{value:.{(4 if size >= 1e-3 else 2) + more_digits}g}"

@@ -16,6 +16,9 @@ from rlhf_ray.tracking.names import EVALUATION_PREFIX
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
+EVALUATION, SHOWN = "evaluation", "shown"
+"""Kinds of samples that answer the same prompts each time: held-out ones, and training prompts that are only shown."""
+
 
 class RecordFile:
     """Rows with a `step`, appended to one file. Raises RlhfError where the file cannot be written."""

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from rlhf_ray.tracking.charts import make_chart, time_bars, time_shares
 from rlhf_ray.tracking.history import History, Series
 from rlhf_ray.tracking.names import describe
-from rlhf_ray.tracking.panels import make_panels, short_number, step_times
+from rlhf_ray.tracking.panels import leave_out_constants, make_panels, short_number, step_times
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.redaction import redact
 from rlhf_ray.tracking.run_record import RunRecord
@@ -70,19 +70,23 @@ def write_report(folder: Path, history: History, path: Path) -> None:
     """Write the report of one run folder, replacing `path` whole. Missing files leave their section out."""
     record = RunRecord.read(folder)
     times = step_times(history)
+    panels, constant = leave_out_constants(make_panels({folder.name: history}))
+    pairs = read_sample_pairs(folder)
     page = _template("report.html.j2").render(
         title=harmless(folder.name),
         facts=_facts(record, history),
         status=record.status if record else "",
         headlines=_headlines(history),
-        charts=[make_chart(panel) for panel in make_panels({folder.name: history})],
+        charts=[make_chart(panel) for panel in panels],
+        constant="; ".join(constant),
         shares=time_shares(times),
         bars=time_bars(times, *TIME_CHART),
         time_chart=TIME_CHART,
         time_steps=(times.steps[0], times.steps[-1]) if times.steps else (0, 0),
         sync=_sync_check(history),
         sync_times=_sync_times(history),
-        pairs=read_sample_pairs(folder),
+        pairs=pairs,
+        paired=any(pair.before and pair.after for pair in pairs),
         columns=["first", "last", "lowest", "highest"],
         metrics=[_metric_row(name, series) for name, series in history.series.items()],
         config=_config_text(folder),
@@ -94,9 +98,11 @@ def write_report(folder: Path, history: History, path: Path) -> None:
 def write_comparison(histories: Mapping[str, History], path: Path) -> None:
     """Write a page that lays runs (name -> history) over one another, replacing `path` whole."""
     names = list(dict.fromkeys(name for history in histories.values() for name in history.series))
+    panels, constant = leave_out_constants(make_panels(histories))
     page = _template("comparison.html.j2").render(
         title=harmless("  |  ".join(histories)),
-        charts=[make_chart(panel) for panel in make_panels(histories)],
+        charts=[make_chart(panel) for panel in panels],
+        constant="; ".join(constant),
         columns=[harmless(run) for run in histories],
         metrics=[_compared_row(name, histories) for name in names],
     )

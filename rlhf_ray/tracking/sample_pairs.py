@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.tracking.panels import LONGEST_LABEL, short_number
-from rlhf_ray.tracking.records import SAMPLES_FILE, read_records
+from rlhf_ray.tracking.records import EVALUATION, SAMPLES_FILE, SHOWN, read_records
 from rlhf_ray.tracking.text import harmless, one_line
 
 MOST_PAIRS = 12
@@ -41,7 +41,7 @@ def read_sample_pairs(folder: Path) -> list[SamplePair]:
     last: dict[str, Mapping[str, Any]] = {}
     training: list[Mapping[str, Any]] = []
     for row in read_records(folder / SAMPLES_FILE):
-        if row.get("kind") == "evaluation":
+        if row.get("kind") in (EVALUATION, SHOWN):
             key = _key(row)
             first.setdefault(key, row)
             # The first of several responses to a prompt in one evaluation is the one that is compared.

@@ -12,7 +12,7 @@ from rlhf_ray.config.run import TrackingConfig
 from rlhf_ray.tracking.environment import environment
 from rlhf_ray.tracking.peak_memory import PeakMemory
 from rlhf_ray.tracking.pictures import PictureWriter
-from rlhf_ray.tracking.records import METRICS_FILE, SAMPLES_FILE, RecordFile
+from rlhf_ray.tracking.records import EVALUATION, METRICS_FILE, SAMPLES_FILE, SHOWN, RecordFile
 from rlhf_ray.tracking.redaction import redact_text
 from rlhf_ray.tracking.run_record import RunRecord
 from rlhf_ray.tracking.tensorboard_writer import TensorboardWriter
@@ -101,9 +101,9 @@ class Tracker:
         """Record samples: all rows of an evaluation, the first `samples_per_step` of a training step.
 
         Rows have `prompt`, `response`, `rewards` {source: score}, and what else is known of them. The report pairs
-        rows of kind `evaluation` by prompt, before and after.
+        rows of the kinds EVALUATION and SHOWN by prompt, before and after.
         """
-        kept = rows if kind == "evaluation" else rows[: self._shown_samples]
+        kept = rows if kind in (EVALUATION, SHOWN) else rows[: self._shown_samples]
         if not kept:
             return
         for row in kept:
@@ -199,10 +199,19 @@ def _reason(error: Exception) -> str:
 
 
 def _sample_line(row: SampleRow) -> str:
-    prompt, response = one_line(_text(row.get("prompt")), 40), one_line(_text(row.get("response")), 80)
+    prompt, response = one_line(_asked(row.get("prompt")), 40), one_line(_text(row.get("response")), 80)
     rewards = row.get("rewards") or {}
     scores = ", ".join(f"{name} {value:.2f}" for name, value in rewards.items() if value is not None)
     return f"    {prompt} > {response}" + (f"  ({scores})" if scores else "")
+
+
+def _asked(prompt: Any) -> str:
+    """What the user said last, where the prompt is a conversation: it may begin with a long system message."""
+    if not isinstance(prompt, list):
+        return _text(prompt)
+    turns = [turn for turn in prompt if isinstance(turn, Mapping)]
+    said = [turn for turn in turns if turn.get("role") == "user"] or turns
+    return _text(said[-1].get("content")) if said else ""
 
 
 def _text(value: Any) -> str:

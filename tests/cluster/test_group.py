@@ -77,7 +77,7 @@ class Worker:
 
 
 @pytest.fixture
-def cluster(ray_cluster: None) -> Iterator[Cluster]:
+def cluster(ray_session: None) -> Iterator[Cluster]:
     groups = {"cpu": GroupConfig(cpus_per_node=2), "gpu": GroupConfig(cpus_per_node=2, gpus_per_node=4)}
     deadlines = DeadlineConfig(start_seconds=60, call_seconds=30)
     with connect(ClusterConfig(deadlines=deadlines), groups) as joined:
@@ -259,7 +259,7 @@ def test_ranks_meet_at_the_endpoint(cluster: Cluster):
     assert group.call("all_reduce", host, port, 2) == [3.0, 3.0]
 
 
-def test_a_group_that_never_fits_says_what_is_missing(ray_cluster: None):
+def test_a_group_that_never_fits_says_what_is_missing(ray_session: None):
     cluster = ClusterConfig(deadlines=DeadlineConfig(start_seconds=1))
     started = time.monotonic()
     groups = {"big": GroupConfig(cpus_per_node=64, gpus_per_node=8)}
@@ -274,7 +274,7 @@ def test_a_group_that_never_fits_says_what_is_missing(ray_cluster: None):
         pass
 
 
-def test_leaving_gives_everything_back(ray_cluster: None):
+def test_leaving_gives_everything_back(ray_session: None):
     with connect(ClusterConfig(), {"cpu": GroupConfig(cpus_per_node=8)}) as cluster:
         pid = start(cluster, workers=1).call("process")[0]
     assert ray.is_initialized(), "a session that was open before stays open"

@@ -45,6 +45,7 @@ class Worker:
 @pytest.fixture
 def nodes() -> Iterator[Nodes]:
     """A head for the driver, and two machines of two CPUs."""
+    ray.shutdown()  # the session that other tests share: this one needs machines that can be lost
     made = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
     for _ in range(2):
         made.add_node(num_cpus=2, **SMALL)

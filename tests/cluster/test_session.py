@@ -5,8 +5,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from rlhf_ray.cluster import session
@@ -75,18 +77,49 @@ def test_what_listens_is_not_ray(listener: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_local_ray_has_one_node():
     with pytest.raises(DoesNotFit, match=r"groups.main.nodes: 2 nodes, but without a cluster"):
-        start_local({"main": GroupConfig(nodes=2)})
+        start_local({"main": GroupConfig(nodes=2)}, 1)
 
 
 def test_a_local_ray_cannot_have_more_gpus_than_the_machine():
     with pytest.raises(DoesNotFit, match=r"groups: 513 GPUs asked, this machine shows \d+"):
-        start_local({"main": GroupConfig(gpus_per_node=512), "other": GroupConfig(gpus_per_node=0.5)})
+        start_local({"main": GroupConfig(gpus_per_node=512), "other": GroupConfig(gpus_per_node=0.5)}, 1)
 
 
-def test_a_ray_that_does_not_start_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def time_out(**_: Any) -> None:
+class BusyMachine:
+    """Stands in for `ray.init`: its first tries leave a process behind that waits for others, and then time out."""
+
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.left: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, **_: Any) -> None:
+        if len(self.left) == self.failures:
+            return
+        self.left.append(subprocess.Popen(["sleep", "600"]))
         raise Exception("The current node timed out during startup.")
 
-    monkeypatch.setattr("ray.init", time_out)
-    with pytest.raises(ClusterUnreachable, match=r"Ray did not start .* it said: .* timed out during startup"):
-        start_local({"main": GroupConfig()})
+
+def test_a_ray_that_does_not_start_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    machine = BusyMachine(failures=2)
+    monkeypatch.setattr("ray.init", machine)
+    monkeypatch.setattr(session, "RETRY_SECONDS", 0.01)
+    start_local({"main": GroupConfig()}, seconds=60)
+    assert [psutil.pid_exists(process.pid) for process in machine.left] == [False] * 2, (
+        "two Rays are more work than one"
+    )
+    assert caplog.text.count("Ray did not start, and is started again: The current node timed out") == 2
+
+
+def test_a_ray_that_never_starts_is_a_plain_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = BusyMachine(failures=99)
+    monkeypatch.setattr("ray.init", machine)
+    slept: list[float] = []
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: sum(slept), sleep=slept.append))
+    message = r"Ray did not start on this machine within 12 s.*start_seconds.* it said: .*timed out during startup"
+    with pytest.raises(ClusterUnreachable, match=message):
+        start_local({"main": GroupConfig()}, seconds=12)
+    assert slept == [session.RETRY_SECONDS] * 2
+    assert len(machine.left) == 3
+    assert not any(psutil.pid_exists(process.pid) for process in machine.left)

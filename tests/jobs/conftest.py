@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 import rlhf_ray
+from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import write_rows
 
 TEXTS = [
@@ -80,22 +80,23 @@ def ppo_settings(workspace: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    """A Ray that the jobs of a module join, instead of starting one each."""
-    import ray
-
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+@pytest.fixture
+def roles_here(start_ray: Callable[[], None]) -> Iterator[None]:
+    """Trainers and reward sources without actors: for runs beside one that has them."""
+    start_ray()
+    with actors_here():
+        yield
 
 
 @pytest.fixture(scope="session")
-def learned(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def learned(
+    ppo_settings: Callable[..., dict[str, Any]], start_ray: Callable[[], None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The folder of a whole PPO run, never interrupted, with its samples in `samples.recorded`.
 
     It is made from Python, where an event loop runs, as in a notebook.
     """
+    start_ray()
     folder = tmp_path_factory.mktemp("learned") / "run"
     settings = ppo_settings(folder, rollout={"record": str(folder.parent / "samples.recorded")})
 

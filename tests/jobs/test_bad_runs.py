@@ -189,6 +189,8 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr(ray, "init", start)
+    # The session that other tests share would be joined.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
 
 
 @pytest.mark.parametrize("case", BEFORE_START)
@@ -419,7 +421,7 @@ IN_THE_MIDDLE = {
 
 
 @pytest.mark.parametrize("case", IN_THE_MIDDLE)
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("roles_here")
 def test_reward_functions_that_fail_in_the_middle(
     case: str, settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -430,7 +432,7 @@ def test_reward_functions_that_fail_in_the_middle(
     assert "reward judge: scoring failed for 4 of 12 samples, more than its failed_scores 0.1" in message
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("roles_here")
 def test_no_space_in_the_middle(
     settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -453,4 +455,4 @@ def test_a_cluster_that_is_too_small(
     }
     message = fails("score", settings_of("score"), changes, tmp_path, capsys, code=1)
     assert "group 'main' asks 1 x (64 CPU" in message
-    assert "4 CPU" in message
+    assert "in all: 8 CPU" in message

@@ -14,6 +14,7 @@ from rlhf_ray.data.rows import RankedRow
 from rlhf_ray.jobs import reward
 from rlhf_ray.jobs.cost_model import lesson
 from rlhf_ray.tracking.names import describe
+from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, write_config, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -61,7 +62,8 @@ def cost_settings(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def cost_model(cost_settings: dict[str, Any]) -> Path:
     """Learned from pairs about eight things."""
-    reward.run(RewardTrainingConfig.model_validate(cost_settings))
+    with actors_here():
+        reward.run(RewardTrainingConfig.model_validate(cost_settings))
     return Path(cost_settings["output"])
 
 

@@ -189,6 +189,7 @@ def calls_to_the_reference(run: Callable[[], None]) -> int:
     return calls
 
 
+@pytest.mark.usefixtures("roles_here")
 def test_the_cache_serves_later_runs_of_the_same_data_only(settings: Make, learned: Path, tmp_path: Path) -> None:
     # One step of as many rows as that run's.
     short = {"evaluation_data": None, "epochs": 6 / 16}
@@ -217,6 +218,7 @@ def test_coupled_losses_do_not_depend_on_division_and_resume(settings: Make, tmp
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("roles_here")
 @pytest.mark.parametrize("kind", ["kto", "bco"])
 def test_single_answers_with_labels(kind: str, settings: Make, tmp_path: Path) -> None:
     base = settings(tmp_path / "run")
@@ -237,6 +239,7 @@ def test_single_answers_with_labels(kind: str, settings: Make, tmp_path: Path) -
     assert json.loads((tmp_path / "run" / "final" / "config.json").read_text())["architectures"] == ["Qwen2ForCausalLM"]
 
 
+@pytest.mark.usefixtures("roles_here")
 def test_a_policy_without_a_gradient_is_said_to_be(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

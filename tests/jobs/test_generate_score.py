@@ -19,6 +19,7 @@ from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.jobs import generate
 from rlhf_ray.jobs.row_progress import RowProgress
 from rlhf_ray.rollout.collection import Progress
+from tests.jobs.actors_here import actors_here, engines_kept
 from tests.jobs.ppo_runs import write_config, write_rows
 from tests.scoring.services import say, serving
 
@@ -68,7 +69,8 @@ def generated(workspace: Path, ray_session: None, tmp_path_factory: pytest.TempP
         "rollout": {"max_new_tokens": NEW_TOKENS},
         "sampling": {"top_k": 1},
     }
-    assert cli.main(["generate", str(write_config(folder / "generate.yaml", settings))]) == 0
+    with engines_kept():
+        assert cli.main(["generate", str(write_config(folder / "generate.yaml", settings))]) == 0
     return folder / "new" / "answers.jsonl"
 
 
@@ -166,7 +168,7 @@ def test_scores_are_those_of_plain_transformers_and_failures_are_null(
     assert "not a number" in shown, "the reason of a failure is said"
 
 
-def test_messages_keep_their_form_and_scores_weigh_together(ray_session: None, functions: str, tmp_path: Path) -> None:
+def test_messages_keep_their_form_and_scores_weigh_together(roles_here: None, functions: str, tmp_path: Path) -> None:
     rows = [{"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "abc"}]}]
     data = write_rows(tmp_path / "rows.jsonl", [*rows, {"prompt": "p", "completion": "ab1", "reward": 7}])
     letters = {"kind": "function", "function": f"{functions}:letters"}
@@ -277,7 +279,8 @@ def test_answers_that_cost_too_much_are_drawn_again_or_refused(
             "resamples": 2,
         },
     }
-    assert cli.main(["generate", str(write_config(tmp_path / "generate.yaml", settings))]) == 0
+    with engines_kept(), actors_here():
+        assert cli.main(["generate", str(write_config(tmp_path / "generate.yaml", settings))]) == 0
     found = read(tmp_path / "answers.jsonl")
     assert [(row["prompt_id"], row["index"]) for row in found] == [(str(p), i) for p in range(3) for i in range(4)]
     assert {row["original_cost"] for row in found} == {"a column of the data"}
@@ -298,7 +301,7 @@ def test_answers_that_cost_too_much_are_drawn_again_or_refused(
 HALF_OF = {"p": 0.5, "q": None}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("roles_here")
 def test_a_service_scores_beside_a_function(functions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_rows(
         tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "ab"}, {"prompt": "q", "completion": "c"}]

@@ -20,6 +20,7 @@ from rlhf_ray.config.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.jobs import dpo, reward, sft
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.scoring.model import ModelScorer
+from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -59,7 +60,8 @@ def summed_logprobs(network: Any, tokenizer: Any, prompt: str, answer: str) -> f
 def preferring(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DPO run of four steps."""
     folder = tmp_path_factory.mktemp("dpo") / "run"
-    dpo.run(DPOConfig.model_validate(settings_of(workspace, folder, pairs(), reference_cache=None)))
+    with actors_here():
+        dpo.run(DPOConfig.model_validate(settings_of(workspace, folder, pairs(), reference_cache=None)))
     return folder
 
 
@@ -125,6 +127,7 @@ def test_another_adapter_is_another_experiment(
     assert "other settings, which stay the same within a run: trainer.lora.r: 4 -> 8." in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("roles_here")
 def test_a_tuned_model_and_its_merge_answer_alike(workspace: Path, tmp_path: Path) -> None:
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -149,6 +152,7 @@ def test_a_tuned_model_and_its_merge_answer_alike(workspace: Path, tmp_path: Pat
     assert isinstance(json.loads((final / "adapter_config.json").read_text())["lora_alpha"], int)
 
 
+@pytest.mark.usefixtures("roles_here")
 def test_a_reward_model_keeps_its_head_and_statistics(workspace: Path, tmp_path: Path) -> None:
     from peft import AutoPeftModelForSequenceClassification
 

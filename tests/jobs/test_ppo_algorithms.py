@@ -18,6 +18,7 @@ from rlhf_ray.jobs import ppo
 from rlhf_ray.jobs.ppo_roles import PPORoles
 from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.tracking.names import describe
+from tests.jobs.actors_here import policy_alone
 from tests.jobs.conftest import PROMPTS, TEXTS
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed, write_rows
 
@@ -124,7 +125,7 @@ def run(
     """Make a run with roles that are there already."""
     folder = tmp_path_factory.mktemp("algorithms")
     config = config_of(folder / "none", "grpo")
-    with connect(config.cluster, config.groups) as cluster, start_roles(config, cluster) as roles:
+    with policy_alone(), connect(config.cluster, config.groups) as cluster, start_roles(config, cluster) as roles:
         assert not roles.critics
         initial = str(folder / "initial")
         roles.policy.save(initial)

@@ -13,6 +13,7 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.jobs.ppo import run
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.errors import SyncMismatch
+from tests.jobs.actors_here import policy_alone
 from tests.jobs.ppo_runs import saved_weights, training_rows
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
@@ -79,7 +80,8 @@ def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_fact
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainerGroup, "submit_logprobs", refuse_policy)
-        run(PPOConfig.model_validate(settings))
+        with policy_alone():
+            run(PPOConfig.model_validate(settings))
     return folder
 
 

@@ -23,6 +23,7 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.score_statistics import STATISTICS_FILE
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.scoring.model import ModelScorer
+from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -121,6 +122,7 @@ def test_sft_resumed_equals_sft_not_interrupted(learned: Path, resumed: Path) ->
     assert weights[0] == weights[1]
 
 
+@pytest.mark.usefixtures("roles_here")
 def test_a_run_that_was_killed_before_its_model_was_whole_writes_it(learned: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(learned, tmp_path / "run")
     shutil.rmtree(folder / "final")
@@ -201,7 +203,8 @@ def ensemble(tiny_encoder: Path, reward_model: Path, tmp_path_factory: pytest.Te
         "checkpoint": {"every_steps": 0},
         "tracking": {"wandb": "off", "tensorboard": False},
     }
-    reward.run(RewardTrainingConfig.model_validate(settings))
+    with actors_here():
+        reward.run(RewardTrainingConfig.model_validate(settings))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reward, "learn", lambda *_: pytest.fail("a finished member was trained again"))
         reward.run(RewardTrainingConfig.model_validate(settings))

@@ -16,6 +16,8 @@ from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.scoring.model import ModelScorer
 from rlhf_ray.scoring.source import TooManyFailures
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 FUNCTION = """
 def right(prompts, completions, answer):
     return [None if a is None else float(c == a) for c, a in zip(completions, answer)]

@@ -13,6 +13,8 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.training.rank import TrainerRank
 
+pytestmark = pytest.mark.usefixtures("ray_session")
+
 
 @pytest.fixture(scope="module")
 def batch():

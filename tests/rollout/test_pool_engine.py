@@ -1,6 +1,5 @@
 """The pool over the real engine in a Ray actor."""
 
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -34,15 +33,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def engine(model: ModelConfig) -> Iterator[RemoteEngine]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+def engine(model: ModelConfig, ray_session: None) -> Iterator[RemoteEngine]:
     variables = worker_environment([], threads=1, one_node=True)
     actor_class = ray.remote(RolloutActor).options(runtime_env={"env_vars": variables})
     actor = actor_class.remote(model, RolloutConfig(), transport="gloo", index=0, seed=0, max_tokens=256)
     ray.get(actor.start.remote(), timeout=300)
     yield RemoteEngine(actor, 0)
     ray.kill(actor)
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

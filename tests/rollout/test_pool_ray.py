@@ -1,7 +1,6 @@
 """The pool over Ray actors: streams, processes that are killed, calls that are dropped."""
 
 import asyncio
-import logging
 import os
 import signal
 import sys
@@ -65,13 +64,6 @@ class FakeActor:
 
     async def calls_ended_early(self) -> int:
         return self.ended_early
-
-
-@pytest.fixture(scope="module")
-def ray_session() -> Iterator[None]:
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture

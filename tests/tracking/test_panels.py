@@ -9,7 +9,14 @@ import pytest
 from rlhf_ray.tracking.charts import MOST_POINTS, make_chart, shorten, time_bars, time_shares
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.names import METRICS, PANELS, describe
-from rlhf_ray.tracking.panels import make_panels, short_number, smooth, step_times
+from rlhf_ray.tracking.panels import (
+    leave_out_constants,
+    make_panels,
+    short_number,
+    smooth,
+    step_times,
+    tick_labels,
+)
 from rlhf_ray.tracking.reference import metrics_page
 
 
@@ -136,3 +143,30 @@ def test_smoothing_is_the_kernel_that_it_says():
     weights = [[0.75 ** abs(here - there) for there in range(100)] for here in range(100)]
     expected = [sum(w * value for w, value in zip(row, values, strict=True)) / sum(row) for row in weights]
     assert smooth(values) == pytest.approx(expected)
+
+
+def test_curves_that_never_move_are_named_and_not_drawn():
+    panels = make_panels(
+        {
+            "run": history(
+                reward=[0.1, 0.2],
+                learning_rate=[1e-5, 1e-5],
+                grad_norm__value=[1.0, 1.0],
+                grad_norm__policy=[2.0, 2.0 + 1e-12],
+                loss=[3.0],
+                frac_reward_zero_std=[0, 0],
+            )
+        }
+    )
+    kept, constant = leave_out_constants(panels)
+    assert [panel.title for panel in kept] == ["Reward", "Loss"], "a single point may still move"
+    assert "Learning rate 1e-05" in constant
+    assert "Gradient norm value 1, policy 2" in constant
+    assert len(constant) == len(panels) - 2
+
+
+def test_no_two_ticks_have_one_label():
+    assert tick_labels([9.8e-6, 1e-5, 1.02e-5]) == ["9.8e-06", "1e-05", "1.02e-05"]
+    assert tick_labels([1.00001, 1.00002]) == ["1.00001", "1.00002"]
+    assert tick_labels([12_340_000, 12_341_000]) == ["12.34M", "12.341M"]
+    assert tick_labels([0.0, 0.5, 1.0]) == ["0", "0.5", "1"]

@@ -159,6 +159,33 @@ def test_without_evaluation_first_and_last_step_are_shown(tmp_path):
     assert pairs[0].prompt == "user: hi"
 
 
+def words_of(folder):
+    write_report(folder, history(), folder / "report.html")
+    return "".join(Page((folder / "report.html").read_text(encoding="utf-8")).words)
+
+
+def test_answers_to_different_prompts_are_no_before_and_after(tmp_path):
+    rows = [{"step": step, "kind": "train", "prompt": f"p{step}", "response": f"r{step}"} for step in (1, 2)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = words_of(tmp_path)
+    assert "before and after" not in words
+    assert all(text in words for text in ("p1", "r1", "p2", "r2"))
+
+
+def test_prompts_that_are_shown_are_paired_as_held_out_ones_are(tmp_path):
+    rows = [
+        {"step": step, "kind": kind, "prompt": prompt, "response": f"{prompt} at {step}"}
+        for step in (0, 1, 9)
+        for kind, prompts in (("shown", ["p", "q"]), ("train", ["other"]))
+        for prompt in prompts
+        if kind == "train" or step != 1
+    ]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = [(pair.prompt, pair.before.response, pair.after.response) for pair in read_sample_pairs(tmp_path)]
+    assert found == [("p", "p at 0", "p at 9"), ("q", "q at 0", "q at 9")]
+    assert "before and after" in words_of(tmp_path)
+
+
 def test_a_source_named_as_the_sum_is_shown_once_where_it_is_the_sum(tmp_path):
     rows = [
         {"step": 1, "kind": "evaluation", "prompt": prompt, "response": "r", "rewards": rewards, "reward": 2.0}

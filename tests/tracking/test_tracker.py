@@ -155,3 +155,15 @@ def test_closing_twice_is_closing_once(open_tracker, tmp_path):
 def test_what_the_person_should_know_of_a_start_is_said_first(open_tracker, shown):
     open_tracker(notes=["seed: 1 -> 2", "steps: 3 -> 4"]).close()
     assert shown.getvalue().splitlines()[:2] == ["seed: 1 -> 2", "steps: 3 -> 4"]
+
+
+def test_the_sample_of_a_step_shows_what_the_user_said_last(open_tracker, shown):
+    prompt = [
+        {"role": "system", "content": "You are a patient assistant who answers at length. " * 3},
+        {"role": "user", "content": "an earlier question"},
+        {"role": "assistant", "content": "an earlier answer"},
+        {"role": "user", "content": "How far is the moon?"},
+    ]
+    with open_tracker() as tracker:
+        tracker.samples(1, [{"prompt": prompt, "response": "384,400 km", "rewards": {}}])
+    assert "    How far is the moon? > 384,400 km" in shown.getvalue()
