@@ -20,19 +20,23 @@ def build(
     pairs: int = 2000,
     held_out: int = 300,
     languages: tuple[str, ...] = ("zh", "en"),
+    domains: tuple[str, ...] = grammar.DOMAINS,
 ) -> dict[str, Path]:
     """Write all files into `directory` and return them by name (without suffix)."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     other = seed + HELD_OUT_SEED_OFFSET
-    texts = {"sft": grammar.texts(reviews, seed, languages), "sft_held_out": grammar.texts(held_out, other, languages)}
+    texts = {
+        "sft": grammar.texts(reviews, seed, languages, domains=domains),
+        "sft_held_out": grammar.texts(held_out, other, languages, domains=domains),
+    }
     lists = {
-        "rankings": grammar.rank_lists(rankings, seed, languages),
-        "rankings_held_out": grammar.rank_lists(held_out, other, languages),
+        "rankings": grammar.rank_lists(rankings, seed, languages, domains=domains),
+        "rankings_held_out": grammar.rank_lists(held_out, other, languages, domains=domains),
     }
     two = {
-        "pairs": grammar.pairs(pairs, seed, languages),
-        "pairs_held_out": grammar.pairs(held_out, other, languages),
+        "pairs": grammar.pairs(pairs, seed, languages, domains=domains),
+        "pairs_held_out": grammar.pairs(held_out, other, languages, domains=domains),
     }
     files: dict[str, Path] = {}
     for name, rows in texts.items():
@@ -45,7 +49,7 @@ def build(
         content = ({"prompt": r.prompt, "chosen": r.completions[0], "rejected": r.completions[1]} for r in ranked)
         files[name] = _write_jsonl(directory / f"{name}.jsonl", content)
     for part in ("train", "held_out"):
-        content = ({"prompt": prompt} for prompt in grammar.prompts(part, languages))
+        content = ({"prompt": prompt} for prompt in grammar.prompts(part, languages, domains))
         files[f"prompts_{part}"] = _write_jsonl(directory / f"prompts_{part}.jsonl", content)
     return files
 
@@ -64,6 +68,7 @@ def main() -> None:
     parser.add_argument("--rankings", type=int, default=2000, help="rank lists of 2 to 9 texts")
     parser.add_argument("--pairs", type=int, default=2000, help="pairs of a better and a worse text")
     parser.add_argument("--held-out", type=int, default=300, help="rows of each kind kept aside")
+    parser.add_argument("--domains", nargs="+", choices=grammar.DOMAINS, default=grammar.DOMAINS, help="what of")
     arguments = parser.parse_args()
     files = build(
         arguments.directory,
@@ -72,6 +77,7 @@ def main() -> None:
         arguments.rankings,
         arguments.pairs,
         arguments.held_out,
+        domains=tuple(arguments.domains),
     )
     for path in files.values():
         print(path)

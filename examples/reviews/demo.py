@@ -22,11 +22,23 @@ from rich.text import Text
 from examples.reviews.build import build
 from examples.reviews.figures import answers, figures_of, read_jsonl
 from rlhf_ray.models.tiny import build_tiny
+from rlhf_ray.tracking.history import History
+from rlhf_ray.tracking.over_optimisation import signs_of_over_optimisation
 from rlhf_ray.tracking.text import harmless
 
 HERE = Path(__file__).parent
-REVIEWS, RANK_LISTS = 6000, 2000
+REVIEWS, RANK_LISTS = 4800, 1200
+DOMAINS = ("film", "food")
+"""Two of five: a model of a million weights learns to write of them in a minute."""
 SHOWN_SAMPLES = 6
+ROWS = (
+    ("reward", "chance to beat a median training text, by the reward model", 3),
+    ("oracle", "the grammar's own judgement", 3),
+    ("written", "share that the grammar could have written", 2),
+    ("distinct2", "distinct-2", 2),
+    ("length", "tokens", 0),
+)
+"""Figures of the last table, and their digits."""
 
 
 def main() -> None:
@@ -63,9 +75,15 @@ def main() -> None:
 def prepare(output: Path, seed: int, scale: float) -> dict[str, Path]:
     """Write the reviews, and train the language model and the reward model; returns the files of data by name."""
     heading("Reviews from a grammar, and a tokenizer and untrained model for them")
-    files = build(output / "data", seed=seed, reviews=share(REVIEWS, scale), rankings=share(RANK_LISTS, scale))
+    files = build(
+        output / "data",
+        seed=seed,
+        reviews=share(REVIEWS, scale),
+        rankings=share(RANK_LISTS, scale),
+        domains=DOMAINS,
+    )
     texts = [row["prompt"] + row["completion"] for row in read_jsonl(files["sft"])]
-    build_tiny(output / "base", texts, hidden=128, layers=4, heads=4, vocab_size=2048, tie=True, seed=seed)
+    build_tiny(output / "base", texts, hidden=128, layers=4, heads=4, vocab_size=2560, tie=True, seed=seed)
     print(f"{len(texts)} reviews such as: {texts[0]}", flush=True)
 
     heading("Language model: rlhf sft")
@@ -108,12 +126,15 @@ def stage(
 
 def summarise(output: Path, seconds: float) -> dict[str, Any]:
     """What the run did to the policy, on held-out prompts; the seconds are those of all stages."""
-    trained = [row for row in read_jsonl(output / "ppo" / "metrics.jsonl") if "step_time" in row]
+    run = output / "ppo"
+    trained = [row for row in read_jsonl(run / "metrics.jsonl") if "step_time" in row]
+    target = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["algorithm"]["kl"]["target"]
     return {
-        **figures_of(output / "ppo"),
+        **figures_of(run),
         "seconds": round(seconds, 1),
         "tokens_per_second": statistics.median(row["tokens_per_second"] for row in trained),
         "sync_logprob_diff": max(row["sync/logprob_diff"] for row in trained),
+        "signs_of_over_optimisation": [words for _, words in signs_of_over_optimisation(History.read(run), target)],
     }
 
 
@@ -129,9 +150,11 @@ def show(output: Path, summary: dict[str, Any]) -> None:
         table.add_row(*(Text(harmless(text)) for text in (first["prompt"], first["response"], last["response"])))
     console.print(table)
     figures = Table("", "before", "after", title="On all held-out prompts")
-    for name, label in (("reward", "reward model"), ("oracle", "grammar's judgement"), ("distinct2", "distinct-2")):
-        figures.add_row(label, f"{summary[f'{name}_before']:.3f}", f"{summary[f'{name}_after']:.3f}")
+    for name, label, digits in ROWS:
+        figures.add_row(label, *(f"{summary[f'{name}_{when}']:.{digits}f}" for when in ("before", "after")))
     console.print(figures)
+    for words in summary["signs_of_over_optimisation"]:
+        console.print(f"warning: the policy may exploit the reward model: {words}; read the samples above")
     console.print(
         f"KL to the reference {summary['kl']:.2f} nats a response, {summary['steps']} steps, "
         f"{summary['seconds']:.0f} s, largest log-probability difference after a weight sync "

@@ -9,6 +9,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from examples.reviews.membership import share_written
 from examples.reviews.oracle import oracle
+from rlhf_ray.config.rewards import ModelReward
+from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.tracking.history import History, Series
 from rlhf_ray.tracking.run_record import RunRecord
 
@@ -26,22 +30,25 @@ Row = dict[str, Any]
 def figures_of(run: Path) -> dict[str, float]:
     """Figures of a run of PPO, before its first step and after its last.
 
-    `reward` is the mean sigmoid of the reward model's score, centred on the median score of its training texts;
-    `oracle` the grammar's judgement; `cost` the mean over the sources that measure one; `kl` that of a response of the
-    last step to the reference, in nats, where the run has one; `seconds` those of the whole run, its start included.
+    `reward` is the probability, by the reward model, that a response beats the median of its training texts; `oracle`
+    the grammar's judgement; `written` the share of responses that the grammar could have written; `cost` the mean over
+    the sources that measure one; `kl` that of a response of the last step to the reference, in nats, where the run has
+    one; `seconds` those of the whole run, its start included.
     """
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     [reward] = [source for source in config["rewards"] if not is_cost(source)]
     costs = [source["name"] for source in config["rewards"] if is_cost(source)]
-    center = json.loads((Path(reward["path"]) / "score_statistics.json").read_text(encoding="utf-8"))["median"]
+    scale = Scale.of(reward)
     metrics = read_jsonl(run / "metrics.jsonl")
     evaluations = [row for row in metrics if "eval_completions/distinct_2" in row]
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     found: dict[str, float] = {}
     for when, rows, row in zip(("before", "after"), answers(run), (evaluations[0], evaluations[-1]), strict=True):
-        found[f"reward_{when}"] = mean_probability(rows, reward["name"], center)
+        found[f"reward_{when}"] = mean_probability(rows, reward["name"], scale)
         found[f"oracle_{when}"] = mean_oracle([row["prompt"] + row["response"] for row in rows])
+        found[f"written_{when}"] = share_written([(row["prompt"], row["response"]) for row in rows])
         found[f"distinct2_{when}"] = row["eval_completions/distinct_2"]
+        found[f"length_{when}"] = row["eval_completions/mean_length"]
         if costs:
             measured = [row["rewards"][name] for row in rows for name in costs]
             found[f"cost_{when}"] = statistics.fmean(cost for cost in measured if cost is not None)
@@ -63,10 +70,27 @@ def answers(run: Path) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if row["step"] == first], [row for row in rows if row["step"] == last]
 
 
-def mean_probability(rows: Sequence[Mapping[str, Any]], source: str, center: float) -> float:
-    """Mean sigmoid of a reward model's scores, centred."""
+@dataclass(frozen=True)
+class Scale:
+    """What turns a source's scores into log-odds against the median of its model's training texts."""
+
+    unit: float
+    shift: float
+
+    @classmethod
+    def of(cls, reward: Mapping[str, Any]) -> "Scale":
+        """Return the scale of a run's reward source, as its resolved config has it."""
+        kept = ScoreStatistics.read(reward["path"])
+        if statistics_of(ModelReward.model_validate(reward)):
+            return cls(kept.std, kept.mean - kept.median)
+        return cls(1.0, -kept.median)
+
+
+def mean_probability(rows: Sequence[Mapping[str, Any]], source: str, scale: Scale) -> float:
+    """Return the mean sigmoid of a reward model's log-odds against its median training text."""
     # By tanh, which does not overflow however low a score is.
-    return statistics.fmean(0.5 + 0.5 * math.tanh((row["rewards"][source] - center) / 2) for row in rows)
+    odds = (row["rewards"][source] * scale.unit + scale.shift for row in rows)
+    return statistics.fmean(0.5 + 0.5 * math.tanh(one / 2) for one in odds)
 
 
 def mean_oracle(texts: Sequence[str]) -> float:
@@ -88,18 +112,27 @@ def main() -> None:
     """Read the command line and print a table, a row a run; a run that has no figures is refused with exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
-    table = Table("run", "reward", "grammar", "distinct-2", "cost", "KL", "steps", "seconds")
+    table = Table("run", "reward", "grammar", "written", "distinct-2", "length", "cost", "KL", "steps", "seconds")
     runs = parser.parse_args().runs
     for problem in filter(None, map(_unusable, runs)):
         parser.error(problem)
     for run in runs:
         if run.is_file():
-            table.add_row(run.name, "", f"{judged(run):.3f}", "", "", "", "", "")
+            table.add_row(run.name, "", f"{judged(run):.3f}", *[""] * 7)
             continue
         figures = figures_of(run)
         changes = (
-            f"{figures[f'{name}_before']:.3f} -> {figures[f'{name}_after']:.3f}" if f"{name}_after" in figures else ""
-            for name in ("reward", "oracle", "distinct2", "cost")
+            f"{figures[f'{name}_before']:.{digits}f} -> {figures[f'{name}_after']:.{digits}f}"
+            if f"{name}_after" in figures
+            else ""
+            for name, digits in (
+                ("reward", 3),
+                ("oracle", 3),
+                ("written", 2),
+                ("distinct2", 2),
+                ("length", 0),
+                ("cost", 3),
+            )
         )
         kl = f"{figures['kl']:.1f}" if "kl" in figures else ""
         table.add_row(run.name, *changes, kl, f"{figures['steps']:g}", f"{figures['seconds']:.0f}")

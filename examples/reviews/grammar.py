@@ -17,7 +17,11 @@ from examples.reviews.english import ENGLISH
 from examples.reviews.lexicon import Domain, Language
 from examples.reviews.oracle import oracle
 
+Part = Literal["train", "held_out"]
+
 LANGUAGES = {language.code: language for language in (CHINESE, ENGLISH)}
+DOMAINS = tuple(domain.name for domain in ENGLISH.domains)
+"""What reviews may be of; the same in each language."""
 HELD_OUT_SHARE = 0.2
 PAIR_GAP = 0.25
 """Least difference of the oracle's scores in a pair."""
@@ -63,37 +67,52 @@ class RankList:
         return tuple(self.prompt + completion for completion in self.completions)
 
 
-def prompts(part: Literal["train", "held_out"], languages: Sequence[str] = ("zh", "en")) -> list[str]:
+def openings(
+    part: Part, languages: Sequence[str] = ("zh", "en"), domains: Sequence[str] = DOMAINS
+) -> Sequence[Opening]:
+    """Return what all prompts of one part are, in a fixed order."""
+    return _openings(part, tuple(languages), tuple(domains))
+
+
+def prompts(part: Part, languages: Sequence[str] = ("zh", "en"), domains: Sequence[str] = DOMAINS) -> list[str]:
     """Return all prompts of one part, in a fixed order."""
-    return [opening.text for opening in _openings(part, tuple(languages))]
+    return [opening.text for opening in openings(part, languages, domains)]
 
 
-def texts(n: int, seed: int, languages: Sequence[str] = ("zh", "en")) -> list[Review]:
+def texts(n: int, seed: int, languages: Sequence[str] = ("zh", "en"), domains: Sequence[str] = DOMAINS) -> list[Review]:
     """Write n reviews whose sentiment is spread evenly from negative to positive."""
     rng = random.Random(f"texts {seed}")
-    openings = _openings("train", tuple(languages))
-    return [_write(rng.choice(openings), rng.random(), rng) for _ in range(n)]
+    starts = openings("train", languages, domains)
+    return [_write(rng.choice(starts), rng.random(), rng) for _ in range(n)]
 
 
-def pairs(n: int, seed: int, languages: Sequence[str] = ("zh", "en")) -> list[RankList]:
+def pairs(
+    n: int, seed: int, languages: Sequence[str] = ("zh", "en"), domains: Sequence[str] = DOMAINS
+) -> list[RankList]:
     """Write n prompts, each with a better and a worse completion."""
     rng = random.Random(f"pairs {seed}")
-    openings = _openings("train", tuple(languages))
-    return [_ranked(rng.choice(openings), 2, PAIR_GAP, rng) for _ in range(n)]
+    starts = openings("train", languages, domains)
+    return [_ranked(rng.choice(starts), 2, PAIR_GAP, rng) for _ in range(n)]
 
 
-def rank_lists(n: int, seed: int, languages: Sequence[str] = ("zh", "en"), size: int | None = None) -> list[RankList]:
+def rank_lists(
+    n: int,
+    seed: int,
+    languages: Sequence[str] = ("zh", "en"),
+    size: int | None = None,
+    domains: Sequence[str] = DOMAINS,
+) -> list[RankList]:
     """Write n rank lists of `size` completions, 2 to 9 at random unless given."""
     rng = random.Random(f"rank lists {seed}")
-    openings = _openings("train", tuple(languages))
-    return [_ranked(rng.choice(openings), size or rng.randint(2, 9), RANK_GAP, rng) for _ in range(n)]
+    starts = openings("train", languages, domains)
+    return [_ranked(rng.choice(starts), size or rng.randint(2, 9), RANK_GAP, rng) for _ in range(n)]
 
 
 @cache
-def _openings(part: str, languages: tuple[str, ...]) -> tuple[Opening, ...]:
+def _openings(part: Part, languages: tuple[str, ...], domains: tuple[str, ...]) -> tuple[Opening, ...]:
     found: dict[str, Opening] = {}
     for language in (LANGUAGES[code] for code in languages):
-        for domain in language.domains:
+        for domain in (one for one in language.domains if one.name in domains):
             for adjective, templates in ((True, domain.adjective_openers), (False, domain.clause_openers)):
                 for template in templates:
                     for noun in domain.nouns:

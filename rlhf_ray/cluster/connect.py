@@ -50,7 +50,7 @@ class Cluster:
         """Node and port of every process group so far."""
         self._groups = groups
         self._nodes = {name: _nodes_of(placed[name]) for name in groups}
-        self._devices = _probe_devices(self._bundles(), placed, deadlines.start_seconds, "cluster")
+        self._devices = _probe_devices(self._gpu_bundles(), placed, deadlines.start_seconds, "cluster")
         self.one_node = len(self._used()) == 1
 
     def device_ids(self, slot: Slot) -> list[str]:
@@ -60,7 +60,7 @@ class Cluster:
 
     def node(self, slot: Slot) -> str:
         """Ray's id of the node on which a worker runs."""
-        return self._nodes[slot.group][slot.bundle]
+        return self._node((slot.group, slot.bundle))
 
     def look_again(self, role: str, slots: Sequence[Slot]) -> None:
         """Find out where workers are to start: Ray moves what was on a machine that died to another one.
@@ -78,7 +78,9 @@ class Cluster:
             return
         logger.warning("a machine of %s left the cluster; waiting for another one in its place", role)
         nodes = self._moved(role, bundles)
-        moved = {key: gpus for key, gpus in self._bundles().items() if key in bundles and nodes[key] != self._node(key)}
+        moved = {
+            key: gpus for key, gpus in self._gpu_bundles().items() if key in bundles and nodes[key] != self._node(key)
+        }
         self._devices |= _probe_devices(moved, self.placement_groups, self.deadlines.start_seconds, role)
         for (group, bundle), node in nodes.items():
             self._nodes[group][bundle] = node
@@ -117,7 +119,7 @@ class Cluster:
     def _used(self) -> set[str]:
         return {node for nodes in self._nodes.values() for node in nodes}
 
-    def _bundles(self) -> dict[tuple[str, int], float]:
+    def _gpu_bundles(self) -> dict[tuple[str, int], float]:
         """GPUs of each bundle that has some, by group and number."""
         return {
             (name, bundle): group.gpus_per_node
@@ -132,11 +134,11 @@ class Cluster:
         nodes = {self.node(slot) for slot in slots}
         return LOOPBACK if len(nodes) == 1 else _address_of(self.node(slots[0]))
 
-    def endpoint(self, role: str, *others: str) -> tuple[str, int]:
-        """Host and a free port on the node of a role's rank 0, for a process group of it and other roles.
+    def endpoint(self, role: str) -> tuple[str, int]:
+        """Host and a free port on the node of a role's rank 0, for a process group of its ranks.
 
-        The host is the loopback address where all of them are on one node. The roles must be placed: call it in
-        `make_arguments` (at rank 0, so that a restarted group gets a new port) or after the groups are made.
+        The host is the loopback address where all of them are on one node. The role must be placed: call it in
+        `make_arguments` (at rank 0, so that a restarted group gets a new port) or after the group is made.
         """
         first = self.node(self.layout.slots[role][0])
         # A port stays free until its group binds it, seconds later: the system may name it again to the next one.
@@ -144,7 +146,7 @@ class Cluster:
         while (first, port) in self._given_ports:
             port = self._free_port(first, role)
         self._given_ports.add((first, port))
-        return self.host(role, *others), port
+        return self.host(role), port
 
     def _free_port(self, node: str, role: str) -> int:
         if node == ray.get_runtime_context().get_node_id():

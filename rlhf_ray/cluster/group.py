@@ -192,13 +192,14 @@ class ActorGroup:
             RoleLost: the rank was restarted too often.
             DeadlineExceeded, RoleRaised: the new worker did not start, or a machine died and none took its place.
         """
+        seconds = self.cluster.deadlines.start_seconds
         while True:
             self._spend(rank)
             self.kill_one(rank)
             try:
                 self.cluster.look_again(self.name, [self.slots[rank]])
                 self.handles[rank], self.starting[rank] = self._start(rank)
-                self.wait([self.starting[rank]], phase="restart", seconds=self._start_seconds, rank=rank)
+                self.wait([self.starting[rank]], phase="restart", seconds=seconds, rank=rank)
                 return
             except RoleDied as death:
                 logger.warning("%s; starting it again", death)
@@ -242,10 +243,6 @@ class ActorGroup:
         time.sleep(self._supervision.wait(rank))
         # What befalls the new worker, from its first breath, is a failure of its own.
         self._supervision.restarted(rank)
-
-    @property
-    def _start_seconds(self) -> float:
-        return self.cluster.deadlines.start_seconds
 
     def kill(self) -> None:
         """End all workers at once."""

@@ -80,5 +80,5 @@ class Supervision:
         return max(0.0, state.ready_at - self._clock()) if state.health is Health.DOWN else 0.0
 
     def restarted(self, rank: int) -> None:
-        """Record that a rank runs again. Its failures stay in the window."""
+        """Record that a rank starts again, so that what follows is a new failure. Those before stay in the window."""
         self._ranks[rank].health = Health.HEALTHY

@@ -41,6 +41,11 @@ class ModelReward(RewardSource):
     max_tokens: Tokens = 2048
     """Longer texts lose their beginning, so that the response is always scored."""
 
+    normalise: bool | None = None
+    """Scores as distances from their mean over the model's training texts, in units of their deviation there, which
+    `rlhf reward` writes beside a model (`score_statistics.json`): one KL coefficient then fits any reward model. None:
+    where that file is and the source measures reward; true: the file must be there; false: as the model gives them."""
+
     ensemble: list[PathText] = Field(default_factory=list)
     """Further members beside `path`, as `rlhf reward` with members makes them. The score is the mean of all members'
     standardised scores less disagreement_penalty times their standard deviation."""

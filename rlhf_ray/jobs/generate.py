@@ -110,7 +110,9 @@ def _safety_filter(
 ) -> SafetyFilter | None:
     if config.safety is None:
         return None
-    sources = RewardSources(cluster, [config.safety.cost], TOKENS_PER_MICROBATCH, max_restarts=RESTARTS)
+    # What it measures is a cost by its place: the threshold is in the model's own unit.
+    cost = config.safety.cost.model_copy(update={"measures": "cost"})
+    sources = RewardSources(cluster, [cost], TOKENS_PER_MICROBATCH, max_restarts=RESTARTS)
     sources.ready()
     by_id = {record.prompt_id: record for record in prompts}
 

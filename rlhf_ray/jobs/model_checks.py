@@ -230,8 +230,10 @@ def _check_reward_model(source: ModelReward, path: str, max_tokens_key: str) -> 
     tokenizer = load_tokenizer(model)
     _check_vocabulary(model, network, tokenizer)
     _check_positions(path, network, source.max_tokens, max_tokens_key)
-    if source.ensemble:
+    if source.ensemble or source.normalise:
         ScoreStatistics.read(path)
+    elif source.normalise is None and source.measures == "reward":
+        ScoreStatistics.read_if_kept(path)
     if path != source.path:
         shared_tokenizer([ModelConfig(path=source.path), model])
 

@@ -11,6 +11,7 @@ from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.jobs.constraint import constraint_of
 from rlhf_ray.jobs.finished import finished_before
 from rlhf_ray.jobs.model_checks import (
@@ -30,6 +31,7 @@ from rlhf_ray.jobs.ppo_start import start_roles
 from rlhf_ray.jobs.recovery import run_through_deaths
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.stopping import stop_on_signals
+from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.schedule import TRAIN, Loop, Schedule
 from rlhf_ray.tracking.records import holds_evaluation
@@ -94,7 +96,8 @@ def run(config: PPOConfig) -> None:
 
 def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
     """Say what was read, and what starts now, which takes a while."""
-    for line in data.report():
+    models = (source for source in config.rewards if isinstance(source, ModelReward))
+    for line in (*data.report(), *map(units_of, models)):
         tracker.message(line)
     tracker.message(f"starting Ray and the roles: {', '.join(role_placements(config))}")
 

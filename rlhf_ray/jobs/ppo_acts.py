@@ -26,6 +26,8 @@ from rlhf_ray.jobs.pretraining import Pretraining
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.rollout import recording
 from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Groups, Turns
+from rlhf_ray.tracking.history import History
+from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
 from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 from rlhf_ray.transfer.errors import ManifestMismatch
@@ -64,6 +66,8 @@ class PPOActs:
     """Steps that the newest checkpoint holds."""
     evaluated: bool = False
     """Whether the policy was evaluated after the newest of them."""
+    watch: OverOptimisationWatch | None = None
+    """Of what the run logs; None until it begins or resumes."""
     _filter: InformativeGroups | None = None
     _shown: list[Sample] = field(default_factory=list)
 
@@ -209,7 +213,7 @@ class PPOActs:
         result = evaluate(self.held_out, generate, score, rewards.weights, rewards.costs)
         rows = [_row(sample, score) for sample, score in zip(result.samples, result.scores, strict=True)]
         self.tracker.samples(done, rows, kind="evaluation")
-        self.tracker.log(done, result.logged())
+        self._log(done, result.logged())
         self.evaluated = True
 
     def log(self, done: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
@@ -218,8 +222,15 @@ class PPOActs:
         parts = {f"time/{part}": value for part, value in seconds.items()}
         rates = {"tokens_per_second": tokens / seconds["step"], "step_time": seconds["step"]}
         episodes = float(done * self.config.prompts_per_step * self.config.samples_per_prompt)
-        self.tracker.log(done, {**metrics, **parts, **rates, "episode": episodes})
+        self._log(done, {**metrics, **parts, **rates, "episode": episodes})
         self.tracker.samples(done, [_row(sample, None) for sample in self._shown])
+
+    def _log(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics, and say where they look like over-optimisation."""
+        self.tracker.log(done, metrics)
+        warning = self.watch.see(done, metrics) if self.watch is not None else None
+        if warning is not None:
+            self.tracker.warn(warning)
 
     def _average(self) -> None:
         """Move the average of the policy's weights, where one is kept; it begins with those of the start."""
@@ -261,6 +272,7 @@ class PPOActs:
         if checkpoint is None:
             self._average()
             self.tracker.truncate_after(-1)
+            self._watch()
             return
         for name, group in self.roles.trained.items():
             group.load(checkpoint.role(name))
@@ -276,6 +288,13 @@ class PPOActs:
         # The checkpoint of a run that was asked to leave is older than an evaluation which a resume made up for.
         self.evaluated = state["evaluated"] or holds_evaluation(RunFolder.of(self.config).path, self.done)
         self.tracker.resume_after(self.done, checkpoint.directory)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Watch the metrics from here on, knowing those that are kept."""
+        self.watch = OverOptimisationWatch(
+            History.read(RunFolder.of(self.config).path), self.config.algorithm.kl.target
+        )
 
 
 def _row(sample: Sample, reward: float | None) -> dict[str, Any]:

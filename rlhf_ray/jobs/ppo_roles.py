@@ -12,8 +12,10 @@ from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.parts import critic_path
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.ppo import COST_CRITIC, PPOConfig
+from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.jobs.engines import engine_or_reason, restart_engine
+from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
@@ -61,7 +63,7 @@ class PPORoles:
         """Start engines anew that no longer answer, or hang in a transfer; one that does not come back stays out.
 
         Raises:
-            RoleFailed, DeadlineExceeded: `error`, where every engine answers.
+            RoleFailed, DeadlineExceeded: `error`, where every engine answers; or that of a role that makes no room.
         """
         health = self.engines.health(method="health")
         stuck = self.sync.stuck
@@ -111,6 +113,18 @@ def critic_model(config: PPOConfig, name: str) -> ModelConfig:
     """What a critic starts from, to be read with the policy's tokenizer."""
     tokenizer = config.model.tokenizer or config.model.path
     return config.model.model_copy(update={"path": critic_path(config, name), "tokenizer": tokenizer})
+
+
+def critic_units(config: PPOConfig, name: str) -> ScoreStatistics | None:
+    """Return the units in which a critic's first values shall be: those of the rewards, where their model is its start.
+
+    None where it begins as another model, or where scores stay as their model gives them.
+    """
+    if name == COST_CRITIC:
+        return None
+    path = critic_path(config, name)
+    alone = (source for source in config.rewards if isinstance(source, ModelReward) and not source.ensemble)
+    return next((units for source in alone if source.path == path for units in statistics_of(source)), None)
 
 
 def cost_weight(algorithm: AlgorithmConfig) -> float:

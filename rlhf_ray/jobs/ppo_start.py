@@ -23,10 +23,12 @@ from rlhf_ray.jobs.ppo_roles import (
     PPORoles,
     cost_weight,
     critic_model,
+    critic_units,
     longest_sequence,
 )
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.models.loading import load_tokenizer, policy_config
+from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.adapter_sync import AdapterSync
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
@@ -103,7 +105,11 @@ class _Start:
         total_steps = config.steps * config.epochs * config.minibatches
         return {
             critic_role(key): self._trainer(
-                critic_role(key), critic_model(config, key), critic, total_steps=total_steps
+                critic_role(key),
+                critic_model(config, key),
+                critic,
+                total_steps=total_steps,
+                units=critic_units(config, key),
             )
             for key, critic in config.critics.items()
         }
@@ -147,9 +153,25 @@ class _Start:
         return engines.wait(self._starting or engines.submit("start"), phase="start", seconds=seconds)
 
     def _trainer(
-        self, name: str, model: ModelConfig, trainer: TrainerConfig, *, total_steps: int, trainable: bool = True
+        self,
+        name: str,
+        model: ModelConfig,
+        trainer: TrainerConfig,
+        *,
+        total_steps: int,
+        trainable: bool = True,
+        units: ScoreStatistics | None = None,
     ) -> TrainerGroup:
-        role = _trainer(self._cluster, self._config, name, model, trainer, total_steps=total_steps, trainable=trainable)
+        role = _trainer(
+            self._cluster,
+            self._config,
+            name,
+            model,
+            trainer,
+            total_steps=total_steps,
+            trainable=trainable,
+            units=units,
+        )
         self._settle(name, role)
         return role
 
@@ -235,6 +257,7 @@ def _trainer(
     *,
     total_steps: int,
     trainable: bool = True,
+    units: ScoreStatistics | None = None,
 ) -> TrainerGroup:
     return TrainerGroup(
         cluster,
@@ -249,6 +272,7 @@ def _trainer(
         trainable=trainable,
         max_restarts=RESTARTS,
         crowd=crowd_of(name, config),
+        units=units,
     )
 
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.config.inference import TOTAL_COLUMN, ScoreConfig
+from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.data.columns import Answered, as_given
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import read_answered
@@ -18,6 +19,7 @@ from rlhf_ray.jobs.model_checks import check_reward_sources
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.jobs.row_output import row_output
 from rlhf_ray.jobs.row_progress import RowProgress
+from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
 
 TOKENS_PER_MICROBATCH = 8192
@@ -49,7 +51,8 @@ def run(config: ScoreConfig) -> None:
     found: Scored = {name: [] for name in names}
     with row_output(config.output, known, dict.fromkeys(names, float)) as file:
         with connect(config.cluster, config.groups) as cluster, RowProgress("scoring", len(known)) as progress:
-            for line in answers.report.lines():
+            models = (source for source in config.rewards if isinstance(source, ModelReward))
+            for line in (*answers.report.lines(), *map(units_of, models)):
                 progress.message(line)
             sources = RewardSources(cluster, config.rewards, TOKENS_PER_MICROBATCH, max_restarts=RESTARTS)
             sources.ready()

@@ -13,6 +13,7 @@ from rlhf_ray.config.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.encoders import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
+from rlhf_ray.models.score_statistics import ScoreStatistics
 
 # Output transformations that our log-probabilities, taken from hidden states, would miss.
 LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -39,7 +40,13 @@ def load_policy(model: ModelConfig, in_4bit: bool = False) -> nn.Module:
     return network
 
 
-def load_scalar(model: ModelConfig, seed: int, per_token: bool = False, in_4bit: bool = False) -> nn.Module:
+def load_scalar(
+    model: ModelConfig,
+    seed: int,
+    per_token: bool = False,
+    in_4bit: bool = False,
+    units: ScoreStatistics | None = None,
+) -> nn.Module:
     """A sequence classifier of one label: a reward model, or a critic.
 
     From a reward model it keeps the head; from a language model it makes one, drawn by `seed`.
@@ -48,6 +55,9 @@ def load_scalar(model: ModelConfig, seed: int, per_token: bool = False, in_4bit:
         model: which one.
         seed: of a new head.
         per_token: a critic, which has a scalar at each token that sees none of the later ones.
+        in_4bit: load the weights quantised.
+        units: of the rewards that a critic foretells, where it begins as the model that gives them: the head that it
+            keeps then speaks in these. None: as it is.
 
     Raises:
         BadInput: missing directory, not a model, a classifier of several labels, an unsupported architecture.
@@ -70,6 +80,8 @@ def load_scalar(model: ModelConfig, seed: int, per_token: bool = False, in_4bit:
         )
     if not classifier:
         initialize_head(network.score, seed)
+    elif units is not None:
+        _rescale_head(network.score, units)
     return network
 
 
@@ -204,6 +216,14 @@ def initialize_head(head: nn.Linear, seed: int) -> None:
     values = torch.randn(head.weight.shape, generator=generator) / (width + 1) ** 0.5
     with torch.no_grad():
         head.weight.copy_(values)
+
+
+def _rescale_head(head: nn.Linear, units: ScoreStatistics) -> None:
+    """Make a head give (score - mean) / deviation; one without bias, as most are, only score / deviation."""
+    with torch.no_grad():
+        head.weight /= units.std
+        if head.bias is not None:
+            head.bias.sub_(units.mean).div_(units.std)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -16,6 +16,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
+from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer_actor import Columns, TrainerActor
 from rlhf_ray.training.beside import Beside
 from rlhf_ray.training.rank import Kind
@@ -77,6 +78,7 @@ class TrainerGroup:
         trainable: bool = True,
         max_restarts: int = 0,
         crowd: Crowd | None = None,
+        units: ScoreStatistics | None = None,
     ) -> None:
         """Start the ranks without waiting for them: call `ready`.
 
@@ -93,6 +95,7 @@ class TrainerGroup:
             trainable: False for a frozen model.
             max_restarts: restarts of one rank within an hour.
             crowd: who computes beside the ranks on their CPUs; None: nobody.
+            units: of the rewards that a critic foretells, where it begins as the model that gives them.
         """
         self.name, self.kind = name, kind
         self._tokens_per_microbatch = tokens_per_microbatch
@@ -118,6 +121,7 @@ class TrainerGroup:
                 "trainable": trainable,
                 "collective_seconds": cluster.deadlines.start_seconds,
                 "crowd": crowd,
+                "units": units,
             }
 
         self.actors = ActorGroup(cluster, TrainerActor, trainer, name, arguments, max_restarts, start="start")

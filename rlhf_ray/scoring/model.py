@@ -17,7 +17,7 @@ from rlhf_ray.data.records import Prompt
 from rlhf_ray.data.tokenization import Encoder, Ids
 from rlhf_ray.models.heads import ScalarNetwork
 from rlhf_ray.models.loading import load_scalar, load_tokenizer, scalar_config
-from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.models.score_statistics import statistics_of
 from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
 
@@ -39,7 +39,7 @@ class ModelScorer:
         for model in models:
             scalar_config(model, must_have_head=True)
         self._encoder = Encoder(shared_tokenizer(models))
-        self._statistics = [ScoreStatistics.read(model.path) for model in models] if source.ensemble else []
+        self._statistics = statistics_of(source)
         self._networks = [ScalarNetwork(load_scalar(model, seed=0)).to(device).eval() for model in models]
         self._penalty = source.disagreement_penalty
         self._max_tokens = source.max_tokens
@@ -65,7 +65,10 @@ class ModelScorer:
         return Scores(list(values), failures)
 
     def score_ids(self, texts: Sequence[Ids]) -> Float32[np.ndarray, " texts"]:
-        """Scores of texts that are token ids already: of an ensemble, its mean less the penalty of disagreement."""
+        """Return scores of texts that are token ids already, in units of their training deviation where it is known.
+
+        Those of an ensemble are the mean of its members' less the penalty of their disagreement.
+        """
         scores = np.stack([self._scores_of(network, texts) for network in self._networks])
         if not self._statistics:
             return scores[0]

@@ -9,18 +9,26 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.heads import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.loading import load_policy, load_scalar
 from rlhf_ray.models.lora import add_adapter
+from rlhf_ray.models.score_statistics import ScoreStatistics
 
 Kind = Literal["policy", "critic", "reward"]
 
 
-def load_network(kind: Kind, model: ModelConfig, lora: LoraConfig | None, seed: int) -> tuple[Any, nn.Module]:
-    """The Hugging Face network of a role, and the module around it that answers with what the role computes.
+def load_network(
+    kind: Kind, model: ModelConfig, lora: LoraConfig | None, seed: int, units: ScoreStatistics | None = None
+) -> tuple[Any, nn.Module]:
+    """Return the Hugging Face network of a role, and the module around it that answers with what the role computes.
+
+    `units` are those of the rewards that a critic foretells, see `load_scalar`.
 
     Raises:
         BadInput: the model cannot be loaded, or has no layers as the adapter asks for.
     """
     in_4bit = lora is not None and lora.load_in_4bit
-    network = load_policy(model, in_4bit) if kind == "policy" else load_scalar(model, seed, kind == "critic", in_4bit)
+    if kind == "policy":
+        network = load_policy(model, in_4bit)
+    else:
+        network = load_scalar(model, seed, kind == "critic", in_4bit, units)
     if lora is not None:
         add_adapter(network, lora, seed)
     return network, PolicyNetwork(network) if kind == "policy" else ScalarNetwork(network)

@@ -17,6 +17,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.lora import adapter_off
+from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.accumulation import accumulate, nothing
 from rlhf_ray.training.average import WeightAverage
 from rlhf_ray.training.beside import Beside
@@ -59,6 +60,7 @@ class TrainerRank:
         trainable: bool = True,
         collective_seconds: float = 300.0,
         crowd: Crowd | None = None,
+        units: ScoreStatistics | None = None,
     ) -> None:
         """Load the model and meet the other ranks.
 
@@ -75,6 +77,7 @@ class TrainerRank:
             trainable: False for a frozen model: no optimizer, and DeepSpeed only to shard it (ZeRO-3).
             collective_seconds: deadline of the meeting, and of each collective after it.
             crowd: who computes beside it on its CPUs; None: nobody.
+            units: of the rewards that a critic foretells, where it begins as the model that gives them.
 
         Raises:
             BadInput: the model cannot be loaded, or DeepSpeed settings contradict others.
@@ -93,7 +96,7 @@ class TrainerRank:
         if trainable or self.stage == 3:
             join(rank, world, master, self._device, collective_seconds)
         torch.manual_seed(seed + rank)
-        self.network, self._wrapped = load_network(kind, model, trainer.lora, seed)
+        self.network, self._wrapped = load_network(kind, model, trainer.lora, seed, units)
         self._packed = is_packed(model, self._wrapped)
         self._engine, self._optimizer = self._start(trainable)
         self._average: WeightAverage | None = None

@@ -1,6 +1,7 @@
 """Each recipe of the examples fits its schema, and (slow) raises what it is trained on by what its file says."""
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,9 +11,10 @@ import pytest
 
 from examples.exact_answers import build as exact_answers
 from examples.reviews import demo, figures
-from examples.reviews.figures import figures_of, judged, mean_probability
+from examples.reviews.figures import Scale, figures_of, judged, mean_probability
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.verbs import load_job
+from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import evaluation_rows, write_config, write_rows
 
@@ -45,14 +47,19 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     run, reward = tmp_path / "run", tmp_path / "reward"
     run.mkdir()
     reward.mkdir()
-    (reward / "score_statistics.json").write_text(json.dumps({"median": 2.0}))
+    ScoreStatistics(texts=9, mean=1.0, std=2.0, median=2.0).write(reward)
     sources = [{"name": "taste", "path": str(reward)}, {"name": "harm", "measures": "cost"}]
     config = {"rewards": sources, "algorithm": {"kl": {"coefficient": 0.1}}}
     write_config(run / "config.yaml", config)
-    evaluations = [{"step": step, "eval_completions/distinct_2": 0.5 - step / 100} for step in (0, 5, 9)]
+    evaluations = [
+        {"step": step, "eval_completions/distinct_2": 0.5 - step / 100, "eval_completions/mean_length": 40.0 - step}
+        for step in (0, 5, 9)
+    ]
     steps = [{"step": step, "step_time": 1.0, "objective/kl": float(step)} for step in (1, 9)]
     write_rows(run / "metrics.jsonl", [evaluations[0], steps[0], evaluations[1], steps[1], evaluations[2]])
-    answers = [("这本书很", "好看。", 0, 2.0), ("这本书很", "难看。", 9, 2.0), ("这本书很", "好看。", 9, 1e3)]
+    # In units of the deviation: half a unit above the mean is the median.
+    book, written = "老师推荐的书非常", "深刻，文笔行云流水，值得反复读。"
+    answers = [(book, written, 0, 0.5), (book, "难看。", 9, 0.5), (book, written, 9, 1e3)]
     samples = [
         {
             "step": step,
@@ -68,15 +75,20 @@ def test_figures_of_a_run(tmp_path: Path) -> None:
     found = figures_of(run)
     assert (found["reward_before"], found["reward_after"]) == (0.5, 0.75)
     assert found["oracle_before"] > 0.7 > found["oracle_after"] > 0.3
+    assert (found["written_before"], found["written_after"]) == (1.0, 0.5)
+    assert (found["length_before"], found["length_after"]) == (40.0, 31.0)
     assert (found["distinct2_before"], found["distinct2_after"]) == (0.5, pytest.approx(0.41))
     assert (found["cost_before"], found["cost_after"]) == (0.0, 1.0)
     assert (found["kl"], found["steps"], found["seconds"]) == (9.0, 9, 62.0)
-    write_rows(tmp_path / "answers.jsonl", [{"prompt": "这本书很", "completion": "好看。"}])
+    sources[0]["normalise"] = False
+    write_config(run / "config.yaml", config)
+    assert figures_of(run)["reward_before"] == pytest.approx(1 / (1 + math.exp(1.5))), "as the model gave them"
+    write_rows(tmp_path / "answers.jsonl", [{"prompt": book, "completion": written}])
     assert judged(tmp_path / "answers.jsonl") == found["oracle_before"]
 
 
 def test_a_score_may_be_as_low_as_it_likes() -> None:
-    assert mean_probability([{"rewards": {"taste": score}} for score in (-1e4, 1e4)], "taste", 0.0) == 0.5
+    assert mean_probability([{"rewards": {"taste": score}} for score in (-1e4, 1e4)], "taste", Scale(2.0, 0.0)) == 0.5
 
 
 def test_what_has_no_figures_is_refused_by_one_line(

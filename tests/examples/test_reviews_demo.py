@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+COMPARED = ("reward", "oracle", "written", "distinct2", "length")
 FIGURES = {
-    *("reward_before", "reward_after", "oracle_before", "oracle_after", "distinct2_before", "distinct2_after"),
-    *("kl", "steps", "seconds", "tokens_per_second", "sync_logprob_diff"),
+    *(f"{name}_{when}" for name in COMPARED for when in ("before", "after")),
+    *("kl", "steps", "seconds", "tokens_per_second", "sync_logprob_diff", "signs_of_over_optimisation"),
 }
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,11 +11,14 @@ from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.parts import placements_of
 from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.config.verbs import load_job
 from rlhf_ray.jobs import ppo_start
 from rlhf_ray.jobs.phases import ppo_phases
 from rlhf_ray.jobs.plan import checked_parts
 from rlhf_ray.jobs.ppo_plan import crowd_of, role_placements, uses
+from rlhf_ray.jobs.ppo_roles import critic_units
+from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.threads import Crowd
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
@@ -140,3 +143,20 @@ def test_machines_and_gpus_of_their_own_crowd_nobody() -> None:
     )
     assert crowd_of("policy", config) == Crowd(inferring=2, training=2)
     assert crowd_of("reference", config) == Crowd(inferring=1)
+
+
+def test_a_critic_begins_in_the_units_of_the_rewards_that_it_foretells(tmp_path: Path) -> None:
+    ScoreStatistics(texts=9, mean=1.0, std=2.5, median=0.0).write(tmp_path)
+    config = load_job("ppo", [str(CONFIGS / "ppo_7b_8gpu.yaml")], check_files=False)
+    assert isinstance(config, PPOConfig)
+    [name] = config.critics
+
+    def units(critic: str | None = None, **source: Any) -> ScoreStatistics | None:
+        rewards = [ModelReward(path=str(tmp_path), **source)]
+        critics = {name: config.critics[name].model_copy(update={"path": critic})}
+        return critic_units(config.model_copy(update={"rewards": rewards, "critics": critics}), name)
+
+    kept = ScoreStatistics.read(str(tmp_path))
+    assert units() == units(str(tmp_path)) == kept
+    assert units(normalise=False) is None
+    assert units("policy") is None, "another model's head speaks of something else"

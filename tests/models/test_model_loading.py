@@ -9,6 +9,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models import loading
 from rlhf_ray.models.loading import load_policy, load_scalar, load_tokenizer
+from rlhf_ray.models.score_statistics import ScoreStatistics
 
 
 def config(path, **settings):
@@ -84,6 +85,16 @@ def test_head_is_drawn_by_the_seed_and_kept_by_a_reward_model(tiny_model, tmp_pa
     assert not torch.equal(heads[0], heads[2])
     load_scalar(config(tiny_model.tied), 1).save_pretrained(tmp_path)
     assert torch.equal(load_scalar(config(tmp_path), 7).score.weight, heads[0])
+
+
+def test_a_critic_from_a_reward_model_speaks_in_the_units_of_its_scores(tiny_model, tmp_path):
+    load_scalar(config(tiny_model.tied), seed=3).save_pretrained(tmp_path)
+    units = ScoreStatistics(texts=9, mean=1.0, std=2.5, median=0.0)
+    raw = load_scalar(config(tmp_path), seed=0, per_token=True).score.weight
+    scaled = load_scalar(config(tmp_path), seed=0, per_token=True, units=units).score.weight
+    torch.testing.assert_close(scaled, raw / 2.5)
+    fresh = [load_scalar(config(tiny_model.tied), 0, True, units=given).score.weight for given in (None, units)]
+    torch.testing.assert_close(*fresh, rtol=0, atol=0)
 
 
 def test_dtype_attention_and_no_dropout(model_copy):

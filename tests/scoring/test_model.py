@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.models.score_statistics import STATISTICS_FILE, ScoreStatistics
+from rlhf_ray.models.score_statistics import STATISTICS_FILE, ScoreStatistics, units_of
 from rlhf_ray.scoring.model import ModelScorer
 
 PROMPTS = ["这部电影很", "The film was", "刚收到货，感觉", "x", ""]
@@ -92,7 +92,9 @@ def members(reward_model, tmp_path_factory):
 @pytest.mark.parametrize("penalty", [0.0, 1.5])
 def test_an_ensemble_scores_the_mean_less_the_disagreement(members, penalty):
     alone = [
-        ModelScorer(ModelReward(path=path, dtype="float32"), 4096).score(PROMPTS, COMPLETIONS, {}).values
+        ModelScorer(ModelReward(path=path, dtype="float32", normalise=False), 4096)
+        .score(PROMPTS, COMPLETIONS, {})
+        .values
         for path in members
     ]
     normal = np.array([(np.array(own) - number) / (0.5 + number) for number, own in enumerate(alone)])
@@ -100,6 +102,37 @@ def test_an_ensemble_scores_the_mean_less_the_disagreement(members, penalty):
     scores = ModelScorer(source, 4096).score(PROMPTS, COMPLETIONS, {}).values
     np.testing.assert_allclose(scores, normal.mean(0) - penalty * normal.std(0), atol=1e-5)
     assert normal.std(0).min() > 1e-3
+
+
+def test_scores_are_in_units_of_their_training_deviation_where_the_model_keeps_it(members, reward_model):
+    def scored(path, **settings):
+        return (
+            ModelScorer(ModelReward(path=str(path), dtype="float32", **settings), 4096)
+            .score(PROMPTS, COMPLETIONS, {})
+            .values
+        )
+
+    raw = np.array(scored(members[2], normalise=False))
+    np.testing.assert_allclose(scored(members[2]), (raw - 2.0) / 2.5, atol=1e-5)
+    np.testing.assert_allclose(scored(members[2], normalise=True), (raw - 2.0) / 2.5, atol=1e-5)
+    # The zero of a cost model parts what is safe from what is not: it may not move.
+    np.testing.assert_array_equal(scored(members[2], measures="cost"), raw)
+    # A model of somebody else keeps no statistics: its scores stay as they are, unless units are asked for.
+    np.testing.assert_array_equal(scored(reward_model), scored(reward_model, normalise=False))
+    with pytest.raises(BadInput, match=r"has no score_statistics.json, .* `normalise: true` need"):
+        scored(reward_model, normalise=True)
+
+
+def test_a_start_says_in_which_units_a_model_scores(members, reward_model):
+    said = [
+        units_of(ModelReward(path=path, ensemble=others, name="taste"))
+        for path, others in ((members[2], []), (members[0], members[1:]), (str(reward_model), []))
+    ]
+    assert said == [
+        "taste: scores in units of 2.5, their deviation over 9 training texts, from their mean 2",
+        "taste: mean of 3 models' scores, each in units of its deviation over training texts",
+        "taste: scores as the model gives them",
+    ]
 
 
 def test_members_that_do_not_belong_together(members, encoder_reward_model, reward_model, tmp_path):
@@ -113,7 +146,7 @@ def test_members_that_do_not_belong_together(members, encoder_reward_model, rewa
         (stranger, "another vocabulary"),
         (constant, "gives all texts the same score"),
         (broken, "is no file of score statistics"),
-        (reward_model, "needs score_statistics.json, which `rlhf reward` writes"),
+        (reward_model, "has no score_statistics.json, which `rlhf reward` writes"),
     ):
         with pytest.raises(BadInput, match=words):
             ModelScorer(ModelReward(path=members[0], ensemble=[str(path)], dtype="float32"), 4096)
