@@ -66,17 +66,17 @@ def _right_verb(verb: str) -> str:
     for job, key in (("ppo", "algorithm.advantages"), ("dpo", "loss.type")):
         if name in ALGORITHMS[job]:
             return f": it is `rlhf {job}` with {key}: {name}"
-    return perhaps(verb, verbs) or f"; verbs are {', '.join(verbs)}"
+    return perhaps(name, verbs) or f"; verbs are {', '.join(verbs)}"
 
 
 def run_job(verb: str, arguments: Sequence[str]) -> int:
     """Load the config of a job and run it."""
     from rlhf_ray.config.verbs import import_schema, load_job
 
-    if not arguments or {"-h", "--help"}.intersection(arguments):
+    if {"-h", "--help"}.intersection(arguments):
         schema = import_schema(JOBS[verb].schema)
         print(settings_help(f"rlhf {verb} CONFIG.yaml [--key value ...]\n\n{HOW_TO_OVERRIDE}", schema))
-        return 0 if arguments else BadInput.exit_code
+        return 0
     start_job(verb, load_job(verb, arguments))
     return 0
 
@@ -107,6 +107,8 @@ def run_tool(verb: str, arguments: Sequence[str]) -> int:
     if {"-h", "--help"}.intersection(arguments):
         print(settings_help(f"rlhf {verb} {tool.usage}", schema))
         return 0
+    if tool.positional and not arguments:
+        raise BadInput(f"nothing is given: rlhf {verb} {tool.usage}; all settings: rlhf {verb} --help")
     config = load_arguments(schema, list(arguments), positional=tool.positional, rest=tool.rest)
     return int(importlib.import_module(tool.module).run(config) or 0)
 

@@ -41,6 +41,8 @@ def _unusable(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         if "\0" in value:
             yield "holds a NUL character"
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            yield "holds half of a character (a lone surrogate), which no file can"
     elif isinstance(value, float):
         if not math.isfinite(value):
             yield f"must be a finite number, not {value!r}"

@@ -7,15 +7,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import ValidationError
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.documents import Document, KeyPath
+from rlhf_ray.config.documents import SHOWN_CHARACTERS, Document, KeyPath
 from rlhf_ray.config.nearest import perhaps
 from rlhf_ray.config.overrides import Override
 from rlhf_ray.config.problem import Problem
 from rlhf_ray.config.schema import child_names, child_types, doc_text
 from rlhf_ray.config.suggest import suggest, types_at
-
-SHOWN_CHARACTERS = 60
-"""A wrong value is quoted up to this length."""
 
 SHOWN_KEYS = 8
 """Of a section for which a plain value was given."""
@@ -54,6 +51,9 @@ def explain(error: ValidationError, data: Any, section: type[Section]) -> list[P
     for detail in sorted(details, key=lambda one: one["type"] != "extra_forbidden"):
         # A section's own check ends with the section, which may be a member of a union and then ends with its name.
         key = _strip_tags(detail["loc"], data, section, keep_last=detail["type"] != "value_error")
+        if key[-1:] == ("[key]",):
+            problems[key[:-1]] = Problem(key[:-1], f"a name here is a text that is not empty, not {key[-2]!r}")
+            continue
         if detail["type"] == "extra_forbidden" and (other := _of_other_kind(key, data, section)):
             problems[key] = Problem(key, other)
         elif detail["type"] == "extra_forbidden":

@@ -2,6 +2,7 @@
 
 import ast
 import glob
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,18 @@ def _model_problem(name: str, is_whole: bool) -> Iterator[str]:
         yield f"{name} {MERGE_FIRST.format(adapter=name)}"
     elif is_whole and not (path / "config.json").is_file():
         yield f"{name} is no model directory: it has no config.json"
+    elif is_whole:
+        yield from _description_problem(path / "config.json")
+
+
+def _description_problem(file: Path) -> Iterator[str]:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        yield f"{file} is not JSON: {error}"
+        return
+    if not isinstance(description, dict):
+        yield f"{file} holds a {type(description).__name__}, but a model is described by an object"
 
 
 def _data(config: Section) -> Iterator[Problem]:

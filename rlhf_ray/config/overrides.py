@@ -12,10 +12,14 @@ from typing import Any
 import yaml
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.documents import KeyPath, parse_value
+from rlhf_ray.config.documents import SHOWN_CHARACTERS, KeyPath, parse_value
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.schema import accepts, child_names, child_types
 from rlhf_ray.config.suggest import suggest
+
+DRY_RUN = {"--dry-run", "--dry_run", "--dryrun", "--plan"}
+"""What other commands call `rlhf plan`."""
+PLAN_INSTEAD = "`rlhf plan [VERB] CONFIG.yaml` shows what a job would take, and starts nothing"
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,9 @@ def parse_overrides(arguments: list[str], section: type[Section]) -> list[Overri
         option, equals, text = arguments[position].partition("=")
         position += 1
         if not option.startswith("--") or len(option) == 2:
-            raise BadInput(f"{option}: not understood; overrides are written --key value")
+            raise BadInput(f"{option[:SHOWN_CHARACTERS]}: not understood; overrides are written --key value")
+        if option in DRY_RUN:
+            raise BadInput(f"{option}: {PLAN_INSTEAD}")
         key, types = resolve_key(option, section)
         if not equals:
             follows = position < len(arguments) and not arguments[position].startswith("--")
@@ -80,6 +86,9 @@ def resolve_key(option: str, section: type[Section]) -> tuple[KeyPath, list[Any]
         step: str | int = int(part) if part.isdigit() else underscored
         below = [child_types(one, step) for one in types]
         if all(found == [] for found in below):
+            if any(child_types(one, 0) for one in types):
+                above = ".".join(map(str, key))
+                raise BadInput(f"{option}: items of {above} go by number; the first is {dashes}{above}.0")
             raise BadInput(f"{option}: unknown key{suggest((*key, underscored), section, dashes)[0]}")
         is_field = isinstance(step, int) or step in child_names(types)
         types = None if any(found is None for found in below) else [one for found in below for one in found or []]
@@ -124,6 +133,7 @@ def _read(option: str, text: str, types: list[Any] | None) -> Any:
         if takes_text:
             # A glob such as *.jsonl begins like an alias.
             return text
-        raise BadInput(f"{option}: not a YAML value: {' '.join(str(error).split())}") from None
+        problem = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+        raise BadInput(f"{option}: not a YAML value: {' '.join(str(problem).split())}") from None
     takes_value = types is not None and any(accepts(one, type(value)) for one in types)
     return text if takes_text and not takes_value else value

@@ -1,10 +1,13 @@
 """`rlhf submit`: where to run a job, and what to send there."""
 
+import re
 from typing import Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.documents import SHOWN_CHARACTERS
 from rlhf_ray.config.numbers import Seconds
 from rlhf_ray.config.paths import PathText
 
@@ -35,3 +38,22 @@ class SubmitConfig(Section):
 
     image: str = "rlhf_ray:latest"
     """Container image of the rendered KubeRay job."""
+
+    @field_validator("address")
+    @classmethod
+    def _is_dashboard(cls, address: str) -> str:
+        try:
+            parts = urlsplit(address)
+            known = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, or a bracket that is not closed
+            known = False
+        if not known:
+            raise ValueError(f"is the dashboard's, such as http://10.0.0.1:8265, not {address[:SHOWN_CHARACTERS]!r}")
+        return address
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, name: str | None) -> str | None:
+        if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name):
+            raise ValueError(f"is made of up to 100 letters, digits, _, . and -, not {name[:SHOWN_CHARACTERS]!r}")
+        return name

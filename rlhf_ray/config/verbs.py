@@ -11,6 +11,7 @@ from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.documents import Document, read_document
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.loading import load_config
+from rlhf_ray.config.overrides import DRY_RUN, PLAN_INSTEAD
 
 SCHEMAS = {verb: job.schema for verb, job in JOBS.items()}
 """Config class of each job, as `module:class`."""
@@ -29,8 +30,13 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
     Raises:
         BadInput: no config file is given, or it or an override is wrong.
     """
+    if DRY_RUN.intersection(arguments):
+        raise BadInput(f"{', '.join(DRY_RUN.intersection(arguments))}: {PLAN_INSTEAD}")
     if not arguments or arguments[0].startswith("-"):
-        raise BadInput(f"the config file comes first: rlhf {verb} CONFIG.yaml --key value")
+        raise BadInput(
+            f"{'no config file is given' if not arguments else 'the config file comes first'}: "
+            f"rlhf {verb} CONFIG.yaml [--key value ...]; all keys: rlhf {verb} --help"
+        )
     return load_document(verb, read_document(arguments[0]), arguments[1:], check_files=check_files)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.documents import KeyPath
-from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.evaluate import EvaluateConfig
 from rlhf_ray.config.files import names_local_path
 from rlhf_ray.config.inference import GenerateConfig
@@ -110,9 +109,9 @@ class _Shapes:
         if path not in self._known:
             try:
                 self._known[path] = self._read(ModelConfig(path=path, trust_remote_code=trust_remote_code))
-            except (RlhfError, OSError, ValueError) as error:
+            except Exception as error:  # Transformers says by any kind what it cannot read
                 self._known[path] = None
-                reason = str(error).strip().splitlines()[0]
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.unknown.append(f"memory of {path} is not known, because its config could not be read: {reason}")
         return self._known[path]
 

@@ -28,7 +28,7 @@ def run(config: PlotConfig) -> None:
 
 def _history(folder: Path) -> History:
     if not (folder / METRICS_FILE).is_file():
-        what = "is not a run folder: it has no" if folder.is_dir() else "does not exist, so it has no"
+        what = "is not a run folder: it has no" if folder.exists() else "does not exist, so it has no"
         raise BadInput(f"runs: {folder} {what} {METRICS_FILE}")
     history = History.read(folder)
     if not history.series:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import shlex
 import sys
 import time
@@ -30,6 +31,9 @@ RETRY_SECONDS = 2.0
 SETTLE_SECONDS = 30.0
 
 COMMAND_NOT_FOUND = 127
+
+# KubeRay adds a suffix for each pod to the 63 characters that a name may have.
+KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 
 
 def run(config: SubmitConfig) -> None:
@@ -61,6 +65,8 @@ def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) 
     from rlhf_ray.cluster.rendering import render_kuberay, render_slurm
 
     name = config.name or f"rlhf-{verb}"
+    if config.render == "kuberay" and not KUBERNETES_NAME.fullmatch(name):
+        raise BadInput(f"name: Kubernetes takes up to 48 of a-z, 0-9 and -, not {name!r}")
     path, *overrides = arguments
     if config.render == "slurm":
         return render_slurm(name, ["rlhf", verb, path, *overrides], groups_of(job))
@@ -84,7 +90,9 @@ def check_output(job: Section) -> None:
 def _relative(arguments: list[str], working_dir: str) -> list[str]:
     """The job's arguments with the config's path as seen from the folder that is sent."""
     path, *overrides = arguments
-    root = Path(working_dir).resolve()
+    root = Path(working_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise BadInput(f"working_dir: no such folder: {working_dir}")
     config = Path(path).resolve()
     if not config.is_relative_to(root):
         raise BadInput(f"{path}: is not within working_dir {root}, which is what the cluster gets")

@@ -114,8 +114,11 @@ def outline(model: ModelConfig, scalar: bool = False) -> Any:
 
     config = scalar_config(model) if scalar else policy_config(model)
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
-    with torch.device("meta"):
-        return auto.from_config(config, trust_remote_code=model.trust_remote_code)
+    try:
+        with torch.device("meta"):
+            return auto.from_config(config, trust_remote_code=model.trust_remote_code)
+    except Exception as error:  # whatever layers say to sizes that do not fit one another
+        raise BadInput(f"{model.path}: no network follows from its config.json: {_first_line(error)}") from error
 
 
 def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
@@ -272,7 +275,7 @@ def _read_config(path: str, trust_remote_code: bool) -> Any:
     _check_directory(path)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # Transformers says by any kind what it cannot read
         raise BadInput(f"{path}: {_unloaded(path, 'not a model that can be loaded')}: {_first_line(error)}") from error
 
 
