@@ -2,7 +2,7 @@
 
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,8 +101,8 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
-def _read(text: str) -> tuple[yaml.Node | None, Any]:
-    """The node and the value of a YAML text.
+def _read(text: str, inspect: Callable[[yaml.Node], None] | None = None) -> Any:
+    """The value of a YAML text; `inspect` sees its nodes as they were written, before merge keys are resolved.
 
     Raises:
         yaml.YAMLError: it is no YAML, or larger, deeper or more often repeated by aliases than any config.
@@ -114,11 +114,13 @@ def _read(text: str) -> tuple[yaml.Node | None, Any]:
     try:
         node = loader.get_single_node()
         if node is None:
-            return None, None
+            return None
         for count, inner in enumerate(_expanded(node, ()), 1):
             if count > MOST_VALUES:
                 raise _too_large("values", inner.start_mark)
-        return node, loader.construct_document(node)
+        if inspect is not None:
+            inspect(node)
+        return loader.construct_document(node)
     except (ValueError, OverflowError) as error:  # such as `!!int x`, or an integer of 5,000 digits
         raise yaml.YAMLError(str(error)) from None
     finally:
@@ -147,7 +149,7 @@ def parse_value(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is not YAML, or too large.
     """
-    return _read(text)[1]
+    return _read(text)
 
 
 def read_document(path: str | Path) -> Document:
@@ -159,16 +161,15 @@ def read_document(path: str | Path) -> Document:
     if problem := path_problem(str(path)):
         raise BadInput(f"{str(path)[:SHOWN_CHARACTERS]!r}: {problem}")
     path = Path(path).expanduser()
+    lines: dict[KeyPath, int] = {}
     try:
-        node, data = _read(_text_of(path))
+        data = _read(_text_of(path), lambda node: _collect_lines(node, (), lines, path))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise BadInput(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    lines: dict[KeyPath, int] = {}
-    _collect_lines(node, (), lines, path)
-    data = {} if node is None else data
+    data = {} if data is None else data
     if not isinstance(data, dict):
         raise BadInput(f"{path}: holds a {type(data).__name__}, but a config is a mapping of keys to values")
     return Document(path, data, lines)

@@ -28,7 +28,7 @@ class TrainerConfig(PlacementConfig):
     betas: Annotated[tuple[Decay, Decay], WrittenAsList] = (0.9, 0.95)
     """Decay rates of AdamW's two moments."""
 
-    epsilon: float = Field(default=1e-8, ge=1e-30, le=1)
+    epsilon: float = Field(default=1e-8, gt=0, le=1)
     """Term added to AdamW's denominator."""
 
     max_grad_norm: PositiveFloat = 1.0

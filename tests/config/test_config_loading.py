@@ -24,6 +24,11 @@ from rlhf_ray.config.verbs import deduce_verb
         ("no", "no"),
         ("null", None),
         ("v1.2", "v1.2"),
+        ("1:30", "1:30"),
+        ("2026-11-30", "2026-11-30"),
+        ("010", 10),
+        ("0x10", 16),
+        ("1_000", 1000),
         ("e5", "e5"),
         ("[0.9, 1e-3]", [0.9, 1e-3]),
         ("{a: 1}", {"a": 1}),
@@ -33,6 +38,14 @@ def test_values_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     found = parse_value(text)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_a_key_beside_a_merged_one_is_given_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("a: &a {x: 1, y: 2}\nb:\n  <<: *a\n  x: 3\n")
+    document = read_document(path)
+    assert document.data["b"] == {"x": 3, "y": 2}
+    assert document.lines["b", "x"] == 4
 
 
 def test_lines_of_nested_keys(tmp_path: Path) -> None:
