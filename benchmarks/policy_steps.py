@@ -30,6 +30,7 @@ from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import Sample
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.jobs.phases import compares
 from rlhf_ray.jobs.ppo import kl_controller
 from rlhf_ray.jobs.ppo_acts import PPOActs
@@ -57,7 +58,7 @@ class ScheduledLengths(SingleTurn):
     """Each response to a prompt has as many tokens as the schedule says, whatever they are."""
 
     def __init__(self, tokenizer: Any, workload: Workload) -> None:
-        super().__init__(tokenizer, Sampling(max_tokens=workload.longest, ignore_eos=True))
+        super().__init__(Encoder(tokenizer), Sampling(max_tokens=workload.longest, ignore_eos=True))
         self._lengths = workload.lengths
         self.kind = KINDS[0]
 

@@ -61,10 +61,11 @@ class PoolUnderTest:
     """The product's pool over one engine actor."""
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, workload: Workload) -> None:
+        from rlhf_ray.data.tokenization import Encoder
         from rlhf_ray.models.loading import load_tokenizer
 
         sampling = Sampling(max_tokens=workload.response_tokens, ignore_eos=True)
-        self.rollout = SingleTurn(load_tokenizer(model), sampling)
+        self.rollout = SingleTurn(Encoder(load_tokenizer(model)), sampling)
         actor = _remote(RolloutActor).remote(model, rollout, transport="gloo", index=0, seed=0)
         ray.get(actor.start.remote(), timeout=ANSWER_SECONDS)
         self._workload = workload

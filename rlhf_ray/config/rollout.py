@@ -19,7 +19,12 @@ class RolloutConfig(PlacementConfig):
     """Longest response."""
 
     stop: list[str] = Field(default_factory=list)
-    """Texts that end a response, besides the tokenizer's end-of-sequence token."""
+    """Texts that end a response, besides the tokenizer's end-of-sequence token and what ends a turn of its chat
+    template."""
+
+    skip_special_tokens: bool = False
+    """Leave all special tokens out of the texts that rewards read, `<think>` and the marks of tools too where the
+    tokenizer calls them special. false: only those that end a turn or pad."""
 
     tensor_parallel: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Tensor-parallel size of a CPU engine; on GPU it is gpus_per_worker."""

@@ -46,6 +46,8 @@ class ReadReport:
     """Rows that can be read and are not used, by reason (too long, ...)."""
     shortened: Counter[str] = field(default_factory=Counter)
     """Rows that are used in part, by reason."""
+    split: int = 0
+    """Conversations that became a sequence for each answer."""
 
     unread: dict[str, None] = field(default_factory=dict)
     """Columns that the job does not read, in the order in which they came."""
@@ -102,6 +104,11 @@ class ReadReport:
             yield f"  keys of messages not read: {', '.join(unread)}"
         yield from (f"  {_rows(count)} left out: {reason}" for reason, count in self.left_out.items())
         yield from (f"  {_rows(count)} shortened: {reason}" for reason, count in self.shortened.items())
+        if self.split:
+            yield (
+                f"  {_rows(self.split)} became a sequence for each answer: the chat template renders earlier answers "
+                "otherwise than they were written"
+            )
         if self.bad:
             yield f"  {_rows(self.bad)} cannot be used:"
             yield from self._examples()

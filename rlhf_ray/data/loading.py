@@ -18,7 +18,7 @@ from rlhf_ray.data.messages import extra_keys
 from rlhf_ray.data.records import PromptRecord, Ranking
 from rlhf_ray.data.rows import RankedRow, SupervisedRow
 from rlhf_ray.data.sources import read_rows
-from rlhf_ray.data.tokenization import Encoder, Ids
+from rlhf_ray.data.tokenization import Encoder, Ids, Written
 
 T = TypeVar("T")
 
@@ -66,24 +66,20 @@ def read_supervised(data: TextDataConfig, tokenizer: Any) -> Loaded[SupervisedRo
     encoder, report = Encoder(tokenizer), report_of(data)
     report.read_keys = encoder.read_keys
 
-    def convert(_: int, row: Row) -> SupervisedRow | None:
+    def convert(_: int, row: Row) -> list[SupervisedRow] | None:
         demonstration = demonstration_of(row)
         report.pass_over(demonstration.columns)
-        ids, written = _demonstration_ids(encoder, demonstration)
-        if data.loss_on == "all":
-            written = np.ones(len(ids), bool)
-        if len(ids) > data.max_tokens:
-            report.shortened[f"longer than max_tokens ({data.max_tokens}), cut at the end"] += 1
-            ids, written = ids[: data.max_tokens], written[: data.max_tokens]
-        # The first token has nothing before it from which it could be predicted.
-        learned = np.flatnonzero(written[1:]) + 1
-        if not len(learned):
+        sequences = _demonstrated(encoder, demonstration)
+        rows = [found for one in sequences if (found := _supervised_row(one, data.max_tokens, data.loss_on == "all"))]
+        if not rows:
             report.left_out[f"nothing to learn within max_tokens ({data.max_tokens})"] += 1
             return None
-        first, end = int(learned[0]), int(learned[-1]) + 1
-        return SupervisedRow(ids[:first], ids[first:end], written[first:end])
+        if any(len(one.ids) > data.max_tokens for one in sequences):
+            report.shortened[f"longer than max_tokens ({data.max_tokens}), cut at the end"] += 1
+        report.split += len(sequences) > 1
+        return rows
 
-    rows = converted_rows(data, report, convert)
+    rows = [row for found in converted_rows(data, report, convert) for row in found]
     return Loaded(rows, report, fingerprint_of(np.concatenate([r.prompt_ids, r.response_ids]) for r in rows))
 
 
@@ -184,18 +180,31 @@ def laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence[
     return rows
 
 
-def _demonstration_ids(encoder: Encoder, demonstration: Demonstration) -> tuple[Ids, np.ndarray]:
+def _demonstrated(encoder: Encoder, demonstration: Demonstration) -> list[Written]:
     """All ids of a row, and which of them the completion holds; a plain text is a completion whole."""
     prompt, completion = demonstration.prompt, demonstration.completion
+    if not isinstance(completion, str):
+        turns = [] if prompt is None or isinstance(prompt, str) else prompt
+        return encoder.conversation([*turns, *completion], first=len(turns))
     if prompt is None:
-        if isinstance(completion, str):
-            ids = encoder.text(completion)
-            return ids, np.ones(len(ids), bool)
-        return encoder.conversation(completion)
-    prompt_ids = encoder.prompt(prompt)
-    answer_ids = encoder.completion(prompt, completion)
-    written = np.repeat([False, True], [len(prompt_ids), len(answer_ids)])
-    return np.concatenate([prompt_ids, answer_ids]), written
+        ids = encoder.text(completion)
+        return [Written(ids, np.ones(len(ids), bool))]
+    prompt_ids, answer_ids = encoder.prompt(prompt), encoder.answer(prompt, completion)
+    learned = np.repeat([False, True], [len(prompt_ids), len(answer_ids)])
+    return [Written(np.concatenate([prompt_ids, answer_ids]), learned)]
+
+
+def _supervised_row(written: Written, max_tokens: int, learn_all: bool) -> SupervisedRow | None:
+    """A sequence up to its last learned token within the limit; None where there is none."""
+    ids, marks = written.ids[:max_tokens], written.learned[:max_tokens]
+    if learn_all:
+        marks = np.ones(len(ids), bool)
+    # The first token has nothing before it from which it could be predicted.
+    learned = np.flatnonzero(marks[1:]) + 1
+    if not len(learned):
+        return None
+    first, end = int(learned[0]), int(learned[-1]) + 1
+    return SupervisedRow(ids[:first], ids[first:end], marks[first:end])
 
 
 def fingerprint_of(rows: Iterator[Ids]) -> str:

@@ -6,9 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
-
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.messages import REASONING, SAID, tool_name
 from rlhf_ray.data.records import Message
@@ -161,26 +158,3 @@ def _passed_over(what: str) -> BadRow:
 
 def _spelt(function: Mapping[str, Any]) -> dict[str, Any]:
     return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}
-
-
-def without_unlearned(messages: Sequence[Message], learned: Bool[np.ndarray, " tokens"]) -> Bool[np.ndarray, " tokens"]:
-    """Return which tokens are learned where turns of the assistant have weight 0.
-
-    Args:
-        messages: of a conversation.
-        learned: a run of tokens for each turn of the assistant.
-
-    Raises:
-        BadRow: there are not as many runs as turns.
-    """
-    weights = [message.get("weight", 1) for message in messages if message["role"] == "assistant"]
-    if all(weights):
-        return learned
-    begins = np.flatnonzero(np.diff(learned.astype(np.int8), prepend=0) == 1)
-    if len(begins) != len(weights):
-        raise BadRow(f"the chat template marks {len(begins)} answers of {len(weights)}, so `weight` has no place")
-    found = learned.copy()
-    for weight, begin, end in zip(weights, begins, [*begins[1:], len(learned)], strict=True):
-        if weight == 0:
-            found[begin:end] = False
-    return found

@@ -1,22 +1,34 @@
-"""Text to token ids, once: chat templates, BOS never twice, EOS where a text ends.
+"""Text to token ids and back, once: chat templates, BOS never twice, EOS where a text ends.
 
-Prompt and completion become ids apart from each other, as in a rollout, where the prompt's ids are fixed before the
-first token of the answer is written.
+A prompt's ids are fixed before the first token of an answer is written, as in a rollout; the answer's ids are those
+that it has behind that prompt. Tokenizers of SentencePiece begin a text with a blank of their own, so they are asked
+for prompt and answer as one text; byte-level tokenizers, whose texts only add up, are asked for the answer alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32
 
-from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.chat_template import ChatTemplate
 from rlhf_ray.data.messages import LEARNED
 from rlhf_ray.data.records import Message, Prompt
-from rlhf_ray.data.template_turns import TemplateTurns, without_unlearned
 
 Ids = Int32[np.ndarray, " tokens"]
+
+ANCHORS = ("\n", "x", "。")
+"""Texts that stand for what was written before; the first one that merges with nothing is taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A sequence of tokens, and which of them are to be learned."""
+
+    ids: Ids
+    learned: Bool[np.ndarray, " tokens"]
 
 
 class Encoder:
@@ -25,14 +37,24 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         """Args: tokenizer, of Transformers; with a chat template if messages are to be encoded."""
         self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
         self.eos: int = tokenizer.eos_token_id
         self.bos: int | None = tokenizer.bos_token_id
-        self._turns_of = TemplateTurns(self._by_template)
-        self.read_keys = self._turns_of.read
+        self.read_keys = self.template.read_keys
         """Keys of messages that are read, by the template or here."""
+        ends = {self.eos, *tokenizer.convert_tokens_to_ids(list(self.template.ends))}
+        self.ends: tuple[int, ...] = (self.eos, *sorted(ends - {self.eos}))
+        """Tokens at which generation stops: EOS first, then what ends a turn of the chat template."""
+        self._hidden = {*self.ends, tokenizer.pad_token_id}
+        self._special = frozenset(self.template.special)
+        self._added = self._special.union(tokenizer.get_added_vocab().values())
+        self._adds_up = self._decode([*self._ids("x"), *self._ids("a")]) == "xa"
+        # Whether the tokenizer puts a blank of its own behind an added token, too.
+        behind = self._ids(tokenizer.eos_token + "a")[1:]
+        self._blank_behind_added = not self._adds_up and self._decode_behind(behind).startswith(" ")
 
     def prompt(self, prompt: Prompt) -> Ids:
-        """Ids of a prompt: text as it is, messages by the chat template with the opening of the answer.
+        """Return the ids of a prompt: text as it is, messages by the chat template with the opening of the answer.
 
         Messages that end with the assistant's turn are continued within that turn.
 
@@ -40,35 +62,57 @@ class Encoder:
             BadInput: messages, and the tokenizer has no chat template.
             BadRow: the template refuses them.
         """
-        if isinstance(prompt, str):
-            return self._begin(prompt)
-        if prompt[-1]["role"] == "assistant":
-            return self._ids(self._render(prompt, continue_final_message=True))
-        return self._ids(self._render(prompt, add_generation_prompt=True))
+        return self._begin(prompt) if isinstance(prompt, str) else self._ids(self.template.opening(prompt))
 
     def answer(self, prompt: Prompt, response: str) -> Ids:
-        """Ids of a response that ended, EOS last. To a prompt of messages it is the assistant's next turn."""
-        if isinstance(prompt, str) or prompt[-1]["role"] == "assistant":
-            return self.end(self._ids(response))
-        return self._turns(prompt, [{"role": "assistant", "content": response}])
+        """Return the ids of a response that ended, with the token that ends it.
 
-    def completion(self, prompt: Prompt, completion: Prompt) -> Ids:
-        """Ids of a demonstrated completion, text or messages, EOS last."""
-        if isinstance(completion, str):
-            return self.answer(prompt, completion)
-        return self._turns([] if isinstance(prompt, str) else prompt, completion)
+        To a prompt of messages it is the assistant's next turn, which ends as the chat template has it.
+        """
+        if isinstance(prompt, str):
+            return self._end(self._continue(prompt, self._begin(prompt), self.template.cut(response), self._begin))
+        opening, written = self._turn(prompt, response)
+        return self._end(self._continue(opening, self._ids(opening), written))
 
     def text(self, text: str) -> Ids:
-        """Ids of a whole text, with BOS if the tokenizer sets one, EOS last."""
-        return self.end(self._begin(text))
+        """Return the ids of a whole text, with BOS if the tokenizer sets one, EOS last."""
+        return self._end(self._begin(self.template.cut(text)))
 
     def judged(self, prompt: Prompt, response: str) -> Ids:
-        """Ids of a prompt with its response as a reward model reads them: one text, EOS last."""
+        """Return the ids of a prompt with its response as a reward model reads them: one text, its end last."""
         if isinstance(prompt, str):
-            return self.text(prompt + response)
+            return self._end(self._begin(prompt + self.template.cut(response)))
         if prompt[-1]["role"] == "assistant":
-            return self.end(self._ids(self._render(prompt, continue_final_message=True) + response))
-        return self.end(self._ids(self._render([*prompt, {"role": "assistant", "content": response}])))
+            return self._end(self._ids("".join(self._turn(prompt, response))))
+        return self._end(self._ids(self.template.judged(prompt, response)))
+
+    def response(
+        self, prompt: Prompt, prompt_ids: Ids, response_ids: Ids, *, ended: bool, skip_special_tokens: bool = False
+    ) -> str:
+        """Return the text that a policy wrote: what its tokens add to the text of the prompt.
+
+        Padding and the tokens that end a turn are no part of it, nor what the chat template puts around an answer.
+
+        Args:
+            prompt: what was asked.
+            prompt_ids: its ids.
+            response_ids: what the policy wrote.
+            ended: whether a token ended the response, and not its length.
+            skip_special_tokens: leave out all special tokens.
+        """
+        hidden = self._hidden | self._special if skip_special_tokens else self._hidden
+        # A model may name further tokens that end generation than its tokenizer and its template do.
+        last = len(response_ids) - 1 if ended and len(response_ids) and response_ids[-1] in self._special else None
+        kept = [token for place, token in enumerate(response_ids.tolist()) if token not in hidden and place != last]
+        if self._adds_up or not len(prompt_ids) or self._special.issuperset(prompt_ids.tolist()):
+            text = self._decode(kept)
+        else:
+            text = self._decode_behind(kept)
+            if self._blank_behind_added and int(prompt_ids[-1]) in self._added:
+                text = text.removeprefix(" ")
+        if isinstance(prompt, str):
+            return text
+        return self.template.content(text, ended, continued=prompt[-1]["role"] == "assistant")
 
     def shorten(self, ids: Ids, max_tokens: int) -> Ids:
         """Take away the beginning of a text that is too long, but not BOS, so that the response is what remains."""
@@ -77,59 +121,76 @@ class Encoder:
         begins = ids[:1] if ids[0] == self.bos and max_tokens > 1 else ids[:0]
         return np.concatenate([begins, ids[len(ids) - max_tokens + len(begins) :]])
 
-    def conversation(self, messages: Sequence[Message]) -> tuple[Ids, Bool[np.ndarray, " tokens"]]:
-        """Ids of a conversation, and which of them the assistant writes (its turns with their EOS).
+    def conversation(self, messages: Sequence[Message], first: int = 0) -> list[Written]:
+        """Return the ids of a conversation, learned where the assistant writes: its turns, each with its end.
 
-        A template with `{% generation %}` says that itself; with any other it is found by rendering the conversation
-        turn by turn, each of which must only add to the one before.
+        Before each turn stands exactly what the policy would read there. A template that renders earlier turns
+        otherwise once later ones follow (without their thoughts, mostly) makes several sequences of a conversation.
+        A template with `{% generation %}` says itself what the assistant writes, if all turns are to be learned.
+
+        Args:
+            messages: the conversation; what follows the assistant's last turn is left out.
+            first: the turn from which on the assistant's turns are learned.
 
         Raises:
             BadInput: no chat template.
-            BadRow: the template refuses the turns, or changes earlier ones when later ones are added.
+            BadRow: the template refuses the turns, or no answer is to be learned.
         """
         self.read_keys.update(LEARNED)
-        if "{% generation" in (self.tokenizer.chat_template or ""):
-            self._render(messages)
-            turns, tools, _ = self._turns_of.given(messages)
-            encoded = self.tokenizer.apply_chat_template(
-                turns, tools=tools, return_dict=True, return_assistant_tokens_mask=True
-            )
-            learned = without_unlearned(messages, np.array(encoded["assistant_masks"], bool))
-            return np.array(encoded["input_ids"], np.int32), learned
-        ids: list[np.ndarray] = []
-        masks: list[np.ndarray] = []
-        done = ""
+        if first == 0 and self.template.marks_answers:
+            return [self._marked(messages)]
+        sequences: list[_Sequence] = []
         for turn, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if turn < first or message["role"] != "assistant" or message.get("weight") == 0:
                 continue
-            opening = self._render(messages[:turn], add_generation_prompt=True) if turn else ""
-            closing = self._render(messages[: turn + 1])
-            before, answer = self._added(done, opening), self._added(opening, closing)
-            # What a template puts after EOS (often a line break) belongs to the next turn's beginning.
-            answer_ids = self._ids(answer)
-            kept = self.end(answer_ids)
-            rest = answer_ids[len(kept) :]
-            counts = message.get("weight") != 0
-            for piece, mine in ((self._ids(before), False), (kept, counts), (rest, False)):
-                ids.append(piece)
-                masks.append(np.full(len(piece), mine))
-            done = closing
-        return np.concatenate(ids), np.concatenate(masks)
+            opening, written = self.template.turn(messages[: turn + 1])
+            if not sequences or not self._extend(sequences[-1], opening):
+                sequences.append(_Sequence())
+                sequences[-1].add(opening, self._ids(opening), learned=False)
+            current = sequences[-1]
+            current.add(written, self._continue(opening, current.ids, written), learned=True)
+        if not sequences:
+            raise BadRow("no turn of the assistant is to be learned")
+        return [self._ended(sequence) for sequence in sequences]
 
-    def end(self, ids: Ids) -> Ids:
-        """End `ids` with exactly one EOS: added where it is missing, and what is blank after it taken away."""
-        places = np.flatnonzero(ids == self.eos)
-        if len(places) and not self.tokenizer.decode(ids[places[-1] + 1 :], skip_special_tokens=True).strip():
-            last = int(places[-1])
-            while last > 0 and ids[last - 1] == self.eos:
-                last -= 1
-            return ids[: last + 1]
-        return np.append(ids, np.int32(self.eos)).astype(np.int32)
+    def _turn(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
+        """What the policy reads and what it writes, as text."""
+        if prompt[-1]["role"] != "assistant":
+            return self.template.turn([*prompt, {"role": "assistant", "content": response}])
+        opening = self.template.opening(prompt)
+        begun: Message = {"role": "assistant", "content": prompt[-1]["content"] + response}
+        whole = self.template.render([*prompt[:-1], begun])
+        return opening, self.template.cut(self.template.continued(opening, whole, response))
 
-    def _turns(self, prompt: Sequence[Message], completion: Sequence[Message]) -> Ids:
-        opening = self._render(prompt, add_generation_prompt=True) if prompt else ""
-        whole = self._render([*prompt, *completion])
-        return self.end(self._ids(self._added(opening, whole)))
+    def _extend(self, sequence: "_Sequence", opening: str) -> bool:
+        """Add what leads from the end of a sequence to the next opening; False where that does not begin likewise."""
+        if not opening.startswith(sequence.text):
+            return False
+        between = opening[len(sequence.text) :]
+        if self._adds_up and sequence.ids[-1] in self.ends:
+            # Nothing merges with a special token, so the whole need not be read again.
+            ids = self._ids(between)
+        else:
+            whole = self._ids(opening)
+            if not np.array_equal(whole[: len(sequence.ids)], sequence.ids):
+                return False
+            ids = whole[len(sequence.ids) :]
+        sequence.add(between, ids, learned=False)
+        return True
+
+    def _marked(self, messages: Sequence[Message]) -> Written:
+        sequence = _Sequence()
+        for piece, learned in self.template.marked(messages):
+            sequence.add(piece, self._continue(sequence.text, sequence.ids, piece), learned)
+        return self._ended(sequence)
+
+    def _ended(self, sequence: "_Sequence") -> Written:
+        ids = self._end(sequence.ids)
+        return Written(ids, np.append(sequence.learned, np.ones(len(ids) - len(sequence.ids), bool)).astype(bool))
+
+    def _end(self, ids: Ids) -> Ids:
+        """End ids with EOS unless something ends them already."""
+        return ids if len(ids) and ids[-1] in self.ends else np.append(ids, np.int32(self.eos)).astype(np.int32)
 
     def _begin(self, text: str) -> Ids:
         """Ids of text at the beginning of a sequence, with the tokenizer's BOS once and without an EOS of its own."""
@@ -141,30 +202,49 @@ class Encoder:
             ids = ids[:-1]
         return ids
 
+    def _continue(self, before: str, before_ids: Ids, text: str, whole: Callable[[str], Ids] | None = None) -> Ids:
+        """Ids of text as it goes on from what stands before it, whose ids are fixed.
+
+        Args:
+            before: text.
+            before_ids: its ids.
+            text: what follows.
+            whole: gives the ids of both together.
+        """
+        if self._adds_up or not before:
+            return self._ids(text)
+        joint = (whole or self._ids)(before + text)
+        if np.array_equal(joint[: len(before_ids)], before_ids):
+            return joint[len(before_ids) :]
+        # The two have merged at their border; then another text without a border of its own stands before it.
+        for anchor in ANCHORS:
+            held, joint = self._ids(anchor), self._ids(anchor + text)
+            if np.array_equal(joint[: len(held)], held) and self._decode(joint) == self._decode(held) + text:
+                return joint[len(held) :]
+        return self._ids(text)
+
     def _ids(self, text: str) -> Ids:
         return np.array(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
 
-    def _render(self, messages: Sequence[Message], **options: Any) -> str:
-        return self._turns_of.rendered(messages, **options)
+    def _decode(self, ids: Sequence[int] | Ids) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
-    def _by_template(self, messages: Sequence[Any], **options: Any) -> str:
-        if not self.tokenizer.chat_template:
-            raise BadInput(
-                f"{self.tokenizer.name_or_path}: the data holds messages, but the tokenizer has no chat template; "
-                "set model.chat_template (or layout: trl, where transcripts are to stay text)"
-            )
-        from jinja2.exceptions import TemplateError
+    def _decode_behind(self, ids: Sequence[int] | Ids) -> str:
+        """Text of ids that do not begin a text: what they add to a letter before them."""
+        held = self._ids("x")
+        before, both = self._decode(held), self._decode([*held, *ids])
+        return both[len(before) :] if both.startswith(before) else self._decode(ids)
 
-        try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            roles = ", ".join(message["role"] for message in messages)
-            raise BadRow(f"the chat template refuses turns of {roles}: {error}") from error
 
-    def _added(self, before: str, after: str) -> str:
-        if not after.startswith(before):
-            raise BadRow(
-                "the chat template changes earlier turns when one is added; "
-                "set model.chat_template to one that does not, or to one with {% generation %} around the answers"
-            )
-        return after[len(before) :]
+class _Sequence:
+    """Text and ids that grow together."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.ids: Ids = np.zeros(0, np.int32)
+        self.learned: Bool[np.ndarray, " tokens"] = np.zeros(0, bool)
+
+    def add(self, text: str, ids: Ids, learned: bool) -> None:
+        self.text += text
+        self.ids = np.concatenate([self.ids, ids]).astype(np.int32)
+        self.learned = np.concatenate([self.learned, np.full(len(ids), learned)])

@@ -10,6 +10,7 @@ from rlhf_ray.config.evaluate import ComparedModel, EvaluateConfig
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.loading import Loaded, read_prompts
 from rlhf_ray.data.records import PromptRecord, Sample
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.evaluation.answers import Answer
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
 from rlhf_ray.jobs.engines import fixed_pool
@@ -60,6 +61,7 @@ def answers_keys(config: EvaluateConfig, prompts: Prompts) -> dict[str, str]:
     """By model, a hash of all that its answers depend on."""
     rollout = config.rollout
     drawn = [rollout.temperature, rollout.max_new_tokens, rollout.stop, config.sampling.model_dump()]
+    drawn.append(rollout.skip_special_tokens)
     return {
         name: key_of(
             identity_of(model),
@@ -125,7 +127,7 @@ def _generate(
     config: EvaluateConfig, logs: RowLogs, name: str, prompts: Sequence[PromptRecord], start_cluster: StartCluster
 ) -> None:
     model = config.models[name]
-    turn = SingleTurn(load_tokenizer(model), sampling_of(config))
+    turn = SingleTurn(Encoder(load_tokenizer(model)), sampling_of(config))
     rows = logs.open(f"answers/{name}")
     with (
         start_cluster() as cluster,

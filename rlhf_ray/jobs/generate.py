@@ -13,6 +13,7 @@ from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.data.row_files import set_apart
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.jobs.engines import fixed_pool
 from rlhf_ray.jobs.model_checks import check_engine, check_policy, job_tokenizer
 from rlhf_ray.jobs.recovery import RESTARTS
@@ -51,7 +52,7 @@ def run(config: GenerateConfig) -> None:
         known = [row | {"completion": as_given(row["prompt"], "")} for row in known]
         del added["completion"]
     began, tally = time.monotonic(), _Tally()
-    turn = SingleTurn(tokenizer, sampling_of(config))
+    turn = SingleTurn(Encoder(tokenizer), sampling_of(config))
     with (
         row_output(config.output, known, added) as file,
         connect(config.cluster, config.groups) as cluster,
@@ -102,6 +103,7 @@ def sampling_of(config: GenerateConfig | EvaluateConfig) -> Sampling:
         stop=tuple(rollout.stop),
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        skip_special_tokens=rollout.skip_special_tokens,
     )
 
 

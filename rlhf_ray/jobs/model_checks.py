@@ -9,6 +9,7 @@ from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.encoders import is_encoder, longest_text
 from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, renamed_weights, scalar_config
 from rlhf_ray.models.lora import target_names
@@ -66,7 +67,7 @@ def _check_positions(path: str, network: Any, max_tokens: int, key: str) -> None
 def _check_vocabulary(model: ModelConfig, network: Any, tokenizer: Any) -> None:
     rows = network.get_text_config().vocab_size
     # Special tokens past the embeddings do no harm as long as nobody writes them: padding, mostly.
-    harmless = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
+    harmless = set(tokenizer.all_special_ids) - set(Encoder(tokenizer).ends)
     beyond = sorted({i for i in tokenizer.get_vocab().values() if i >= rows} - harmless)
     if beyond:
         raise BadInput(

@@ -15,6 +15,7 @@ from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.jobs.constraint import COST_CRITIC_ROLE
 from rlhf_ray.jobs.engines import open_pool, place_engines, restart_engine
 from rlhf_ray.jobs.phases import adapter_off_is_reference, compares
@@ -72,7 +73,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
 
     sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
     turns = Turns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
-    turn = SingleTurn(tokenizer, Sampling.from_config(config.rollout))
+    turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
         source = _source(config, pool)

@@ -48,9 +48,10 @@ def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int) -> Iterator["R
         max_tokens=max_tokens,
     )
     engines.wait(engines.submit("start"), phase="start", seconds=cluster.deadlines.start_seconds)
-    turn = SingleTurn(tokenizer, Sampling.from_config(source.rollout))
+    encoder = Encoder(tokenizer)
+    turn = SingleTurn(encoder, Sampling.from_config(source.rollout))
     with open_pool(engines, turn, deterministic=source.rollout.deterministic) as pool:
-        yield RolloutWriter(pool, Encoder(tokenizer), source, seed)
+        yield RolloutWriter(pool, encoder, source, seed)
 
 
 class RolloutWriter:

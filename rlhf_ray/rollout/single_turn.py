@@ -1,32 +1,37 @@
 """The plain rollout: one request, its completions are the samples."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.data.records import Sample
+from rlhf_ray.data.records import Prompt, Sample
+from rlhf_ray.data.tokenization import Ids
 from rlhf_ray.rollout.errors import BadRollout
 from rlhf_ray.rollout.interfaces import Generate, RolloutTask
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult, sample_seed
 
 
 class Decoder(Protocol):
-    """The part of a tokenizer that makes texts."""
+    """The part of an `Encoder` that knows where responses end and what they say."""
 
-    eos_token_id: int | None
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
+        ...
 
-    def batch_decode(self, sequences: Sequence[np.ndarray], *, skip_special_tokens: bool) -> list[str]:
-        """Texts of token sequences."""
+    def response(
+        self, prompt: Prompt, prompt_ids: Ids, response_ids: Ids, *, ended: bool, skip_special_tokens: bool
+    ) -> str:
+        """Return the text of a response to a prompt."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are sampled; the fields are those of `GenerationRequest`."""
+    """How responses are sampled; the fields are mostly those of `GenerationRequest`."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -34,21 +39,27 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     ignore_eos: bool = False
+    skip_special_tokens: bool = False
+    """Not of the request: what the texts of responses leave out."""
 
     @classmethod
     def from_config(cls, config: RolloutConfig) -> "Sampling":
         """The one distribution that training may sample from: temperature, and nothing that cuts it."""
-        return cls(max_tokens=config.max_new_tokens, temperature=config.temperature, stop=tuple(config.stop))
+        return cls(
+            max_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+            stop=tuple(config.stop),
+            skip_special_tokens=config.skip_special_tokens,
+        )
 
 
 class SingleTurn:
     """Asks for all samples of a prompt in one request, and for a greedy one, where it is wanted, in another."""
 
-    def __init__(self, tokenizer: Decoder, sampling: Sampling) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, decoder: Decoder, sampling: Sampling) -> None:
+        self._decoder = decoder
         self._sampling = sampling
-        end = tokenizer.eos_token_id
-        self._stop_token_ids = () if end is None or sampling.ignore_eos else (end,)
+        self._stop_token_ids = () if sampling.ignore_eos else tuple(decoder.ends)
 
     async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
         """The samples of `task`, by index."""
@@ -56,8 +67,16 @@ class SingleTurn:
             completions = _checked_completions(await generate(self.request(task)), task)
         else:
             completions = await self._with_greedy(generate, task)
-        texts = self._tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
-        return [_sample(task, c, text) for c, text in zip(completions, texts, strict=True)]
+        return [_sample(task, completion, self._text(task, completion)) for completion in completions]
+
+    def _text(self, task: RolloutTask, completion: Completion) -> str:
+        return self._decoder.response(
+            task.prompt.prompt,
+            task.prompt.prompt_ids,
+            completion.token_ids,
+            ended=completion.finish_reason == "stop",
+            skip_special_tokens=self._sampling.skip_special_tokens,
+        )
 
     async def _with_greedy(self, generate: Generate, task: RolloutTask) -> list[Completion]:
         drawn = replace(task, samples=task.samples - 1)

@@ -60,7 +60,6 @@ def test_any_text_round_trips(tokenizer, text):
 def test_messages(encoder):
     assert decode(encoder, encoder.prompt([USER])) == "<|user|>How is it?<|end|><|assistant|>"
     assert decode(encoder, encoder.answer([USER], "Good.")) == "Good.<|end|>"
-    assert decode(encoder, encoder.completion([USER], [GOOD])) == "好看！<|end|>"
     assert decode(encoder, encoder.judged([USER], "Good.")) == "<|user|>How is it?<|end|><|assistant|>Good.<|end|>"
 
 
@@ -77,7 +76,8 @@ def test_conversation_learns_the_assistants_turns_only(tokenizer, template):
     chosen = copy.deepcopy(tokenizer)
     chosen.chat_template = template or tokenizer.chat_template
     encoder = Encoder(chosen)
-    ids, written = encoder.conversation([USER, GOOD, USER, {"role": "assistant", "content": "Yes."}])
+    [sequence] = encoder.conversation([USER, GOOD, USER, {"role": "assistant", "content": "Yes."}])
+    ids, written = sequence.ids, sequence.learned
     assert decode(encoder, ids[written]) == "好看！<|end|>Yes.<|end|>"
     break_ = "\n" if template is QWEN else ""
     assert decode(encoder, ids).rstrip("\n") == (
@@ -98,13 +98,76 @@ def test_end_of_a_template_that_adds_a_line_break(tokenizer):
     assert decode(encoder, encoder.judged([USER], "Good.")).endswith("Good.<|end|>")
 
 
-def test_template_that_rewrites_earlier_turns_is_refused(tokenizer):
+def test_template_that_rewrites_earlier_turns_makes_a_sequence_of_each_answer(tokenizer):
     import copy
 
     chosen = copy.deepcopy(tokenizer)
     chosen.chat_template = FORGETS
+    encoder = Encoder(chosen)
+    sequences = encoder.conversation([USER, GOOD, USER, GOOD])
+    assert [decode(encoder, one.ids) for one in sequences] == [
+        "How is it?好看！<|end|>",
+        "How is it?How is it?好看！<|end|>",
+    ]
+    assert [decode(encoder, one.ids[one.learned]) for one in sequences] == ["好看！<|end|>"] * 2
+    parts = [{"type": "text", "text": "好看！"}]
+    chosen.chat_template = "{% for m in messages %}{{ m['role'] + m['content'] | string }}{% endfor %}+"
     with pytest.raises(BadRow, match=r"changes earlier turns when one is added; set model.chat_template"):
-        Encoder(chosen).conversation([USER, GOOD, USER, GOOD])
+        Encoder(chosen).conversation([USER, {"role": "assistant", "content": parts}])
+
+
+def test_a_turn_of_the_user_within_a_completion_is_not_learned(encoder):
+    [sequence] = encoder.conversation([USER, GOOD, USER, GOOD], first=1)
+    assert decode(encoder, sequence.ids[sequence.learned]) == "好看！<|end|>好看！<|end|>"
+    [sequence] = encoder.conversation([USER, GOOD, USER, GOOD], first=2)
+    assert decode(encoder, sequence.ids[sequence.learned]) == "好看！<|end|>"
+
+
+def test_a_conversation_that_the_assistant_begins(encoder):
+    [sequence] = encoder.conversation([GOOD])
+    assert decode(encoder, sequence.ids) == "<|assistant|>好看！<|end|>"
+    assert decode(encoder, sequence.ids[sequence.learned]) == "好看！<|end|>"
+
+
+@pytest.mark.parametrize("dash", ["", "-"])
+@pytest.mark.parametrize(
+    "block",
+    [
+        "{{ m['content'] }}<|end|>{% endgeneration %}",
+        "{{ m['content'] }}{% endgeneration %}<|end|>",
+        "{{ m['content'] }}<|end|>\n{% endgeneration %}",
+        "{{ m['content'] }}{% endgeneration %}",
+    ],
+)
+def test_a_generation_block_is_learned_to_its_turns_end(tokenizer, dash, block):
+    import copy
+
+    chosen = copy.deepcopy(tokenizer)
+    mark = f"{{%{dash} generation %}}"
+    chosen.chat_template = (
+        f"{{% for m in messages %}}{{% if m['role'] == 'assistant' %}}<|assistant|>{mark}{block}"
+        "{% else %}<|user|>{{ m['content'] }}<|end|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    encoder = Encoder(chosen)
+    [sequence] = encoder.conversation([USER, GOOD, USER, {"role": "assistant", "content": "Yes."}])
+    middle = "<|end|>" if "<|end|>" in block else ""
+    assert decode(encoder, sequence.ids[sequence.learned]) == f"好看！{middle}Yes.<|end|>"
+    assert sequence.ids[-1] == encoder.eos
+
+
+def test_special_tokens_reach_the_text_unless_they_end_or_pad(encoder):
+    written = encoder._ids("<|system|>call<|user|> it<|endoftext|><|end|>")
+    prompt = encoder.prompt([USER])
+    assert encoder.response([USER], prompt, written, ended=True) == "<|system|>call<|user|> it"
+    assert encoder.response([USER], prompt, written, ended=True, skip_special_tokens=True) == "call it"
+    # What ended the response by the model's own settings is no part of it.
+    assert encoder.response("a", prompt, encoder._ids("b<|user|>"), ended=True) == "b"
+    assert encoder.response("a", prompt, encoder._ids("b<|user|>"), ended=False) == "b<|user|>"
+
+
+def test_a_blank_answer_to_messages_takes_nothing_of_the_prompt(encoder):
+    assert decode(encoder, encoder.judged([USER], " ")).endswith("<|end|><|assistant|> <|end|>")
 
 
 def test_no_template(tokenizer):

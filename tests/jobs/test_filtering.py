@@ -17,7 +17,7 @@ from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.schedule import GENERATE, SCORE, Turns
-from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts
+from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
 WANTED, SAMPLES = 4, 3
 
@@ -185,7 +185,7 @@ def test_rounds_are_recorded_and_replayed_each_by_itself(tmp_path: Path) -> None
         groups = InformativeGroups(start, LengthRewards(set()), wanted=3, most=9)  # type: ignore[arg-type]
         return [[sample.response_ids.tobytes() for sample in group] for group in [*groups, *groups.dropped]]
 
-    turn = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
+    turn = SingleTurn(FakeEncoder(), Sampling(max_tokens=6))
     with RolloutPool([FakeEngine()], turn, deadline_seconds=5, deterministic=True) as pool:
         recorded = answered(Recorder(pool, tmp_path / "samples"))
     assert calls == [["0", "1", "2"], ["0", "1"]]

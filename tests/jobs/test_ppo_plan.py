@@ -64,6 +64,7 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         "_sync": lambda *_: None,
         "_sleepers": lambda *_: {},
         "load_tokenizer": lambda _: [],
+        "Encoder": lambda _: None,
         "ready_together": lambda _: None,
     }
     for name, fake in fakes.items():

@@ -7,16 +7,23 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 
 from rlhf_ray.cluster.errors import RoleDied
-from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.data.records import Prompt, PromptRecord, Sample, WeightSpan
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult, sample_seed
 
 
-class FakeTokenizer:
-    eos_token_id = 0
+class FakeEncoder:
+    ends = (0,)
 
-    def batch_decode(self, sequences: Sequence[np.ndarray], *, skip_special_tokens: bool) -> list[str]:
-        assert skip_special_tokens
-        return [" ".join(str(token) for token in sequence if token != self.eos_token_id) for sequence in sequences]
+    def response(
+        self,
+        prompt: Prompt,
+        prompt_ids: np.ndarray,
+        response_ids: np.ndarray,
+        *,
+        ended: bool,
+        skip_special_tokens: bool,
+    ) -> str:
+        return " ".join(str(token) for token in response_ids if token not in self.ends)
 
 
 class FakeEngine:

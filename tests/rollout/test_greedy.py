@@ -9,13 +9,13 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
+from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts, signature
 
 ASKED: dict[str, Any] = {"step": 3, "version": 1, "seed": 7, "samples_per_prompt": 3, "greedy_last": True}
 
 
 def pool_of(*engines: FakeEngine, deterministic: bool = False) -> RolloutPool:
-    turn = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6, temperature=0.7))
+    turn = SingleTurn(FakeEncoder(), Sampling(max_tokens=6, temperature=0.7))
     return RolloutPool(engines, turn, deadline_seconds=5, deterministic=deterministic)
 
 

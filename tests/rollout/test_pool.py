@@ -24,9 +24,9 @@ from rlhf_ray.rollout.pool import Restore, RolloutPool
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.rollout.tasks import make_tasks, prompt_seed
-from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
+from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts, signature
 
-SINGLE_TURN = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
+SINGLE_TURN = SingleTurn(FakeEncoder(), Sampling(max_tokens=6))
 NO_ROOM = RoleRaised("rollout engine 0 found no memory", "rollout", 0, "restart")
 NO_ROOM.trace = "Traceback (most recent call last): ..."
 

@@ -12,6 +12,7 @@ from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.roles.rollout import RolloutActor
@@ -60,7 +61,7 @@ def collect(pool: RolloutPool, prompts: list[PromptRecord], seed: int = 0) -> li
 def test_deterministic_mode_gives_the_same_bits_again_and_another_seed_gives_others(
     engine: RemoteEngine, tokenizer: Any, reviews: list[PromptRecord]
 ) -> None:
-    rollout = SingleTurn(tokenizer, Sampling(max_tokens=40, temperature=0.8))
+    rollout = SingleTurn(Encoder(tokenizer), Sampling(max_tokens=40, temperature=0.8))
     with RolloutPool([engine], rollout, deadline_seconds=300, deterministic=True) as pool:
         runs = [collect(pool, reviews) for _ in range(3)]
         other = collect(pool, reviews, seed=1)
@@ -73,7 +74,7 @@ def test_deterministic_mode_gives_the_same_bits_again_and_another_seed_gives_oth
 def test_samples_hold_what_the_engine_computed(
     engine: RemoteEngine, tokenizer: Any, reviews: list[PromptRecord]
 ) -> None:
-    with RolloutPool([engine], SingleTurn(tokenizer, Sampling(max_tokens=12)), deadline_seconds=300) as pool:
+    with RolloutPool([engine], SingleTurn(Encoder(tokenizer), Sampling(max_tokens=12)), deadline_seconds=300) as pool:
         samples = [sample for group in collect(pool, reviews[:3]) for sample in group]
     whole = [np.concatenate([s.prompt_ids, s.response_ids]) for s in samples]
     scored = ray.get(engine._actor.score.remote(whole), timeout=300)
@@ -92,7 +93,7 @@ def test_groups_stream_while_longer_ones_run(engine: RemoteEngine, tokenizer: An
         def request(self, task: RolloutTask) -> GenerationRequest:
             return replace(super().request(task), max_tokens=200 if task.prompt.prompt_id == "0" else 4)
 
-    rollout = FirstIsLong(tokenizer, Sampling(max_tokens=4, ignore_eos=True))
+    rollout = FirstIsLong(Encoder(tokenizer), Sampling(max_tokens=4, ignore_eos=True))
     with RolloutPool([engine], rollout, deadline_seconds=300) as pool:
         order = [group[0].prompt_id for group in collect(pool, reviews)]
     assert order[-1] == "0"

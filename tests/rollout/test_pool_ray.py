@@ -19,13 +19,13 @@ from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts, signature
+from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts, signature
 
 # Workers cannot import these modules, which pytest found by their paths.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 ray.cloudpickle.register_pickle_by_value(sys.modules[FakeEngine.__module__])
 
-SINGLE_TURN = SingleTurn(FakeTokenizer(), Sampling(max_tokens=6))
+SINGLE_TURN = SingleTurn(FakeEncoder(), Sampling(max_tokens=6))
 
 
 class FakeActor:

@@ -17,7 +17,7 @@ from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
 from rlhf_ray.rollout.sample_lines import json_line, sample_from_json, sample_to_json
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from tests.rollout.fake_engine import FakeEngine, FakeTokenizer, prompts
+from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
 
 def exactly(sample: Sample) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def collect(source: GroupSource, step: int, count: int = 4, **changes: Any) -> l
 
 @pytest.fixture
 def pool() -> Any:
-    with RolloutPool([FakeEngine()], SingleTurn(FakeTokenizer(), Sampling(max_tokens=6)), deadline_seconds=30) as made:
+    with RolloutPool([FakeEngine()], SingleTurn(FakeEncoder(), Sampling(max_tokens=6)), deadline_seconds=30) as made:
         yield made
 
 

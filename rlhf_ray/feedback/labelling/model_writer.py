@@ -3,13 +3,14 @@
 import threading
 from typing import Any
 
+import numpy as np
 import torch
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.labelling import ModelAnswers
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.data.tokenization import Encoder
+from rlhf_ray.data.tokenization import Encoder, Ids
 from rlhf_ray.models.identity import SHORT_HASH, model_identity
 from rlhf_ray.models.loading import load_policy, load_tokenizer
 
@@ -23,8 +24,7 @@ class ModelWriter:
         Raises:
             BadInput: it is not a language model that can be loaded.
         """
-        self._tokenizer = load_tokenizer(source.model)
-        self._encoder = Encoder(self._tokenizer)
+        self._encoder = Encoder(load_tokenizer(source.model))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network: Any = load_policy(source.model).to(device).eval()
         self._source = source
@@ -62,10 +62,16 @@ class ModelWriter:
                 top_p=1.0,
                 max_new_tokens=self._source.max_new_tokens,
                 num_return_sequences=count,
-                pad_token_id=self._tokenizer.pad_token_id,
-                eos_token_id=self._tokenizer.eos_token_id,
+                pad_token_id=self._encoder.tokenizer.pad_token_id,
+                eos_token_id=list(self._encoder.ends),
             )
-        return list(self._tokenizer.batch_decode(written[:, len(ids) :], skip_special_tokens=True))
+        return [self._response(prompt, ids, answer) for answer in written[:, len(ids) :].cpu().numpy()]
+
+    def _response(self, prompt: Prompt, prompt_ids: Ids, padded: Ids) -> str:
+        """The text of an answer, which is padded behind its end where another one is longer."""
+        ends = np.flatnonzero(np.isin(padded, self._encoder.ends))
+        written = padded[: ends[0] + 1] if len(ends) else padded
+        return self._encoder.response(prompt, prompt_ids, written, ended=bool(len(ends)))
 
 
 def version_of(source: ModelAnswers) -> str:
