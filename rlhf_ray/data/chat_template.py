@@ -139,8 +139,11 @@ class ChatTemplate:
 
         self.render(messages)
         turns, tools, _ = self._turns.given(messages)
-        rendered, blocks = render_jinja_template(
-            conversations=[turns],
+        rendered: list[str]
+        blocks: list[list[tuple[int, int]]]
+        # Its annotations promise other types than it returns, and ask for plain dicts where it only reads.
+        rendered, blocks = render_jinja_template(  # type: ignore[assignment, str-unpack]
+            conversations=[turns],  # type: ignore[list-item]
             tools=tools,
             chat_template=self._tokenizer.get_chat_template(),
             return_assistant_tokens_mask=True,

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from matplotlib import font_manager
 from matplotlib.axes import Axes
@@ -108,7 +109,7 @@ def draw_panels(
         hspace=0.5,
     )
     _header(figure, title, note, height)
-    words = {"fontsize": 8, "color": MUTED, "va": "bottom", "family": _families(), "linespacing": 1.4}
+    words: dict[str, Any] = {"fontsize": 8, "color": MUTED, "va": "bottom", "family": _families(), "linespacing": 1.4}
     figure.text(0.18 / width, 0.1 / height, "\n".join(lines), **words)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, panel in zip(axes, panels, strict=False):
