@@ -86,11 +86,6 @@ class RewardTrainingConfig(SupervisedConfig):
     """Learn costs instead of rewards, from pairs of a safer and a less safe answer with labels. None: rewards."""
 
     @property
-    def longest_text(self) -> int:
-        """Most tokens of a text that is judged."""
-        return max(data.max_tokens for data in (self.data, self.evaluation_data) if data is not None)
-
-    @property
     def member_outputs(self) -> list[str]:
         """Run folder of each model: the first is the job's own, those of further members of an ensemble are below."""
         return [self.output, *(f"{self.output}/members/{number}" for number in range(2, self.members + 1))]

@@ -9,7 +9,7 @@ from rlhf_ray.algorithms.ranking import ranking_weights
 from rlhf_ray.config.supervised import CostModelConfig, RewardTrainingConfig
 from rlhf_ray.data.cost_pairs import CostPair, read_cost_pairs, signs_of
 from rlhf_ray.data.rows import ranked_batch
-from rlhf_ray.jobs.model_checks import check_adapter, check_scalar, job_tokenizer
+from rlhf_ray.jobs.model_checks import check_supervised, job_tokenizer
 from rlhf_ray.jobs.supervised import Lesson, Task, learn
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
@@ -17,8 +17,7 @@ from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 def learn_costs(config: RewardTrainingConfig, cost: CostModelConfig) -> None:
     """Train a cost model from pairs with safety labels (Dai et al. 2024)."""
     tokenizer = job_tokenizer(config.model)
-    check_scalar(config.model, tokenizer, config.longest_text)
-    check_adapter("trainer", config.model, config.trainer.lora, scalar=True)
+    check_supervised(config, tokenizer)
     loss = CostLoss(cost.sign_coefficient, cost.regularisation)
 
     def evaluate(trainer: TrainerGroup, pairs: Sequence[CostPair]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from rlhf_ray.config.dpo import OF_SINGLE_ANSWERS, DPOConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import check_mismatches, holds_labels, read_labelled, read_pairs
 from rlhf_ray.jobs.labelled_lessons import LabelledLessons
-from rlhf_ray.jobs.model_checks import check_adapter, check_policy, job_tokenizer
+from rlhf_ray.jobs.model_checks import check_supervised, job_tokenizer
 from rlhf_ray.jobs.pair_lessons import PairLessons
 from rlhf_ray.jobs.reference_logprobs import ReferenceLogprobs
 from rlhf_ray.jobs.supervised import Task, learn, learned_before
@@ -28,8 +28,7 @@ def run(config: DPOConfig) -> None:
     if learned_before(config):
         return
     tokenizer = job_tokenizer(config.model)
-    check_policy(config.model, tokenizer)
-    check_adapter("trainer", config.model, config.trainer.lora)
+    check_supervised(config, tokenizer)
     lessons = _lessons(config, tokenizer)
     keeps = lessons.needs_reference and config.reference_cache is not None
     identity = model_identity(config.model) if keeps else ""

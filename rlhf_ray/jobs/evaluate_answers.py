@@ -7,6 +7,7 @@ from typing import Any
 from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.evaluate import ComparedModel, EvaluateConfig
+from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.loading import Loaded, read_prompts
 from rlhf_ray.data.records import PromptRecord, Sample
@@ -15,7 +16,7 @@ from rlhf_ray.evaluation.answers import Answer
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
 from rlhf_ray.jobs.engines import fixed_pool
 from rlhf_ray.jobs.generate import PROMPTS_AT_ONCE, sampling_of
-from rlhf_ray.jobs.model_checks import check_engine, check_policy
+from rlhf_ray.jobs.model_checks import LONGEST_SAMPLE, check_engine, check_language_model, check_policy, text_lengths
 from rlhf_ray.jobs.row_progress import RowProgress
 from rlhf_ray.models.identity import directory_identity
 from rlhf_ray.models.loading import load_tokenizer
@@ -37,10 +38,7 @@ def read_all_prompts(config: EvaluateConfig) -> Prompts:
     found: Prompts = {}
     for name, model in config.models.items():
         try:
-            tokenizer = load_tokenizer(model)
-            check_policy(model, tokenizer)
-            check_engine(model, config.rollout, max_tokens(config))
-            found[name] = read_prompts(config.data, tokenizer)
+            found[name] = read_prompts(config.data, check_model(config, model))
         except BadInput as error:
             raise BadInput(f"models.{name}: {error}") from error
     shared = set.intersection(*({record.prompt_id for record in prompts.rows} for prompts in found.values()))
@@ -50,6 +48,21 @@ def read_all_prompts(config: EvaluateConfig) -> Prompts:
         name: Loaded([row for row in prompts.rows if row.prompt_id in shared], prompts.report, prompts.fingerprint)
         for name, prompts in found.items()
     }
+
+
+def check_model(config: EvaluateConfig, model: ModelConfig) -> Any:
+    """Check that a model can answer, and read what others answered where that is asked for; return its tokenizer.
+
+    Raises:
+        BadInput: says why it cannot.
+    """
+    tokenizer = load_tokenizer(model)
+    check_language_model(model, tokenizer)
+    check_engine(model, config.rollout, max_tokens(config))
+    texts = text_lengths(config)
+    if config.reference is not None or texts:
+        check_policy(model, tokenizer, {LONGEST_SAMPLE: max_tokens(config)} | texts)
+    return tokenizer
 
 
 def max_tokens(config: EvaluateConfig) -> int:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection as Container
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.config.evaluate import EvaluateConfig
@@ -14,8 +15,9 @@ from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.data.row_files import set_apart
 from rlhf_ray.data.tokenization import Encoder
+from rlhf_ray.jobs.arithmetic import longest_sample
 from rlhf_ray.jobs.engines import fixed_pool
-from rlhf_ray.jobs.model_checks import check_engine, check_policy, job_tokenizer
+from rlhf_ray.jobs.model_checks import check_engine, check_language_model, job_tokenizer
 from rlhf_ray.jobs.recovery import RESTARTS
 from rlhf_ray.jobs.row_output import row_output
 from rlhf_ray.jobs.row_progress import RowProgress
@@ -37,10 +39,7 @@ def run(config: GenerateConfig) -> None:
         RlhfError: with what is wrong and what to do.
     """
     tokenizer = job_tokenizer(config.model)
-    max_tokens = config.data.max_prompt_tokens + config.rollout.max_new_tokens
-    check_policy(config.model, tokenizer)
-    check_engine(config.model, config.rollout, max_tokens)
-    check_safety(config)
+    check_models(config, tokenizer)
     prompts = read_prompts(config.data, tokenizer)
     added = {"completion": str, "prompt_id": str, "index": int, "finish_reason": str, "seed": int}
     if config.safety is not None:
@@ -56,7 +55,9 @@ def run(config: GenerateConfig) -> None:
     with (
         row_output(config.output, known, added) as file,
         connect(config.cluster, config.groups) as cluster,
-        fixed_pool(cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=max_tokens) as pool,
+        fixed_pool(
+            cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=longest_sample(config)
+        ) as pool,
         RowProgress("generating", len(known) * config.samples_per_prompt) as progress,
     ):
         for line in prompts.report.lines():
@@ -152,6 +153,17 @@ def _in_order(
         while due.prompt_id in waiting:
             yield waiting.pop(due.prompt_id)
             due = next(following, due)
+
+
+def check_models(config: GenerateConfig, tokenizer: Any) -> None:
+    """Check that the model can write, and the cost model judge.
+
+    Raises:
+        BadInput: names the key and what to do.
+    """
+    check_language_model(config.model, tokenizer)
+    check_engine(config.model, config.rollout, longest_sample(config))
+    check_safety(config)
 
 
 class _Tally:

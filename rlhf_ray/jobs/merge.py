@@ -1,6 +1,7 @@
 """`rlhf merge`: an adapter and its model as one Hugging Face directory, with scalar head, tokenizer and template."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,12 @@ def merge(network: nn.Module, settings: Any, tensors: dict[str, Tensor], name: s
     foreign = f"adapter: {name} does not belong to {settings.base_model_name_or_path or 'this model'}"
     hint = "name its own model with --base"
     try:
+        _fit_embeddings(network, settings, tensors)
         adapted = get_peft_model(network, settings)
         expected = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-        missing = sorted((expected - tensors.keys()) | (tensors.keys() - expected))
+        # Embeddings come along whole where an adapter is on them, or where tokens were added.
+        known = expected | get_peft_model_state_dict(adapted, save_embedding_layers=True).keys()
+        missing = sorted((expected - tensors.keys()) | (tensors.keys() - known))
         if missing:
             named = ", ".join(missing[:MOST_NAMED])
             raise BadInput(f"{foreign}: {len(missing)} tensors are on one side only ({named}); {hint}")
@@ -114,6 +118,26 @@ def merge(network: nn.Module, settings: Any, tensors: dict[str, Tensor], name: s
         if not torch.isfinite(value).all():
             raise BadInput(f"adapter: {name}: {key} holds values that are not finite")
     return adapted.merge_and_unload()
+
+
+def _fit_embeddings(network: Any, settings: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network as many embeddings as its adapter has, and an output layer of its own where they part.
+
+    A tied output layer parts from the embedding where one of the two has an adapter, or is saved whole.
+    """
+    embedding, output = network.get_input_embeddings(), network.get_output_embeddings()
+    names = [name for name, module in network.named_modules() if module is embedding or module is output]
+    brought = [key for key in tensors if any(f".{name}." in key for name in names)]
+    whole = [tensors[key] for key in brought if key.endswith(".weight") and ".lora_" not in key]
+    rows = {len(tensor) for tensor in whole} - {len(embedding.weight)}
+    if len(rows) == 1:
+        network.resize_token_embeddings(rows.pop(), mean_resizing=False)
+        embedding, output = network.get_input_embeddings(), network.get_output_embeddings()
+    saved = {name.rpartition(".")[2] for name in names} & set(settings.modules_to_save or ())
+    changed = bool(saved) or any(".lora_" in key for key in brought)
+    if changed and output is not None and output.weight is embedding.weight and not settings.ensure_weight_tying:
+        output.weight = nn.Parameter(output.weight.detach().clone())
+        network.config.tie_word_embeddings = network.config.get_text_config().tie_word_embeddings = False
 
 
 def _has_tokenizer(directory: Path) -> bool:

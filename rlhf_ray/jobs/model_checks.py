@@ -1,18 +1,33 @@
 """Whether the models that a config names can do what they are for: read from their config files, before Ray starts."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.data import RankingDataConfig, TextDataConfig
+from rlhf_ray.config.dpo import PreferenceDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.parts import data_sets_of
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.supervised import RewardTrainingConfig, SupervisedConfig
 from rlhf_ray.data.tokenization import Encoder
-from rlhf_ray.models.encoders import is_encoder, longest_text
-from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, renamed_weights, scalar_config
+from rlhf_ray.models.loading import (
+    COMMON_TYPES,
+    check_head,
+    load_tokenizer,
+    outline,
+    policy_config,
+    renamed_weights,
+    scalar_config,
+    unsupported,
+)
+from rlhf_ray.models.logit_transform import UnknownTransform, measure_transform
 from rlhf_ray.models.lora import target_names
+from rlhf_ray.models.positions import longest_text
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.rollout.engine_arguments import tensor_parallel_size
 from rlhf_ray.scoring.function_file import check_function
@@ -21,6 +36,9 @@ from rlhf_ray.scoring.model import shared_tokenizer
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of an attention head for which vLLM's CPU attention has a kernel (`CPUAttentionBackend`)."""
+
+LONGEST_SAMPLE = "data.max_prompt_tokens + rollout.max_new_tokens"
+"""What limits prompt and response together."""
 
 EXPERTS = ".experts."
 """In the names of a mixture's weights."""
@@ -38,7 +56,7 @@ def job_tokenizer(model: ModelConfig) -> Any:
         raise BadInput(f"model.{'tokenizer' if model.tokenizer else 'path'}: {error}") from error
 
 
-def check_policy(model: ModelConfig, tokenizer: Any) -> None:
+def check_language_model(model: ModelConfig, tokenizer: Any) -> None:
     """Check that a model is a language model, with weights and with an embedding for each of the tokenizer's tokens.
 
     Raises:
@@ -47,21 +65,68 @@ def check_policy(model: ModelConfig, tokenizer: Any) -> None:
     _check_vocabulary(model, policy_config(model), tokenizer)
 
 
-def check_scalar(model: ModelConfig, tokenizer: Any, max_tokens: int) -> None:
-    """Check likewise what a reward model begins from, and that it can read texts of `max_tokens`.
+def check_policy(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int]) -> None:
+    """Check likewise a model whose log-probabilities are computed here, not by an engine alone.
+
+    Args:
+        model: which one.
+        tokenizer: its own.
+        lengths: most tokens of the texts that it reads, by the keys that say so.
 
     Raises:
         BadInput: names the directory and what to do.
     """
-    network = scalar_config(model)
-    _check_vocabulary(model, network, tokenizer)
-    _check_positions(model.path, network, max_tokens, "data.max_tokens")
+    check_language_model(model, tokenizer)
+    network = outline(model)
+    try:
+        measure_transform(network)
+    except UnknownTransform as error:
+        raise unsupported(model.path, network.config, str(error)) from error
+    _check_positions(model.path, network, lengths)
 
 
-def _check_positions(path: str, network: Any, max_tokens: int, key: str) -> None:
-    longest = longest_text(network) if is_encoder(network) else None
-    if longest is not None and max_tokens > longest:
-        raise BadInput(f"{path}: an encoder that reads at most {longest} tokens; set {key} to {longest} or less")
+def check_scalar(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int]) -> None:
+    """Check likewise what a reward model begins from.
+
+    Raises:
+        BadInput: names the directory and what to do.
+    """
+    _check_vocabulary(model, scalar_config(model), tokenizer)
+    network = outline(model, scalar=True)
+    check_head(model.path, network)
+    _check_positions(model.path, network, lengths)
+
+
+def text_lengths(config: Section) -> dict[str, int]:
+    """Return the most tokens of the texts of a job's data sets, by the keys that say so."""
+    data_sets = data_sets_of(config).items()
+    limited = TextDataConfig | RankingDataConfig | PreferenceDataConfig
+    return {
+        ".".join(map(str, (*key, "max_tokens"))): data.max_tokens
+        for key, data in data_sets
+        if isinstance(data, limited)
+    }
+
+
+def check_supervised(config: SupervisedConfig, tokenizer: Any) -> None:
+    """Check the model of a job that learns from rows, and its adapter.
+
+    Raises:
+        BadInput: names the key and what to do.
+    """
+    scalar = isinstance(config, RewardTrainingConfig)
+    (check_scalar if scalar else check_policy)(config.model, tokenizer, text_lengths(config))
+    check_adapter("trainer", config.model, config.trainer.lora, scalar)
+
+
+def _check_positions(path: str, network: Any, lengths: Mapping[str, int]) -> None:
+    longest = longest_text(network)
+    for key, tokens in lengths.items():
+        if longest is not None and tokens > longest:
+            raise BadInput(
+                f"{path}: has positions for {longest} tokens and fails on longer texts, but {key} is {tokens}; set "
+                f"{key} to {longest} or less"
+            )
 
 
 def _check_vocabulary(model: ModelConfig, network: Any, tokenizer: Any) -> None:
@@ -137,8 +202,8 @@ def check_transfer(model: ModelConfig, rollout: RolloutConfig) -> None:
         why = f"vLLM packs {experts[0]} on CPU when it loads it, and new weights do not reach it"
     kind = network.config.model_type + (", a mixture of experts" if experts else "")
     raise BadInput(
-        f"model.path: {model.path} ({kind}) cannot be a policy: {why}; choose a dense model such as gemma, "
-        "granite, llama, mistral, olmo2, phi3, qwen2 or qwen3"
+        f"model.path: {model.path} ({kind}) cannot be a policy: {why}; choose a dense model such as "
+        f"{', '.join(COMMON_TYPES)}"
     )
 
 
@@ -162,21 +227,30 @@ def check_adapter(key: str, model: ModelConfig, lora: LoraConfig | None, scalar:
         raise BadInput(f"{key}.{error}") from error
 
 
-def check_critic(key: str, critic: ModelConfig, policy: ModelConfig, tokenizer: Any) -> None:
-    """Check that a critic reads the token ids that the policy writes.
+def check_critic(
+    key: str, critic: ModelConfig, policy: ModelConfig, tokenizer: Any, lengths: Mapping[str, int]
+) -> None:
+    """Check that a critic reads the token ids that the policy writes, and texts of their length.
 
     Args:
         key: where the config says, or should say, what the critic starts from.
         critic: what it starts from.
         policy: the policy.
         tokenizer: the policy's.
+        lengths: most tokens of the texts that it reads, by the keys that say so.
 
     Raises:
-        BadInput: it is no model, or has another vocabulary.
+        BadInput: it is no model, or has another vocabulary, or too few positions.
     """
-    rows = scalar_config(critic, per_token=True).get_text_config().vocab_size
+    try:
+        rows = scalar_config(critic, per_token=True).get_text_config().vocab_size
+        network = outline(critic, scalar=True)
+        check_head(critic.path, network)
+    except BadInput as error:
+        raise BadInput(f"{key}: {error}") from error
     if critic.path == policy.path:
         return
+    _check_positions(critic.path, network, lengths)
     try:
         own = load_tokenizer(critic.model_copy(update={"tokenizer": None}))
         other = own.get_vocab() != tokenizer.get_vocab()
@@ -230,7 +304,7 @@ def _check_reward_model(source: ModelReward, path: str, max_tokens_key: str) -> 
     network = scalar_config(model, must_have_head=True)
     tokenizer = load_tokenizer(model)
     _check_vocabulary(model, network, tokenizer)
-    _check_positions(path, network, source.max_tokens, max_tokens_key)
+    _check_positions(path, outline(model, scalar=True), {max_tokens_key: source.max_tokens})
     if source.ensemble or source.normalise:
         ScoreStatistics.read(path)
     elif source.normalise is None and source.measures == "reward":

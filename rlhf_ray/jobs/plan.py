@@ -22,6 +22,7 @@ from rlhf_ray.jobs.device_memory import ALWAYS, CPU, Device, Peak, add_processes
 from rlhf_ray.jobs.estimates import Memory
 from rlhf_ray.jobs.footprints import role_footprints
 from rlhf_ray.jobs.phases import Part, parts_of
+from rlhf_ray.jobs.planned_models import refuse_models
 from rlhf_ray.jobs.processes import other_processes
 from rlhf_ray.rollout.engine_arguments import choose_transport
 
@@ -68,9 +69,12 @@ def show(config: Section, gpu_gib: float, console: Console) -> int:
         that an earlier job has yet to write is only warned of.
 
     Raises:
-        BadInput: the roles do not fit their groups, or weights cannot reach the engines.
+        BadInput: the roles do not fit their groups, weights cannot reach the engines, or a model cannot be what it is
+            for.
     """
     parts = checked_parts(config)
+    missing = missing_files(config)
+    models = refuse_models(config, {problem.key for problem in missing})
     if any(part.layout.slots for part in parts):
         console.print(_placement_table(parts, config))
     footprints, unknown = role_footprints(config, gpu_gib * GIB)
@@ -80,9 +84,8 @@ def show(config: Section, gpu_gib: float, console: Console) -> int:
         console.print(_device_table(loads, gpu_gib))
     for line in [*batch_lines(config), *_cache_lines(config, footprints), *adapter_lines(config)]:
         console.print(line, highlight=False)
-    missing = missing_files(config)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
-    for warning in [*unknown, *files, *warnings_of(config), *_overfull(loads, footprints, gpu_gib)]:
+    for warning in [*unknown, *files, *models, *warnings_of(config), *_overfull(loads, footprints, gpu_gib)]:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     return INCOMPLETE if unknown else 0
 

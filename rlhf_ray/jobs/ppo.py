@@ -15,6 +15,7 @@ from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.jobs.constraint import constraint_of
 from rlhf_ray.jobs.finished import finished_before
 from rlhf_ray.jobs.model_checks import (
+    LONGEST_SAMPLE,
     check_adapter,
     check_critic,
     check_engine,
@@ -22,6 +23,7 @@ from rlhf_ray.jobs.model_checks import (
     check_reward_sources,
     check_transfer,
     job_tokenizer,
+    text_lengths,
 )
 from rlhf_ray.jobs.ppo_acts import PPOActs
 from rlhf_ray.jobs.ppo_data import PPOData
@@ -196,14 +198,16 @@ def check_models(config: PPOConfig, tokenizer: Any) -> None:
     Raises:
         BadInput: names the key and what to do.
     """
-    check_policy(config.model, tokenizer)
+    longest = longest_sequence(config)
+    lengths = {LONGEST_SAMPLE: longest} | text_lengths(config)
+    check_policy(config.model, tokenizer, lengths)
     check_adapter("policy", config.model, config.policy.lora)
-    check_engine(config.model, config.rollout, longest_sequence(config))
+    check_engine(config.model, config.rollout, longest)
     check_transfer(config.model, config.rollout)
     check_reward_sources(config.rewards)
     for name, critic in config.critics.items():
         start = critic_model(config, name)
-        check_critic(f"critics.{name}.path", start, config.model, tokenizer)
+        check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)
         check_adapter(f"critics.{name}", start, critic.lora, scalar=True)
 
 

@@ -12,7 +12,7 @@ from rlhf_ray.data.loading import Loaded, read_rankings
 from rlhf_ray.data.rows import RankedRow, ranked_batch
 from rlhf_ray.jobs.cost_model import learn_costs
 from rlhf_ray.jobs.ensemble import REPORT_FILE, Member, judge, member_configs, members_of, ranking_metrics
-from rlhf_ray.jobs.model_checks import check_adapter, check_scalar, job_tokenizer
+from rlhf_ray.jobs.model_checks import check_supervised, job_tokenizer
 from rlhf_ray.jobs.run_folder import RunFolder
 from rlhf_ray.jobs.supervised import Lesson, Task, learn, learned_before
 from rlhf_ray.models.score_statistics import ScoreStatistics
@@ -30,8 +30,7 @@ def run(config: RewardTrainingConfig) -> None:
         learn_costs(config, config.cost)
         return
     tokenizer = job_tokenizer(config.model)
-    check_scalar(config.model, tokenizer, config.longest_text)
-    check_adapter("trainer", config.model, config.trainer.lora, scalar=True)
+    check_supervised(config, tokenizer)
     train = read_rankings(config.data, tokenizer)
     held_out = read_rankings(config.evaluation_data, tokenizer) if config.evaluation_data else None
     members = members_of(config, len(train.rows))

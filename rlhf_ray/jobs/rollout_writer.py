@@ -11,7 +11,7 @@ from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.records import Prompt, PromptRecord
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.jobs.engines import open_pool, place_engines
-from rlhf_ray.jobs.model_checks import check_engine, check_policy
+from rlhf_ray.jobs.model_checks import check_engine, check_language_model
 from rlhf_ray.models.identity import SHORT_HASH, model_identity
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.engine_arguments import choose_transport
@@ -37,7 +37,7 @@ def open_rollout_writers(
 def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int) -> Iterator["RolloutWriter"]:
     tokenizer = load_tokenizer(source.model)
     max_tokens = source.max_prompt_tokens + source.rollout.max_new_tokens
-    check_policy(source.model, tokenizer)
+    check_language_model(source.model, tokenizer)
     check_engine(source.model, source.rollout, max_tokens)
     engines = place_engines(
         cluster,

@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 from rlhf_ray.config.supervised import SFTConfig
 from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
-from rlhf_ray.jobs.model_checks import check_adapter, check_policy, job_tokenizer
+from rlhf_ray.jobs.model_checks import check_supervised, job_tokenizer
 from rlhf_ray.jobs.supervised import Lesson, Task, learn, learned_before
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 
@@ -21,8 +21,7 @@ def run(config: SFTConfig) -> None:
     if learned_before(config):
         return
     tokenizer = job_tokenizer(config.model)
-    check_policy(config.model, tokenizer)
-    check_adapter("trainer", config.model, config.trainer.lora)
+    check_supervised(config, tokenizer)
     learn(
         config,
         Task(

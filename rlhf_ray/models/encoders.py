@@ -5,29 +5,25 @@ from typing import Any
 from jaxtyping import Int
 from torch import Tensor, arange
 
-LEARNED_POSITIONS: dict[str, int] = {
-    "albert": 0,
-    "bert": 0,
-    "camembert": 2,
-    "distilbert": 0,
-    "electra": 0,
-    "roberta": 2,
-    "xlm-roberta": 2,
-}
-"""Encoders with an embedding for each position, and how many of these no token ever takes."""
-ENCODERS = frozenset(LEARNED_POSITIONS) | {"deberta-v2", "modernbert"}
+ENCODERS = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "modernbert",
+        "roberta",
+        "xlm-roberta",
+    }
+)
 """Model types whose classifier reads the attention mask and nothing else to tell padding from text."""
 
 
 def is_encoder(config: Any) -> bool:
     """Whether the network of a Transformers configuration is an encoder that is supported here."""
     return config.model_type in ENCODERS
-
-
-def longest_text(config: Any) -> int | None:
-    """Tokens that an encoder reads at most; None where positions are relative."""
-    unused = LEARNED_POSITIONS.get(config.model_type)
-    return None if unused is None else config.max_position_embeddings - unused
 
 
 def attention_mask(input_ids: Int[Tensor, "rows length"], last: Int[Tensor, " rows"]) -> Int[Tensor, "rows length"]:

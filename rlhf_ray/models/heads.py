@@ -1,6 +1,6 @@
 """What a trained network computes from a laid-out micro-batch: token log-probabilities, or scalars."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from rlhf_ray.models.encoders import attention_mask, is_encoder
 from rlhf_ray.models.last_layer import LastLayer
+from rlhf_ray.models.logit_transform import LogitTransform, measure_transform
 from rlhf_ray.models.logprobs import chunked_logprobs
 from rlhf_ray.models.ragged_attention import RaggedRows, arguments, prepare
+from rlhf_ray.models.randomness import set_mode
 
 READ_SHARE = 0.9
 """Share of tokens up to which it pays to compute the last layer only where it is read."""
@@ -22,8 +24,10 @@ class LogprobHead(nn.Module):
     when the weight is tied to the embedding.
     """
 
-    def __init__(self, output: nn.Linear) -> None:
+    def __init__(self, output: nn.Linear, transform: LogitTransform) -> None:
+        """Args: output, the layer; transform, what the network makes of the numbers that it returns."""
         super().__init__()
+        self.transform = transform
         self.weight = output.weight
         self.bias: nn.Parameter | None = output.bias
 
@@ -34,38 +38,66 @@ class LogprobHead(nn.Module):
         temperature: float = 1.0,
         need_entropy: bool = False,
     ) -> Any:
-        """Logits of all tokens as the layer it replaces; with targets, their log-probabilities and entropy."""
+        """Numbers of all tokens as of the layer it replaces; with targets, their log-probabilities and entropy."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
-        return chunked_logprobs(hidden, self.weight, targets, temperature, need_entropy=need_entropy, bias=self.bias)
+        return chunked_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            temperature,
+            need_entropy=need_entropy,
+            bias=self.bias,
+            transform=self.transform,
+        )
 
 
-class PolicyNetwork(nn.Module):
+class _Trained(nn.Module):
+    """A network of a role, which computes the same in training as in inference."""
+
+    network: Any
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, see `models.randomness`."""
+        super().train(mode)
+        set_mode(self.network, mode)
+        return self
+
+
+class PolicyNetwork(_Trained):
     """A causal language model that answers with log-probabilities of given response tokens."""
 
     def __init__(self, network: Any) -> None:
-        """Args: network, a Hugging Face causal language model; its output layer is replaced by a `LogprobHead`."""
+        """Replace the output layer of a Hugging Face causal language model by a `LogprobHead`.
+
+        Raises:
+            UnknownTransform: its logits are not known from what its output layer reads.
+        """
         super().__init__()
         self.network = network
-        network.set_output_embeddings(LogprobHead(network.get_output_embeddings()))
+        transform = measure_transform(network)
+        network.set_output_embeddings(LogprobHead(network.get_output_embeddings(), transform))
         self.takes_ragged_rows = prepare(network)
         self._last_layer = LastLayer(network)
 
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"],
-        position_ids: Int[Tensor, "rows length"] | None,
-        positions: Int[Tensor, " tokens"],
-        targets: Int[Tensor, " tokens"],
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        positions: Int[Tensor, " tokens"] | None = None,
+        targets: Int[Tensor, " tokens"] | None = None,
         without_context: Bool[Tensor, " tokens"] | None = None,
         temperature: float = 1.0,
         need_entropy: bool = False,
         ragged: RaggedRows | None = None,
-    ) -> dict[str, Float[Tensor, " tokens"]]:
+    ) -> dict[str, Float[Tensor, "..."]]:
         """Log-probabilities (and entropy) of the targets, which follow the flattened `positions`.
 
         A target `without_context` (first token of a row that has no prompt) gets log-probability and entropy 0.
+        Without targets it answers with the network's own logits of all tokens.
         """
+        if positions is None or targets is None:
+            return {"logits": self.network(input_ids=input_ids, use_cache=False).logits}
         # Where a first token is scored without context, its place stands twice among the positions; and that before
         # the answers to a shared prompt as often as it has answers.
         read = positions if without_context is None and ragged is None else positions.unique()
@@ -78,7 +110,7 @@ class PolicyNetwork(nn.Module):
         return {name: torch.where(without_context, 0.0, value) for name, value in outputs.items()}
 
 
-class ScalarNetwork(nn.Module):
+class ScalarNetwork(_Trained):
     """A network with a scalar head: the critic's values, the reward model's scores."""
 
     def __init__(self, network: Any) -> None:
@@ -93,11 +125,16 @@ class ScalarNetwork(nn.Module):
     def forward(
         self,
         input_ids: Int[Tensor, "rows length"],
-        position_ids: Int[Tensor, "rows length"] | None,
-        positions: Int[Tensor, " scalars"],
+        position_ids: Int[Tensor, "rows length"] | None = None,
+        positions: Int[Tensor, " scalars"] | None = None,
         ragged: RaggedRows | None = None,
     ) -> Float[Tensor, " scalars"]:
-        """The head's output in float32 at the flattened `positions`; of an encoder, those of each row's last token."""
+        """The head's output in float32 at the flattened `positions`; of an encoder, those of each row's last token.
+
+        Without positions it answers as the network itself does, with the score of each row.
+        """
+        if positions is None:
+            return self.network(input_ids=input_ids).logits.squeeze(-1).float()
         if self.pools:
             mask = attention_mask(input_ids, positions)
             return self.network(input_ids=input_ids, attention_mask=mask).logits.squeeze(-1).float()

@@ -15,15 +15,15 @@ from rlhf_ray.models.encoders import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
 
-# Output transformations that our log-probabilities, taken from hidden states, would miss.
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+COMMON_TYPES = ("gemma2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
+"""Some of the architectures that can be policy, critic and reward model."""
 
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 """At least one of them holds a tokenizer's words."""
 
 
 def load_policy(model: ModelConfig, in_4bit: bool = False) -> nn.Module:
-    """A causal language model, with dropout off; `in_4bit` keeps its linear layers in 4 bits.
+    """A causal language model; `in_4bit` keeps its linear layers in 4 bits.
 
     Raises:
         BadInput: missing directory, not a model, no safetensors, an architecture that is not supported here.
@@ -73,11 +73,7 @@ def load_scalar(
         network = _from_pretrained(AutoModelForSequenceClassification, model, config, in_4bit)
     if is_encoder(config):
         return network
-    if not isinstance(getattr(network, "score", None), nn.Linear):
-        raise BadInput(
-            f"{model.path}: architecture {config.model_type} is not supported: its classifier has no `score`, and it "
-            f"is none of the encoders {', '.join(sorted(ENCODERS))}"
-        )
+    check_head(model.path, network)
     if not classifier:
         initialize_head(network.score, seed)
     elif units is not None:
@@ -91,17 +87,26 @@ def policy_config(model: ModelConfig) -> Any:
     Raises:
         BadInput: missing directory, not a language model, no safetensors, an architecture that is not supported here.
     """
-    config = _read_config(model.path, model.trust_remote_code)
+    config = read_config(model.path, model.trust_remote_code)
     if _is_classifier(config):
         raise BadInput(
             f"{model.path}: is a classifier ({', '.join(config.architectures)}), such as a reward model, and not a "
             "language model"
         )
-    for name in LOGIT_TRANSFORMS:
-        if getattr(config, name, None) not in (None, 1.0):
-            raise _unsupported(model.path, config, f"its logits use {name}")
     _check_weights(model.path)
     return config
+
+
+def check_head(path: str, network: Any) -> None:
+    """Check that a sequence classifier has a scalar at each token, or is an encoder.
+
+    Raises:
+        BadInput: its architecture is another.
+    """
+    if not is_encoder(network.config) and not isinstance(getattr(network, "score", None), nn.Linear):
+        encoders = ", ".join(sorted(ENCODERS))
+        why = f"its classifier has no `score`, and it is none of the encoders {encoders}"
+        raise unsupported(path, network.config, why)
 
 
 def outline(model: ModelConfig, scalar: bool = False) -> Any:
@@ -158,7 +163,9 @@ def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: b
     Raises:
         BadInput: missing directory, not a model, a classifier of several labels, no safetensors; no reward model.
     """
-    config = _read_config(model.path, model.trust_remote_code)
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+    config = read_config(model.path, model.trust_remote_code)
     if per_token and is_encoder(config):
         raise BadInput(
             f"{model.path}: is an encoder ({config.model_type}), which can be a reward model but no critic: each "
@@ -173,6 +180,11 @@ def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: b
         raise BadInput(
             f"{model.path}: is no reward model (a sequence classifier) but "
             f"{', '.join(config.architectures or []) or 'unknown'}; train one with `rlhf reward`"
+        )
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not model.trust_remote_code:
+        raise BadInput(
+            f"{model.path}: cannot be a reward model or critic, for Transformers has no sequence classifier of "
+            f"architecture {config.model_type}; begin from another one, such as {', '.join(COMMON_TYPES)}"
         )
     _check_weights(model.path)
     return config
@@ -208,7 +220,8 @@ def _check_weights(path: str) -> None:
             raise BadInput(f"{file}: is damaged, or was not copied to its end ({error}); fetch it again") from error
 
 
-def _unsupported(path: str, config: Any, why: str) -> BadInput:
+def unsupported(path: str, config: Any, why: str) -> BadInput:
+    """Return the refusal of a model for what its architecture is."""
     return BadInput(f"{path}: architecture {config.model_type} is not supported: {why}")
 
 
@@ -269,7 +282,12 @@ def _template_text(template: str) -> str:
     return template
 
 
-def _read_config(path: str, trust_remote_code: bool) -> Any:
+def read_config(path: str, trust_remote_code: bool) -> Any:
+    """Return the Transformers configuration of a model.
+
+    Raises:
+        BadInput: there is none that can be read.
+    """
     from transformers import AutoConfig
 
     _check_directory(path)
@@ -311,19 +329,9 @@ def _from_pretrained(auto: Any, model: ModelConfig, config: Any, in_4bit: bool) 
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInput(f"{model.path}: cannot be loaded with {model.attention}: {_first_line(error)}") from error
-    _disable_dropout(network)
     if in_4bit:
         keep_layout(network)
     return network
-
-
-def _disable_dropout(network: nn.Module) -> None:
-    # Sampling knows no dropout; with it, the ratio of new to old policy would not start at 1.
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _unloaded(path: str, what: str) -> str:

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rlhf_ray.models.logit_transform import IDENTITY, LogitTransform
+
 CHUNK_BYTES_CPU = 64 << 20
 """Logits of one chunk on CPU: 524 tokens of a vocabulary of 32,000. Each chunk passes over the gradient of the whole
 output layer once more, so that few large ones are faster."""
@@ -35,6 +37,7 @@ def chunked_logprobs(
     chunk: int | None = None,
     need_entropy: bool = False,
     bias: Float[Tensor, " vocab"] | None = None,
+    transform: LogitTransform = IDENTITY,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Log-probability of each target, and the entropy of its distribution, under softmax(logits / temperature).
 
@@ -46,12 +49,14 @@ def chunked_logprobs(
         chunk: tokens whose logits are held at a time; chosen by size unless given.
         need_entropy: whether to compute the entropy, in nats.
         bias: of the output projection.
+        transform: what the network makes of its output projection's numbers, before the temperature.
 
     Returns:
         Log-probabilities and entropy in float32 (float64 for float64 inputs); entropy is None unless asked for.
     """
     chunk = chunk or chunk_tokens(weight.shape[0], weight.device)
-    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, float(temperature), chunk, need_entropy)
+    how = (float(temperature), transform, chunk, need_entropy)
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden, weight, bias, targets, *how)
     return logprobs, entropy if need_entropy else None
 
 
@@ -66,6 +71,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         temperature: float,
+        transform: LogitTransform,
         chunk: int,
         need_entropy: bool,
     ) -> tuple[Tensor, Tensor]:
@@ -76,7 +82,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         entropy = torch.empty_like(logprobs) if need_entropy else logprobs.new_empty(0)
         for start in range(0, tokens, chunk):
             part = slice(start, start + chunk)
-            logits = _scaled_logits(hidden[part], weight, bias, temperature, precise)
+            logits = _divided(_logits(hidden[part], weight, bias, transform, precise), temperature)
             target_logits = logits.gather(1, targets[part, None]).squeeze(1)
             maximum = logits.amax(dim=1, keepdim=True)
             logits.sub_(maximum)
@@ -90,7 +96,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normaliser[part] = total.log() + maximum.squeeze(1)
             logprobs[part] = target_logits - normaliser[part]
         ctx.save_for_backward(hidden, weight, bias, targets, normaliser, entropy)
-        ctx.temperature, ctx.chunk, ctx.precise = temperature, chunk, precise
+        ctx.temperature, ctx.transform, ctx.chunk, ctx.precise = temperature, transform, chunk, precise
         ctx.set_materialize_grads(False)
         return logprobs, entropy
 
@@ -100,22 +106,25 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, bias, targets, normaliser, entropy = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         if logprobs_grad is None and entropy_grad is None:
-            return (None,) * 7
+            return (None,) * 8
         hidden_grad = torch.empty_like(hidden) if needs_hidden else None
         # Chunks add up in float32: a sum kept in bfloat16 would lose the small ones.
         weight_grad = torch.zeros_like(weight, dtype=ctx.precise) if needs_weight else None
         bias_grad = torch.zeros_like(bias, dtype=ctx.precise) if needs_bias else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             part = slice(start, start + ctx.chunk)
-            logits = _scaled_logits(hidden[part], weight, bias, ctx.temperature, ctx.precise)
-            logits.sub_(normaliser[part, None])
+            logits = _logits(hidden[part], weight, bias, ctx.transform, ctx.precise)
+            slope = None if ctx.transform == IDENTITY else ctx.transform.slope(logits)
             grad = _logit_gradients(
-                logits,
+                _divided(logits, ctx.temperature).sub_(normaliser[part, None]),
                 targets[part],
                 None if logprobs_grad is None else logprobs_grad[part] / ctx.temperature,
                 None if entropy_grad is None else entropy_grad[part] / ctx.temperature,
                 entropy[part],
-            ).to(hidden.dtype)
+            )
+            if slope is not None:
+                grad.mul_(slope)
+            grad = grad.to(hidden.dtype)
             if hidden_grad is not None:
                 torch.mm(grad, weight, out=hidden_grad[part])
             if weight_grad is not None:
@@ -126,14 +135,17 @@ class _ChunkedLogprobs(torch.autograd.Function):
             hidden_grad,
             None if weight_grad is None else weight_grad.to(weight.dtype),
             None if bias_grad is None else bias_grad.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 
-def _scaled_logits(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, precise: torch.dtype
+def _logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform, precise: torch.dtype
 ) -> Tensor:
-    logits = nn.functional.linear(hidden, weight, bias).to(precise)
+    return transform(nn.functional.linear(hidden, weight, bias).to(precise))
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1.0 else logits.div_(temperature)
 
 

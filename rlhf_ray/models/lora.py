@@ -86,6 +86,12 @@ def target_names(network: Any, lora: LoraConfig) -> list[str]:
         return present
     for target in lora.target_modules:
         if not any(name == target or name.endswith(f".{target}") for name in base):
+            ends = (network.get_input_embeddings(), network.get_output_embeddings())
+            if any(name.rpartition(".")[2] == target and module in ends for name, module in network.named_modules()):
+                raise BadInput(
+                    f"lora.target_modules: {target!r} is an embedding or the output layer, and adapters are on layers "
+                    f"of the blocks alone: {', '.join(present)}"
+                )
             raise BadInput(
                 f"lora.target_modules: no linear layer of {network.config.model_type} is named {target!r}; "
                 f"it has {', '.join(present)}"

@@ -16,7 +16,8 @@ from rlhf_ray.data.batches import assign
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.data.tokenization import Encoder, Ids
 from rlhf_ray.models.heads import ScalarNetwork
-from rlhf_ray.models.loading import load_scalar, load_tokenizer, scalar_config
+from rlhf_ray.models.loading import load_scalar, load_tokenizer, scalar_config, unsupported
+from rlhf_ray.models.probe import Reading, Unfaithful, check_readings, probe_texts, scores_alone
 from rlhf_ray.models.score_statistics import statistics_of
 from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
@@ -33,7 +34,8 @@ class ModelScorer:
             device: of torch.
 
         Raises:
-            BadInput: no such model, one that is no reward model, or members that do not belong together.
+            BadInput: no such model, one that is no reward model, or that scores otherwise here than in Transformers; or
+                members that do not belong together.
         """
         models = [ModelConfig(path=path, dtype=source.dtype) for path in (source.path, *source.ensemble)]
         for model in models:
@@ -45,6 +47,21 @@ class ModelScorer:
         self._max_tokens = source.max_tokens
         self._budget = tokens_per_microbatch
         self._device = device
+        for model, network in zip(models, self._networks, strict=True):
+            self._check(model, network)
+
+    def _check(self, model: ModelConfig, network: ScalarNetwork) -> None:
+        """Refuse a network whose scores of a few texts are others here than in Transformers."""
+        prompt, answers = probe_texts(network.network.config)
+        texts = [np.concatenate([prompt, answer]) for answer in answers]
+        with torch.inference_mode():
+            ids = [torch.from_numpy(text.astype(np.int64)).to(self._device) for text in texts]
+            alone, largest = scores_alone(network, ids, network.pools)
+        read = Reading("padded", torch.from_numpy(self._scores_of(network, texts)))
+        try:
+            check_readings(alone.cpu(), [read], largest, model.dtype)
+        except Unfaithful as error:
+            raise unsupported(model.path, network.network.config, str(error)) from error
 
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]

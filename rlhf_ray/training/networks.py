@@ -7,7 +7,8 @@ from torch import nn
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.heads import PolicyNetwork, ScalarNetwork
-from rlhf_ray.models.loading import load_policy, load_scalar
+from rlhf_ray.models.loading import load_policy, load_scalar, unsupported
+from rlhf_ray.models.logit_transform import UnknownTransform
 from rlhf_ray.models.lora import add_adapter
 from rlhf_ray.models.score_statistics import ScoreStatistics
 
@@ -22,7 +23,7 @@ def load_network(
     `units` are those of the rewards that a critic foretells, see `load_scalar`.
 
     Raises:
-        BadInput: the model cannot be loaded, or has no layers as the adapter asks for.
+        BadInput: the model cannot be loaded, has no layers as the adapter asks for, or logits of an unknown kind.
     """
     in_4bit = lora is not None and lora.load_in_4bit
     if kind == "policy":
@@ -31,7 +32,12 @@ def load_network(
         network = load_scalar(model, seed, kind == "critic", in_4bit, units)
     if lora is not None:
         add_adapter(network, lora, seed)
-    return network, PolicyNetwork(network) if kind == "policy" else ScalarNetwork(network)
+    if kind != "policy":
+        return network, ScalarNetwork(network)
+    try:
+        return network, PolicyNetwork(network)
+    except UnknownTransform as error:
+        raise unsupported(model.path, network.config, str(error)) from error
 
 
 def is_packed(model: ModelConfig, module: nn.Module) -> bool:

@@ -27,6 +27,7 @@ from rlhf_ray.training.microbatch import Microbatch, in_order, join_columns, joi
 from rlhf_ray.training.networks import Kind, is_packed, load_network
 from rlhf_ray.training.offload import OffloadedStorages, tensors_on
 from rlhf_ray.training.optimizer import build_adamw
+from rlhf_ray.training.probe import check_network
 from rlhf_ray.training.ragged import lay_out_passes
 from rlhf_ray.training.rendezvous import device_of, join
 from rlhf_ray.training.schedule import learning_rate
@@ -80,7 +81,8 @@ class TrainerRank:
             units: of the rewards that a critic foretells, where it begins as the model that gives them.
 
         Raises:
-            BadInput: the model cannot be loaded, or DeepSpeed settings contradict others.
+            BadInput: the model cannot be loaded, or computes something else here than in Transformers; or DeepSpeed
+                settings contradict others.
             RendezvousFailed: the other ranks did not come.
         """
         self.kind = kind
@@ -99,6 +101,7 @@ class TrainerRank:
         self.network, self._wrapped = load_network(kind, model, trainer.lora, seed, units)
         self._packed = is_packed(model, self._wrapped)
         self._engine, self._optimizer = self._start(trainable)
+        check_network(self._module, self._wrapped, model, self._packed, trainable, self._device)
         self._average: WeightAverage | None = None
         self._spoiled = False
         self._offloaded: OffloadedStorages | None = None

@@ -1,9 +1,11 @@
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlhf_ray import cli
 from rlhf_ray.config.lora import LoraConfig
@@ -493,3 +495,42 @@ def test_adapters_have_little_state_and_need_no_reference(seven_b: Path, capsys:
     assert "the policy with its adapter off" in shown
     assert "│ reference" not in shown
     assert "of a GPU's" not in shown
+
+
+@pytest.fixture
+def reads_512(tiny_model: Any, tmp_path: Path) -> Path:
+    """A model as it was trained, with weights and tokenizer, for texts of 512 tokens."""
+    folder = shutil.copytree(tiny_model.tied, tmp_path / "model")
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"max_position_embeddings": 512}))
+    return folder
+
+
+def planned(tmp_path: Path, verb: str, **config: Any) -> int:
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return cli.main(["plan", verb, str(file)])
+
+
+PROMPTS = {"path": str(ROOT / "README.md"), "max_prompt_tokens": 1024}
+
+
+@pytest.mark.parametrize("verb", ["ppo", "generate"])
+def test_what_engines_cannot_read_is_refused_as_by_the_run(
+    verb: str, reads_512: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = {"model": {"path": str(reads_512)}, "data": PROMPTS, "rollout": {"max_new_tokens": 256}}
+    assert (
+        planned(tmp_path, verb, **job | ({"rewards": []} if verb == "ppo" else {"output": str(tmp_path / "out")})) == 2
+    )
+    assert "are 1280 tokens together" in capsys.readouterr().err
+
+
+def test_longer_texts_than_a_model_was_made_for_are_a_word(
+    reads_512: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"path": str(ROOT / "README.md"), "max_tokens": 600}
+    assert planned(tmp_path, "sft", model={"path": str(reads_512)}, data=data, output=str(tmp_path / "out")) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "data.max_tokens: 600 tokens, but" in words
+    assert "was made for 512 (max_position_embeddings)" in words

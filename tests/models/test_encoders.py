@@ -8,8 +8,9 @@ import torch
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.jobs.model_checks import check_critic, check_scalar
-from rlhf_ray.models.encoders import attention_mask, longest_text
-from rlhf_ray.models.loading import load_scalar, load_tokenizer, scalar_config
+from rlhf_ray.models.encoders import attention_mask
+from rlhf_ray.models.loading import load_scalar, load_tokenizer, outline
+from rlhf_ray.models.positions import longest_text
 from tests.tiny_encoder import LONGEST
 
 
@@ -33,10 +34,12 @@ def test_the_mask_ends_at_each_rows_last_token() -> None:
 
 def test_texts_longer_than_an_encoder_reads_are_refused(tiny_encoder: Path) -> None:
     tokenizer = load_tokenizer(model(tiny_encoder))
-    assert longest_text(scalar_config(model(tiny_encoder))) == LONGEST
-    check_scalar(model(tiny_encoder), tokenizer, LONGEST)
-    with pytest.raises(BadInput, match=f"reads at most {LONGEST} tokens; set data.max_tokens"):
-        check_scalar(model(tiny_encoder), tokenizer, LONGEST + 1)
+    assert longest_text(outline(model(tiny_encoder), scalar=True)) == LONGEST
+    check_scalar(model(tiny_encoder), tokenizer, {"data.max_tokens": LONGEST})
+    with pytest.raises(
+        BadInput, match=f"has positions for {LONGEST} tokens .* set data.max_tokens to {LONGEST} or less"
+    ):
+        check_scalar(model(tiny_encoder), tokenizer, {"data.max_tokens": LONGEST + 1})
 
 
 def test_an_encoder_is_no_critic(tiny_encoder: Path, tiny_model) -> None:
@@ -44,4 +47,4 @@ def test_an_encoder_is_no_critic(tiny_encoder: Path, tiny_model) -> None:
         load_scalar(model(tiny_encoder), 0, per_token=True)
     policy = model(tiny_model.tied)
     with pytest.raises(BadInput, match="can be a reward model but no critic"):
-        check_critic("critics.value.path", model(tiny_encoder), policy, load_tokenizer(policy))
+        check_critic("critics.value.path", model(tiny_encoder), policy, load_tokenizer(policy), {})

@@ -67,6 +67,14 @@ def test_layers_that_are_not_there():
         target_names(AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", n_layer=1)), LoraConfig())
 
 
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_layers_outside_of_the_blocks_are_refused_for_what_they_are(target):
+    with pytest.raises(
+        BadInput, match=f"'{target}' is an embedding or the output layer, and adapters are on layers of the"
+    ):
+        target_names(language_model(), LoraConfig(target_modules=["q_proj", target]))
+
+
 def test_files_of_an_adapter_are_small():
     """Blocks of the shape of Qwen2.5-0.5B with a fifth of its vocabulary; no weight is computed with."""
     shape = {"hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14, "num_key_value_heads": 2}
