@@ -192,7 +192,8 @@ def test_scores_are_those_of_transformers(kind: str) -> None:
 )
 def test_what_becomes_of_logits_is_measured_without_weights(kind: str, expected: LogitTransform) -> None:
     with torch.device("meta"):
-        found = measure_transform(tiny_network(kind))
+        network = tiny_network(kind)
+    found = measure_transform(network)
     assert found.scale == pytest.approx(expected.scale)
     assert found.cap == pytest.approx(expected.cap)
 
