@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.numbers import Seed, Share, Temperature, Tokens
+from rlhf_ray.config.numbers import Seed, Share, Temperature, Tokens, WrittenAsList
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.rollout import RolloutConfig
@@ -95,7 +95,7 @@ class FeedbackPageConfig(Section):
     token_file: PathText | None = None
     """File that holds the token, made when it is not there. None: a new token at each start, shown on the console."""
 
-    allowed_hosts: tuple[str, ...] = ()
+    allowed_hosts: Annotated[tuple[str, ...], WrittenAsList] = ()
     """Names besides loopback under which a proxy shows the page, such as `label.example.com`; requests under any other
     name are refused where no token is asked for."""
 

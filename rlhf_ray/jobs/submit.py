@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # What is never wanted on a cluster, also where there is no .gitignore.
 EXCLUDES = [".git", ".venv", "outputs", "wandb", "__pycache__", "*.safetensors", "*.bin", "*.gguf"]
 
+EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
+
 # Pause between attempts to be taken: the first agent of a fresh head needs some seconds.
 RETRY_SECONDS = 2.0
 
@@ -70,7 +72,8 @@ def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) 
     path, *overrides = arguments
     if config.render == "slurm":
         return render_slurm(name, ["rlhf", verb, path, *overrides], groups_of(job))
-    text = Path(path).read_text(encoding="utf-8")
+    # Its line for editors names a folder that is not there in a pod.
+    text = EDITORS_LINE.sub("", Path(path).read_text(encoding="utf-8"), count=1)
     return render_kuberay(name, verb, text, overrides, groups_of(job), config.image)
 
 

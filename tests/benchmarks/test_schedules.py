@@ -15,6 +15,7 @@ from benchmarks.policy_steps import ScheduledLengths, next_kind
 from benchmarks.ppo_workload import Responses, Workload, natural_lengths
 from benchmarks.trl_turns import ScheduledEnd
 from rlhf_ray.data.records import PromptRecord
+from rlhf_ray.models.tiny import build_tokenizer
 from rlhf_ray.rollout.interfaces import RolloutTask
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult
 
@@ -38,7 +39,7 @@ def test_responses_of_transformers_end_where_the_schedule_says() -> None:
 
 
 def test_responses_of_the_engine_have_the_same_lengths() -> None:
-    tokenizer: Any = SimpleNamespace(eos_token_id=EOS, batch_decode=lambda rows, **_: [""] * len(rows))
+    tokenizer = build_tokenizer(["a text"], 300)
     workload: Any = SimpleNamespace(lengths=LENGTHS, longest=5)
     rollout = ScheduledLengths(tokenizer, workload)
     asked: list[GenerationRequest] = []

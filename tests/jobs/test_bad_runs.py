@@ -149,7 +149,7 @@ BEFORE_START: dict[str, tuple[str, dict[str, str], list[str]]] = {
     ),
     "weights cut off": ("ppo", {"model.path": "cut"}, ["cut/model.safetensors", "fetch it again"]),
     "weights missing in part": ("generate", {"model.path": "shard"}, ["1 of 2 weight files", "model-2-of-2"]),
-    "config.json is no JSON": ("sft", {"model.path": "not_json"}, ["not_json/config.json", "not a valid JSON file"]),
+    "config.json is no JSON": ("sft", {"model.path": "not_json"}, ["not_json/config.json", "is not JSON"]),
     "fewer embeddings than tokens": ("sft", {"model.path": "few_rows"}, ["few_rows", "embeddings for 280"]),
     "reward model as policy": ("ppo", {"model.path": "reward"}, ["reward", "not a language model"]),
     "policy as reward model": ("ppo", {"rewards.0.path": "base"}, ["rewards.0.path", "no reward model", "rlhf reward"]),
@@ -408,7 +408,10 @@ def miscounts(prompts, completions, **columns):
     return [1.0 for _ in completions][third_batch(completions):]
 
 def dies(prompts, completions, **columns):
-    if third_batch(completions):
+    # A process that takes its place is asked once more, and dies of the same batch.
+    # It knows by the date of this file, since nothing else may be left behind.
+    if os.stat(__file__).st_mtime == 0 or third_batch(completions):
+        os.utime(__file__, (0, 0))
         os._exit(3)
     return [1.0 for _ in completions]
 """

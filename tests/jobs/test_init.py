@@ -88,7 +88,7 @@ def test_the_examples_come_with_their_presets(
     [
         (["{folder}"], "rlhf: folder: {folder} exists already; name a new one\n"),
         (["a", "b"], "rlhf: folder: one at a time, not 2\n"),
-        ([], "rlhf: folder: missing: Folder to make.\n"),
+        ([], "rlhf: nothing is given: rlhf init FOLDER [--examples]; all settings: rlhf init --help\n"),
         (["{folder}/file/new"], "rlhf: folder: cannot write {folder}/file/new: Not a directory\n"),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_reward_model_loads_in_plain_transformers(reward_model: Path) -> None:
     final = reward_model / "run" / "final"
     model = AutoModelForSequenceClassification.from_pretrained(final, dtype="float32")
     settings = RewardTrainingConfig.model_validate(
-        {"output": "", "model": {"path": str(final)}, "data": {"path": str(reward_model / "train.tsv")}}
+        {"output": "run", "model": {"path": str(final)}, "data": {"path": str(reward_model / "train.tsv")}}
     )
     texts = [text for row in read_rankings(settings.data, load_tokenizer(settings.model)).rows for text in row.texts]
     with torch.no_grad():
