@@ -9,6 +9,7 @@ import pytest
 
 from rlhf_ray.data.columns import ranking_of
 from rlhf_ray.data.file_formats import READERS
+from rlhf_ray.data.layouts.reading import lay_out
 from tests.browser.site import serving
 from tests.browser.test_label_in_browser import (
     Visit,
@@ -85,9 +86,12 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
         page.get_by_text(f"共 {PROMPTS} 条").wait_for()
         _settled(page)
         with _download(page, "jsonl", tmp_path).open("rb") as stream:
-            back = [ranking_of(row) for _, row in READERS[".jsonl"](stream, "x")]  # type: ignore[arg-type]
-        decided = [label for label in labels if label.ranks != (0, 0)]
-        assert [tuple(ranking.ranks) for ranking in back] == [label.ranks for label in decided]
+            rows = [row for _, row in READERS[".jsonl"](stream, "x")]  # type: ignore[arg-type]
+        winners = {(0, 1): "a", (1, 0): "b", (0, 0): "tie"}
+        assert [row["winner"] for row in rows] == [winners[label.ranks] for label in labels]
+        decided = [row for row in rows if row["winner"] != "tie"]
+        pairs = [ranking_of(one) for row in decided for one in lay_out(row, "compare")]
+        assert [pair.responses[0] for pair in pairs] == [row[row["winner"]] for row in decided]
         said = site.stop()
         wins = sum(label.ranks == (1, 0) for label in labels) + 0.5 * sum(label.ranks == (0, 0) for label in labels)
         assert f"b preferred, all: {wins / PROMPTS:.1%} (" in said
