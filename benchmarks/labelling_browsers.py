@@ -1,5 +1,6 @@
 """Annotators in real browsers, for `benchmarks.labelling_load`."""
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,13 +10,6 @@ from typing import Any
 from benchmarks.labelling_load import ANSWERS, Tally
 from tests.browser.site import FLAGS, NO_CHROMIUM, find_chromium, serving
 from tests.jobs.ppo_runs import write_rows
-
-SHOWN = "将保存的顺序"
-"""Text before the order on the page."""
-
-BEGINS = """([before, order]) => [...document.querySelectorAll("p")].some(
-  p => p.textContent.includes(before) && p.querySelector("code")?.innerText.startsWith(order))"""
-"""Whether the order on the page begins so."""
 
 
 @contextmanager
@@ -41,7 +35,7 @@ def browse(url: str, name: str, period: float, seconds: float, results: Any) -> 
             page = browser.new_page()
             page.goto(f"{url}/?name={name}")
             page.get_by_role("button", name="随机 prompt").click()
-            page.wait_for_function(BEGINS, arg=[SHOWN, "?"])
+            _wait_for(page, "?")
             until = time.monotonic() + seconds
             while time.monotonic() < until:
                 began = time.monotonic()
@@ -55,14 +49,19 @@ def browse(url: str, name: str, period: float, seconds: float, results: Any) -> 
     results.put([tally])
 
 
+def _wait_for(page: Any, order: str) -> None:
+    """Wait until the order on the page begins so, on a sheet that takes keys."""
+    page.locator(".sheet[aria-busy=false] output").get_by_text(re.compile(f"^{re.escape(order)}")).wait_for()
+
+
 def _click(page: Any, tally: Tally) -> None:
     """The next key: the number of an answer, or the one that saves."""
     done = tally.clicks % (ANSWERS + 1)
     if done < ANSWERS:
         page.keyboard.press(str(done + 1))
-        page.wait_for_function(BEGINS, arg=[SHOWN, " > ".join("AB"[: done + 1])])
+        _wait_for(page, " > ".join("AB"[: done + 1]))
         return
     page.keyboard.press("Control+Enter")
     # The next sheet has no order yet.
-    page.wait_for_function(BEGINS, arg=[SHOWN, "?"])
+    _wait_for(page, "?")
     tally.saved.append(str(len(tally.saved)))

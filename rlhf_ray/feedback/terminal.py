@@ -3,6 +3,7 @@
 import re
 import signal
 import sys
+import termios
 import threading
 import time
 import unicodedata
@@ -70,6 +71,8 @@ class ScoringTerminal:
 
     def score(self, number: int, prompt: Prompt, answer: str) -> Score | None:
         """Show an answer and ask for its score; None: the person leaves, by the end of the input or a signal."""
+        if self._ask is input:
+            _forget_typed_ahead()
         turns = [prompt] if isinstance(prompt, str) else [f"{one['role']}: {words_of(one)}" for one in prompt]
         self._tell("prompt", number=number, text=shown("\n".join(turns)))
         self._tell("answer", text=shown(answer) if answer.strip() else self._texts["nothing"])
@@ -99,6 +102,12 @@ class ScoringTerminal:
 
     def _tell(self, name: str, **values: object) -> None:
         self._say(self._texts[name].format(**values))
+
+
+def _forget_typed_ahead() -> None:
+    """Throw away what was typed at a terminal while the model learned: it cannot be about an answer not yet shown."""
+    if sys.stdin is not None and sys.stdin.isatty():
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 def shown(text: str) -> str:

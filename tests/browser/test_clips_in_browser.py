@@ -18,7 +18,7 @@ from examples.online_preferences.settings import Settings
 from rlhf_ray.feedback.clips.store import ClipStore
 from rlhf_ray.feedback.labelling.database import Database
 from tests.browser.site import IMAGES, START_SECONDS, free_port
-from tests.browser.test_label_in_browser import Visit, _is_settled, _press_until, _settled, _until
+from tests.browser.test_label_in_browser import LOOK_MS, Visit, _closed, _settled, _until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -76,13 +76,11 @@ def test_a_person_teaches_an_agent(
     while process.poll() is None:
         if page.get_by_role("button", name="左边更好").count() and store.waiting():
             done = len(store.chosen())
-            _press_until(
-                page,
-                next(keys),
-                lambda done=done: len(store.chosen()) > done or process.poll() is not None,  # type: ignore[misc]
-            )
-            # The page ends with its run, which the last choice ends: then it never settles.
-            _until(lambda: _is_settled(page) or process.poll() is not None)
+            page.wait_for_timeout(LOOK_MS)
+            page.keyboard.press(next(keys))
+            _until(lambda done=done: len(store.chosen()) > done or process.poll() is not None)  # type: ignore[misc]
+            # The page ends with its run, which the last choice ends: then no other clips come.
+            _until(lambda: not _closed(page).count() or process.poll() is not None)
         time.sleep(0.1)
     said = (tmp_path / "run.log").read_text(encoding="utf-8")
     assert process.returncode == 0, said
@@ -96,7 +94,7 @@ def test_a_person_teaches_an_agent(
 
 def _first_clips(page: "Page", store: ClipStore) -> None:
     """Clips move; a click, a slip that is taken back, the other language."""
-    left = page.get_by_role("img", name="left")
+    left = page.get_by_role("img", name="左边")
     left.wait_for()
     page.get_by_text("哪一段里摆杆更接近直立且静止？").wait_for()
     _settled(page)
@@ -105,26 +103,31 @@ def _first_clips(page: "Page", store: ClipStore) -> None:
     page.screenshot(path=IMAGES / "clips.png")
     page.get_by_role("button", name="右边更好").click()
     _until(lambda: len(store.chosen()) == 1)
-    _settled(page)
+    _looked(page)
     page.get_by_role("button", name="无法判断").click()
     _until(lambda: len(store.chosen()) == 2)
-    _settled(page)
+    _looked(page)
     page.keyboard.press("z")
     page.get_by_text("已撤销").wait_for()
     assert [choice for _, choice in store.chosen()] == ["right"]
     page.get_by_text("English", exact=True).click()
     page.get_by_role("button", name="Equally good").wait_for()
-    _settled(page)
+    _looked(page)
     page.get_by_role("button", name="Equally good").click()
     _until(lambda: len(store.chosen()) == 2)
     page.get_by_text("中文", exact=True).click()
     page.get_by_role("button", name="左边更好").wait_for()
-    _settled(page)
-    # A switch that has the focus takes arrow keys for itself.
-    page.get_by_text("哪一段里摆杆更接近直立且静止？").click()
+    _looked(page)
+    # The switch that was clicked leaves the arrow keys to the clips.
     page.keyboard.press("ArrowLeft")
     _until(lambda: len(store.chosen()) == 3)
     _settled(page)
+
+
+def _looked(page: "Page") -> None:
+    """As long as a person needs to see new clips: what comes earlier was meant for those before."""
+    _settled(page)
+    page.wait_for_timeout(LOOK_MS)
 
 
 def _moves(page: "Page", picture: "Locator") -> bool:

@@ -12,7 +12,9 @@ from rlhf_ray.data.file_formats import READERS
 from rlhf_ray.data.layouts.reading import lay_out
 from tests.browser.site import serving
 from tests.browser.test_label_in_browser import (
+    LOOK_MS,
     Visit,
+    _closed,
     _download,
     _labels,
     _press,
@@ -34,7 +36,7 @@ PROMPTS = 10
 
 def _side(page: "Page", name: str) -> str:
     place = 0 if name == "left" else 1
-    return page.locator("[class*='st-key-answer-']").nth(place).inner_text()
+    return page.locator(".card .text").nth(place).inner_text()
 
 
 def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> None:
@@ -59,7 +61,8 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
         for number in range(PROMPTS):
             good_is_left = "推荐" in _side(page, "left")
             stands["left" if good_is_left else "right"] += 1
-            assert "checkpoint-" not in page.content()
+            assert "checkpoint-" not in page.content() + page.locator(".sheet").inner_html()
+            page.wait_for_timeout(LOOK_MS)
             if number == 0:
                 page.get_by_role("textbox", name="理由（可不填）").fill("更具体")
                 _settled(page)
@@ -71,7 +74,7 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
                 wins = dice.random() < 0.9
                 _press(page, "ArrowLeft" if good_is_left == wins else "ArrowRight")
             _until(lambda done=number + 1: len(_labels(store, "compare")) == done)
-            _settled(page)
+            _closed(page).wait_for(state="detached")
         assert min(stands["left"], stands["right"]) >= 1
         # The last choice was a slip.
         labels = _labels(store, "compare")

@@ -1,6 +1,7 @@
 """From an empty start to a saved, exported and trained-on data set, as an annotator in a browser gets there."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -38,8 +39,8 @@ REVIEWS = [
 
 Visit = Callable[..., "Page"]
 
-UNANSWERED_SECONDS = 10
-"""After which a person takes a key for lost."""
+LOOK_MS = 300
+"""A person's look at a new sheet, before which no choice is taken."""
 
 
 def _labels(store: Path, task: str = "label") -> list[Label]:
@@ -63,41 +64,28 @@ def _settled(page: "Page") -> None:
     _at_rest(page).wait_for()
 
 
-def _is_settled(page: "Page") -> bool:
-    page.wait_for_timeout(150)
-    return _at_rest(page).count() > 0
-
-
 def _at_rest(page: "Page") -> "Locator":
     return page.locator("[data-testid='stApp'][data-test-script-state='notRunning']")
 
 
 def _order(page: "Page") -> str:
-    return page.locator("[class*='st-key-bar-'] code").first.inner_text()
-
-
-def _press_until(page: "Page", key: str, answered: Callable[[], bool]) -> None:
-    """Press a key, and once more where nothing happens, as a person does.
-
-    Streamlit binds its shortcuts anew while it draws; about one key in a thousand finds none bound.
-    """
-    page.keyboard.press(key)
-    try:
-        _until(answered, UNANSWERED_SECONDS)
-    except AssertionError:
-        page.keyboard.press(key)
-        _until(answered)
+    return page.locator("output").inner_text()
 
 
 def _press(page: "Page", *keys: str) -> None:
-    """Press keys as fast as the page answers: a digit changes the order that it shows."""
+    """Press keys one after the other, without a look at what the page does."""
     for key in keys:
-        if key.isdigit():
-            before = _order(page)
-            _press_until(page, key, lambda before=before: _order(page) != before)  # type: ignore[misc]
-        else:
-            page.keyboard.press(key)
-        _settled(page)
+        page.keyboard.press(key)
+
+
+def _next_sheet(page: "Page") -> None:
+    """Wait until the sheet is open, with nothing on it."""
+    page.locator(".sheet[aria-busy=false] output").get_by_text(re.compile(r"^\?")).wait_for()
+
+
+def _closed(page: "Page") -> "Locator":
+    """The sheet between an act and what comes of it."""
+    return page.locator(".sheet[aria-busy=true]")
 
 
 def _draw(page: "Page") -> None:
@@ -153,31 +141,32 @@ def _rank_by_keyboard(page: "Page", store: Path) -> None:
     _press(page, "3", "4", "2")
     assert _order(page) == "A > C > D > B"
     _press(page, "Control+Enter")
-    page.get_by_text("已存储。").wait_for()
+    saved = page.get_by_text("已存储。")
+    saved.wait_for()
     (first,) = _labels(store)
     assert [first.ranks[place] for place in first.shown] == [0, 3, 1, 2]
+    saved.wait_for(state="hidden")
 
 
 def _rank_by_mouse(page: "Page", store: Path) -> None:
     """With a conflict that names its holder, ties, marks and a reason."""
-    ranks = page.locator("[class*='st-key-rank-']")
-    for number, rank in enumerate((1, 2, 2, 4)):
-        ranks.nth(number).get_by_role("radio", name=str(rank), exact=True).or_(
-            ranks.nth(number).get_by_role("button", name=str(rank), exact=True)
-        ).first.click()
-        _settled(page)
-    page.get_by_text("第 2 名已被句子 B 占用").wait_for()
-    _shot(page, "labelling_conflict.png")
+    cards = page.locator(".card")
+
+    def choose(number: int, scale: str, value: str) -> None:
+        group = cards.nth(number).get_by_role("group", name=scale)
+        group.get_by_role("button", name=value, exact=True).click()
+
+    for number, rank in enumerate("1224"):
+        choose(number, "排名", rank)
+    cards.nth(2).get_by_text("第 2 名已被句子 B 占用").wait_for()
     page.get_by_role("button", name="存储当前排序").click()
-    _settled(page)
+    page.get_by_role("status").filter(has_text="第 2 名已被句子 B 占用").wait_for()
+    _shot(page, "labelling_conflict.png")
     assert len(_labels(store)) == 1
-    page.get_by_text("允许并列", exact=True).click()
+    page.get_by_role("switch", name="允许并列").click()
     page.get_by_text("与句子 B 并列第 2 名").wait_for()
-    page.locator("[class*='st-key-flags-']").nth(3).get_by_text("有害").click()
-    _settled(page)
-    overall = page.locator("[class*='st-key-overall-']").nth(0)
-    overall.get_by_text("6", exact=True).first.click()
-    _settled(page)
+    choose(3, "标记", "有害")
+    choose(0, "质量", "6")
     page.get_by_role("textbox", name="理由（可不填）").fill(
         "B 和 C 差不多 <script>window.hacked=1</script>\n第二行\t制表符"
     )
@@ -209,16 +198,18 @@ def _go_on_after_a_reload(page: "Page", store: Path) -> None:
     """Half a ranking outlives the closing of the window; then the rest, until nothing is left."""
     _press(page, "2", "1")
     half = _order(page)
+    _settled(page)
     page.reload()
     page.get_by_test_id("stTabs").wait_for()
     _settled(page)
     assert _order(page) == half == "B > A ? C, D"
     _press(page, "3", "4", "Control+Enter")
-    _until(lambda: len(_labels(store)) == 3)
-    _settled(page)
-    for _ in range(2):
+    for count in (4, 5):
+        _next_sheet(page)
         _press(page, "1", "2", "3", "4", "Control+Enter")
-    _until(lambda: len(_labels(store)) == 5)
+        _until(lambda done=count: len(_labels(store)) == done)
+    _next_sheet(page)
+    page.wait_for_timeout(LOOK_MS)
     _press(page, "s")
     page.get_by_text("没有可标注的 prompt 了").wait_for()
 
@@ -233,7 +224,7 @@ def _share_with_another(other: "Page", store: Path) -> None:
     for number in range(4):
         _press(other, "1", "2", "3", "4", "Control+Enter")
         _until(lambda done=6 + number: len(_labels(store)) == done)
-        _settled(other)
+        _next_sheet(other)
 
 
 def _correct_the_data_set(page: "Page", store: Path) -> None:
@@ -319,7 +310,7 @@ def test_hostile_texts_are_shown_as_text_and_come_back_through_every_file(open_p
             page.get_by_role("textbox", name="理由（可不填）").fill(HOSTILE[0])
             page.get_by_role("button", name="存储当前排序").click()
             _until(lambda done=number + 1: len(_labels(tmp_path / "labels.db")) == done)
-            _settled(page)
+            _closed(page).wait_for(state="detached")
         page.get_by_role("tab", name="Dataset 数据集").click()
         page.get_by_text(f"共 {len(HOSTILE)} 条").wait_for()
         _settled(page)

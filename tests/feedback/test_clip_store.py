@@ -7,10 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.feedback.app import server
 from rlhf_ray.feedback.app.session import seat
 from rlhf_ray.feedback.clips.clips import CHOICES, Clips
 from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings
@@ -18,8 +16,7 @@ from rlhf_ray.feedback.clips.store import AlreadyChosen, ClipStore
 from rlhf_ray.feedback.labelling.database import Database, StoreError
 from tests.feedback.clip_cases import clips
 from tests.feedback.labelling_cases import Clock
-
-ENTRY = Path(server.__file__).with_name("entry.py")
+from tests.feedback.played_page import PlayedPage
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -157,56 +154,54 @@ def desk(store: ClipStore, monkeypatch: pytest.MonkeyPatch) -> ClipDesk:
     return desk
 
 
-def _visit() -> AppTest:
-    page = AppTest.from_file(str(ENTRY), default_timeout=30)
-    page.query_params["name"] = "anna"
-    return page.run()
-
-
-def _press(page: AppTest, label: str) -> AppTest:
-    return next(button for button in page.button if button.label == label).click().run()
-
-
 def test_the_page_from_the_first_clips_to_the_last(desk: ClipDesk, store: ClipStore) -> None:
-    page = _visit()
-    assert page.subheader[0].value == r"Which is \*better\*?"
-    _press(page, "Left is better")
-    _press(page, "Cannot tell")
-    _press(page, "Undo the last")
+    page = PlayedPage()
+    assert page.data["question"] == "Which is *better*?"
+    for act in ("left", "cannot_tell", "undo"):
+        page.press(act)
     assert [choice for _, choice in store.chosen()] == ["left"]
-    _press(page, "Equally good")
-    _press(page, "Right is better")
-    assert not page.exception
+    page.press("equal")
+    page.press("right")
     assert [choice for _, choice in store.chosen()] == ["left", "equal", "right"]
-    assert any("no clips to compare now" in one.value for one in page.info)
+    assert "no clips to compare now" in page.data["message"]
     # New ones come without a word of the annotator.
     store.add(pairs(1, first=3))
-    page.run()
-    assert any(button.label == "Left is better" for button in page.button)
+    page.app.run()
+    assert page.data["kind"] == "choose"
+
+
+def test_a_choice_that_comes_twice_is_about_the_clips_that_were_shown(desk: ClipDesk, store: ClipStore) -> None:
+    page = PlayedPage()
+    state = {"paper": page.data["paper"], "number": 1, "act": "left"}
+    page.send(state)
+    page.send(state)
+    assert len(store.chosen()) == 1
 
 
 def test_a_store_that_fails_says_so_and_the_clips_stay(
     desk: ClipDesk, store: ClipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = _visit()
+    page = PlayedPage()
 
     def fail(*_: object) -> None:
         raise StoreError("store: the disk is full")
 
     with monkeypatch.context() as broken:
         broken.setattr(store, "choose", fail)
-        _press(page, "Left is better")
-    assert "the disk is full" in page.error[0].value
-    _press(page, "Left is better")
+        page.press("left")
+    assert page.notice is not None
+    assert "the disk is full" in page.notice[1]
+    page.press("left")
     assert len(store.chosen()) == 1
 
 
 def test_a_page_that_waits_says_that_its_store_is_gone(
     desk: ClipDesk, store: ClipStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    page = _visit()
+    visitor = PlayedPage()
     for _ in range(3):
-        _press(page, "Left is better")
+        visitor.press("left")
+    page = visitor.app
     assert not page.error
 
     def fail(*_: object) -> None:
@@ -222,7 +217,7 @@ def test_a_page_that_waits_says_that_its_store_is_gone(
 
 
 def test_the_language_switches(desk: ClipDesk) -> None:
-    page = _visit()
-    next(one for one in page.button_group if one.label == "Language").set_value("zh").run()
-    assert {"左边更好", "右边更好", "一样好", "无法判断"} <= {button.label for button in page.button}
-    assert page.subheader[0].value == "哪一段更好？"
+    page = PlayedPage()
+    next(one for one in page.app.button_group if one.label == "Language").set_value("zh").run()
+    assert page.labels == ["左边更好", "一样好", "右边更好", "无法判断", "撤销上一条"]
+    assert page.data["question"] == "哪一段更好？"

@@ -1,24 +1,21 @@
 """The page as a script, without a browser: what each act of a visitor does to the store."""
 
-import html
-import re
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
-from rlhf_ray.feedback.app import server
-from rlhf_ray.feedback.app.session import plain, seat
+from rlhf_ray.feedback.app.session import seat
 from rlhf_ray.feedback.app.texts import TEXTS
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk, Settings
 from rlhf_ray.feedback.labelling.items import NewItem
 from tests.feedback.labelling_cases import HOSTILE, label_all, prompts
 from tests.feedback.labelling_cases import Desk as Parts
-
-ENTRY = Path(server.__file__).with_name("entry.py")
+from tests.feedback.played_page import PlayedPage
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +34,6 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     database.close()
 
 
-def _visit(name: str = "anna") -> AppTest:
-    page = AppTest.from_file(str(ENTRY), default_timeout=30)
-    page.query_params["name"] = name
-    return page.run()
-
-
-def _button(page: AppTest, label: str, number: int = 0) -> AppTest:
-    return [button for button in page.button if button.label == label][number].click().run()
-
-
 def test_every_text_is_there_in_both_languages_with_the_same_values() -> None:
     import string
 
@@ -56,98 +43,163 @@ def test_every_text_is_there_in_both_languages_with_the_same_values() -> None:
         assert all(both), name
 
 
+def _rank(page: PlayedPage, *ranks: int | None, **more: Any) -> None:
+    """Give answers their ranks one after the other, as they stand on the page."""
+    for count in range(1, len(ranks) + 1):
+        page.write(ranks=[*ranks[:count], *[None] * (len(ranks) - count)], **more)
+
+
 def test_from_the_name_to_a_saved_label(desk: Desk) -> None:
-    page = AppTest.from_file(str(ENTRY), default_timeout=30).run()
-    page.text_input[0].set_value(" ")
-    page.button[0].click().run()
-    assert "the name is empty" in page.error[0].value
-    page.text_input[0].set_value("anna")
-    page.button[0].click().run()
-    _button(page, "Random prompt")
-    assert not page.exception
-    _button(page, "Save this ranking")
-    assert page.error[0].value == plain("Complete the ranking before saving!")
-    for number in (2, 0, 1):
-        _button(page, "Next best", number)
-    assert any("C > A > B" in one.value for one in page.markdown)
-    _button(page, "Save this ranking")
+    page = PlayedPage(name=None)
+    page.app.text_input[0].set_value(" ")
+    page.app.button[0].click().run()
+    assert "the name is empty" in page.app.error[0].value
+    page.app.text_input[0].set_value("anna")
+    page.app.button[0].click().run()
+    assert page.data["message"] == "Press “Random prompt” to begin."
+    page.press("draw")
+    page.press("save")
+    assert page.notice == ("error", "Complete the ranking before saving!")
+    _rank(page, 2, 3, 1)
+    page.press("save")
     (label,) = desk.labels.all()
     assert [label.ranks[place] for place in label.shown] == [1, 2, 0]
-    assert page.success[0].value == plain("Saved.")
-    assert not page.exception
+    assert page.notice == ("success", "Saved.")
 
 
 def test_a_held_rank_is_named_and_not_saved_unless_ties_are_allowed(desk: Desk) -> None:
-    page = _visit()
-    _button(page, "Random prompt")
-    ranks = [one for one in page.button_group if one.label == "Rank"]
-    for number, rank in enumerate((2, 1, 2)):
-        ranks = [one for one in page.button_group if one.label == "Rank"]
-        ranks[number].set_value(rank).run()
-    assert "held by answer A" in page.error[0].value
-    _button(page, "Save this ranking")
+    page = PlayedPage()
+    page.press("draw")
+    _rank(page, 2, 1, 2)
+    page.press("save")
+    assert page.notice == ("error", "Rank 2 is held by answer A; choose another, or allow ties.")
     assert list(desk.labels.all()) == []
-    page.toggle[0].set_value(True).run()
-    assert "Tied with answer A" in page.info[0].value
-    _button(page, "Save this ranking")
+    page.write(ties=True)
+    page.press("save")
     (label,) = desk.labels.all()
     assert [label.ranks[place] for place in label.shown] == [1, 0, 1]
 
 
 def test_a_page_that_is_loaded_again_has_lost_nothing(desk: Desk) -> None:
-    page = _visit()
-    _button(page, "Random prompt")
-    _button(page, "Next best", 1)
-    page.text_area[-1].set_value("half a reason").run()
-    shown = page.session_state["sheet"].item.id
-    again = _visit()
-    assert again.session_state["sheet"].item.id == shown
-    assert [one.value for one in again.button_group if one.label == "Rank"] == [None, 1, None]
-    assert again.text_area[-1].value == "half a reason"
+    page = PlayedPage()
+    page.press("draw")
+    page.write(ranks=[None, 1, None], flags=[["harmful"], [], []], overall=[None, None, 7], reason="half a reason")
+    shown = page.app.session_state["sheet"].item.id
+    again = PlayedPage()
+    assert again.app.session_state["sheet"].item.id == shown
+    assert again.data["work"] == {
+        "ranks": [None, 1, None],
+        "overall": [None, None, 7],
+        "flags": [["harmful"], [], []],
+        "reason": "half a reason",
+        "ties": False,
+    }
+
+
+def test_a_state_is_whole_so_that_those_before_it_may_be_lost_and_it_may_come_twice(desk: Desk) -> None:
+    page = PlayedPage()
+    page.press("draw")
+    whole = {"ranks": [3, 1, 2], "overall": [None] * 3, "flags": [[]] * 3, "reason": "", "ties": False}
+    state = {"paper": page.data["paper"], "number": 9, "act": "save", **whole}
+    page.send(state)
+    page.send(state)
+    (label,) = desk.labels.all()
+    assert [label.ranks[place] for place in label.shown] == [2, 0, 1]
+    assert page.data["work"]["ranks"] == [None] * 3, "what was pressed twice is not about the sheet that came after it"
+
+
+def test_what_the_browser_is_given_does_not_change_while_somebody_types(desk: Desk) -> None:
+    page = PlayedPage()
+    page.press("draw")
+    before = page.data
+    _rank(page, 1, 2, 3, reason="because")
+    assert page.data == before
+
+
+def test_a_state_that_no_page_sends_changes_nothing(desk: Desk) -> None:
+    page = PlayedPage()
+    page.press("draw")
+    good = {"paper": page.data["paper"], "number": 1, "act": "save", **page.work, "ranks": [1, 2, 3]}
+    wrong: list[dict[str, Any]] = [
+        {"ranks": [1, 2]},
+        {"ranks": [True, 2, 3]},
+        {"ranks": "123"},
+        {"ranks": [1, 2, 30]},
+        {"flags": [["no flag"], [], []]},
+        {"overall": [8, None, None]},
+        {"reason": 7},
+        {"more": 1},
+        {"number": None},
+    ]
+    notices = set()
+    for changes in wrong:
+        page.send(good | changes)
+        assert not page.app.exception, changes
+        assert page.notice is not None
+        assert page.notice[0] == "error", changes
+        notices.add(page.data["notice"]["id"])
+    assert len(notices) == len(wrong)
+    assert list(desk.labels.all()) == []
+    assert PlayedPage().data["work"]["ranks"] == [None] * 3
+    page.send(good)
+    assert len(list(desk.labels.all())) == 1
 
 
 def test_skip_and_undo(desk: Desk) -> None:
-    page = _visit()
-    _button(page, "Random prompt")
-    first = page.session_state["sheet"].item.id
-    _button(page, "Skip")
-    second = page.session_state["sheet"].item.id
+    page = PlayedPage()
+    page.press("draw")
+    first = page.app.session_state["sheet"].item.id
+    page.press("skip")
+    assert page.notice == ("success", "Skipped.")
+    second = page.app.session_state["sheet"].item.id
     assert first != second
-    for number in range(3):
-        _button(page, "Next best", number)
-    _button(page, "Save this ranking")
-    assert page.session_state["sheet"].item.id not in (first, second)
-    _button(page, "Undo the last")
-    assert page.session_state["sheet"].item.id == second
-    assert [one.value for one in page.button_group if one.label == "Rank"] == [1, 2, 3]
+    _rank(page, 1, 2, 3)
+    page.press("save")
+    third = page.app.session_state["sheet"].item.id
+    assert third not in (first, second)
+    page.write(ranks=[None, 1, None])
+    page.press("undo")
+    assert page.app.session_state["sheet"].item.id == second
+    assert page.data["work"]["ranks"] == [1, 2, 3]
     assert list(desk.labels.all()) == []
+    page.press("save")
+    assert page.app.session_state["sheet"].item.id == third
+    assert page.data["work"]["ranks"] == [None, 1, None], "what was on the desk when the other was taken back"
+    page.press("undo")
+    page.press("undo")
+    assert page.notice == ("info", "There is nothing to undo.")
 
 
 def test_the_language_switches_and_the_work_stays(desk: Desk) -> None:
-    page = _visit()
-    _button(page, "Random prompt")
-    _button(page, "Next best", 0)
-    next(one for one in page.button_group if one.label == "Language").set_value("zh").run()
-    assert any(one.label == "存储当前排序" for one in page.button)
-    assert [one.value for one in page.button_group if one.label == "排名"] == [1, None, None]
+    page = PlayedPage()
+    page.press("draw")
+    paper = page.data["paper"]
+    page.write(ranks=[1, None, None])
+    next(one for one in page.app.button_group if one.label == "Language").set_value("zh").run()
+    assert page.labels == ["存储当前排序", "跳过", "撤销上一条"]
+    assert page.data["paper"] == paper, "the browser keeps what it holds about a sheet"
+    assert page.app.session_state["sheet"].draft.ranks.count(1) == 1
+
+
+def test_one_button_is_what_comes_next_and_every_key_is_among_those_listed(desk: Desk) -> None:
+    page = PlayedPage()
+    for act in ("draw", "undo"):
+        actions = [*page.data["choices"], *page.data["buttons"]]
+        assert [one["primary"] for one in actions].count(True) == 1
+        assert all(f"`{key}`" in TEXTS["keys_label"][1] for one in actions for key in one["sign"].split("+"))
+        page.press(act)
 
 
 def test_hostile_texts_are_texts(desk: Desk) -> None:
     for text in HOSTILE:
         desk.items.add([NewItem(text, text, text, (text, "other"), (text, "v"))])
     seen = set()
-    page = _visit("<b>anna</b>")
+    page = PlayedPage("<b>anna</b>")
+    page.press("draw")
     for _ in range(len(HOSTILE) + 4):
-        page = _button(page, "Random prompt" if "sheet" not in page.session_state or not seen else "Skip")
-        assert not page.exception
-        seen |= {shown(one.proto.body) for one in page.get("html")}
+        seen |= {one["text"] for one in [*page.data["answers"], *page.data["prompt"]["turns"]]}
+        page.press("skip")
     assert {as_shown(text) for text in HOSTILE} <= seen
-
-
-def shown(body: str) -> str:
-    """What a browser shows of a text on the page: no tag but the one around it."""
-    inside = re.fullmatch(r'<div class="text" dir="auto">([^<>]*)</div>', body)
-    return html.unescape(inside[1]) if inside else ""
 
 
 def as_shown(text: str) -> str:
@@ -158,23 +210,25 @@ def as_shown(text: str) -> str:
 def test_a_store_that_fails_loses_no_input(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     from rlhf_ray.feedback.labelling.database import StoreError
 
-    page = _visit()
-    _button(page, "Random prompt")
-    for number in range(3):
-        _button(page, "Next best", number)
+    page = PlayedPage()
+    page.press("draw")
+    paper = page.data["paper"]
+    _rank(page, 1, 2, 3)
     with monkeypatch.context() as broken:
         broken.setattr(desk.assignments, "save", _raise(StoreError("store: the disk is full")))
-        _button(page, "Save this ranking")
-    assert "the disk is full" in page.error[0].value
-    assert [one.value for one in page.button_group if one.label == "Rank"] == [1, 2, 3]
-    _button(page, "Save this ranking")
+        page.press("save")
+    assert page.notice is not None
+    assert "the disk is full" in page.notice[1]
+    assert page.data["notice"]["number"] == 5, "the browser opens the sheet again that it closed with this state"
+    assert page.data["paper"] == paper
+    page.press("save")
     assert len(list(desk.labels.all())) == 1
 
 
 def test_the_data_set_is_browsed(desk: Desk) -> None:
     label_all(_parts(desk), "anna", (1, 2, 3))
     label_all(_parts(desk), "bob", (3, 2, 1))
-    page = _visit()
+    page = PlayedPage().app
     page.session_state["tabs-en"] = "Dataset"
     page.run()
     assert any("4 labels" in one.value for one in page.caption)
@@ -194,26 +248,45 @@ def comparison(tmp_path: Path) -> Iterator[Desk]:
 
 
 def test_choices_are_stored_for_the_answer_that_was_shown_there(comparison: Desk) -> None:
-    page = _visit()
-    _button(page, "Random prompt")
+    page = PlayedPage()
+    page.press("draw")
     expected = {}
-    for number, (choice, ranks) in enumerate((("Left is better", (0, 1)), ("Equally good", (0, 0))) * 2):
-        sheet = page.session_state["sheet"]
+    for number, (choice, ranks) in enumerate((("left", (0, 1)), ("equal", (0, 0))) * 2):
+        sheet = page.app.session_state["sheet"]
         expected[sheet.item.id] = tuple(ranks[sheet.shown.index(place)] for place in range(2))
-        page.text_area[0].set_value(f"reason {number}").run()
-        _button(page, choice)
-        assert not page.exception
+        page.write(reason=f"reason {number}")
+        assert "v1" not in json.dumps(page.data)
+        page.press(choice)
     stored = list(comparison.labels.all())
     assert {label.item_id: label.ranks for label in stored} == expected
     assert [label.reason for label in stored] == [f"reason {number}" for number in range(4)]
-    assert "v1" not in str(page.main)
-    _button(page, "Undo the last")
-    assert page.text_area[0].value == "reason 3"
-    page.session_state["tabs-en"] = "Results"
-    page.run()
-    assert not page.exception
-    table = page.dataframe[0].value
+    page.press("undo")
+    assert page.data["work"] == {"reason": "reason 3"}
+    page.app.session_state["tabs-en"] = "Results"
+    page.app.run()
+    assert not page.app.exception
+    table = page.app.dataframe[0].value
     assert list(table["n"]) == [3, 3]
+
+
+def test_no_side_of_a_comparison_is_favoured_and_every_key_is_listed(comparison: Desk) -> None:
+    page = PlayedPage()
+    assert [one["primary"] for one in page.data["buttons"]] == [True, False]
+    signs = {one["sign"] for one in page.data["buttons"]}
+    page.press("draw")
+    actions = [*page.data["choices"], *page.data["buttons"]]
+    assert not any(one["primary"] for one in actions)
+    signs |= {one["sign"] for one in actions}
+    assert all(f"`{sign}`" in text for sign in signs for text in TEXTS["keys_compare"])
+
+
+def test_an_empty_desk_says_why(comparison: Desk) -> None:
+    page = PlayedPage()
+    page.press("draw")
+    for _ in range(6):
+        page.press("skip")
+    assert page.data["kind"] == "empty"
+    assert page.data["message"].startswith("No prompt is left for you")
 
 
 def _parts(desk: Desk) -> Parts:

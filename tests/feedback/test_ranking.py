@@ -18,7 +18,6 @@ from rlhf_ray.feedback.labelling.ranking import (
     conflicts,
     dense,
     names_as_shown,
-    next_rank,
     order_line,
     shown_order,
     unranked,
@@ -52,19 +51,6 @@ def test_the_order_is_shown_as_it_will_be_saved() -> None:
 def test_incomplete_rankings_are_not_saved() -> None:
     with pytest.raises(BadInput, match="1 of 3 answers have no rank"):
         dense([1, None, 2])
-
-
-@given(RANKS)
-def test_naming_the_next_best_in_turn_ranks_everything_once(ranks: list[int]) -> None:
-    given: list[int | None] = [None] * len(ranks)
-    for place in range(len(given)):
-        given[place] = next_rank(given)
-    assert given == list(range(1, len(ranks) + 1))
-
-
-def test_the_next_best_fills_the_first_gap() -> None:
-    assert next_rank([3, None, None]) == 1
-    assert next_rank([1, 1, None]) == 2
 
 
 def test_answers_stand_in_another_order_for_each_annotator_and_the_same_at_each_visit() -> None:

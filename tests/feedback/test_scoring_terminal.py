@@ -1,6 +1,7 @@
 """Asking for scores: what counts as one, what is asked again, and how a person leaves."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -155,3 +156,41 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert b"is not a number" in done.stdout
     assert b"Score(reward=1.5" in done.stdout
+
+
+def test_what_is_typed_before_an_answer_is_shown_is_not_its_score() -> None:
+    script = (
+        "import os, sys\n"
+        "from rlhf_ray.feedback.terminal import ScoringTerminal\n"
+        "terminal = ScoringTerminal(-2.0, 2.0)\n"
+        "print('scored', terminal.score(1, 'p', 'first').reward)\n"
+        "print('learning')\n"
+        "os.read(int(sys.argv[1]), 1)\n"
+        "print('scored', terminal.score(2, 'p', 'second').reward)\n"
+    )
+    person, terminal = pty.openpty()
+    learned, learning = os.pipe()
+    command = [sys.executable, "-uc", script, str(learned)]
+    done = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, pass_fds=[learned])
+    os.close(terminal)
+
+    def wait_for(text: bytes) -> None:
+        seen = b""
+        while text not in seen:
+            seen += os.read(person, 1000)
+
+    try:
+        wait_for(b"Reward")
+        os.write(person, b"1\n")
+        wait_for(b"learning")
+        os.write(person, b"2\n2\n")
+        wait_for(b"2\r\n2\r\n")
+        os.write(learning, b".")
+        wait_for(b"Reward")
+        os.write(person, b"-1\n")
+        wait_for(b"scored -1.0")
+        assert done.wait(30) == 0
+    finally:
+        done.kill()
+        for end in (person, learned, learning):
+            os.close(end)

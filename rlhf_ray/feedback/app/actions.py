@@ -6,7 +6,7 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, put, say, seated
 from rlhf_ray.feedback.labelling.desk import Sheet
 
-__all__ = ["draw", "fail", "keep_draft", "save", "show_undo", "skip", "take_up", "type_prompt", "undo"]
+__all__ = ["draw", "fail", "keep_draft", "save", "skip", "take_up", "type_prompt", "undo"]
 
 
 def take_up() -> None:
@@ -26,15 +26,11 @@ def draw() -> None:
 
 def _next() -> None:
     try:
-        with st.spinner(say("writing")):
-            new = desk().current(annotator()) or desk().draw(annotator())
+        new = desk().current(annotator()) or desk().draw(annotator())
     except RlhfError as error:
         fail(error)
         return
-    put(new)
-    st.session_state.pop("ties", None)
-    if new is None:
-        notify("nothing_left", "info")
+    put(new, why_empty="nothing_left")
 
 
 def type_prompt() -> None:
@@ -50,22 +46,25 @@ def type_prompt() -> None:
 
 def keep_draft(current: Sheet) -> None:
     """Store what was chosen so far: a closed window loses nothing."""
-    clear_notice()
     try:
-        if not desk().assignments.keep_draft(annotator(), current.item.id, current.draft):
-            notify("lease_lost", "warning")
+        kept = desk().assignments.keep_draft(annotator(), current.item.id, current.draft)
     except RlhfError as error:
         fail(error)
+        return
+    if not kept and not current.lease_lost:
+        # Once is enough: they may go on and save.
+        current.lease_lost = True
+        notify("lease_lost", "warning")
 
 
 def save(current: Sheet) -> None:
-    """Store a label and go on.
-
-    Raises:
-        RlhfError: nothing was stored.
-    """
+    """Store a label and go on; where that fails, say so and stay."""
     clear_notice()
-    desk().save(annotator(), current)
+    try:
+        desk().save(annotator(), current)
+    except RlhfError as error:
+        fail(error)
+        return
     _next()
     if "notice" not in st.session_state:
         notify("saved")
@@ -84,9 +83,11 @@ def skip(item_id: int) -> None:
         notify("skipped")
 
 
-def undo() -> None:
-    """Take the last label or choice back."""
+def undo(current: Sheet | None = None) -> None:
+    """Take the last label or choice back; what is on the current sheet is kept for later."""
     clear_notice()
+    if current is not None:
+        keep_draft(current)
     try:
         taken_back = seated().undo(annotator())
     except RlhfError as error:
@@ -96,10 +97,4 @@ def undo() -> None:
         notify("nothing_to_undo", "info")
         return
     put(taken_back)
-    st.session_state.pop("ties", None)
     notify("undone")
-
-
-def show_undo() -> None:
-    """The button that takes the last label or choice back."""
-    st.button(say("undo"), key="undo", on_click=undo, shortcut="Z", width="stretch")

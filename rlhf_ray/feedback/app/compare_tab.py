@@ -4,76 +4,59 @@ from dataclasses import replace
 
 import streamlit as st
 
-from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app import actions
-from rlhf_ray.feedback.app.actions import show_undo
-from rlhf_ray.feedback.app.session import key, remember, say, sheet
-from rlhf_ray.feedback.app.texts_view import show_prompt, show_text
-from rlhf_ray.feedback.labelling.desk import Sheet
-from rlhf_ray.feedback.labelling.ranking import LONGEST_REASON
+from rlhf_ray.feedback.app.session import say, sheet
+from rlhf_ray.feedback.app.sheet_view import (
+    Work,
+    choice_actions,
+    draw_action,
+    show_sheet,
+    shown_prompt,
+    skip_action,
+    undo_action,
+)
+from rlhf_ray.feedback.app.texts_view import visible
 
-CHOICES = (("left_better", "Left", (1, 2)), ("equal", "Down", (1, 1)), ("right_better", "Right", (2, 1)))
-"""Text, key, and the ranks of the left and the right answer."""
+RANKS = {"left": (1, 2), "equal": (1, 1), "right": (2, 1)}
+"""Ranks of the left and the right answer, by choice."""
 
 
 def show_compare_tab() -> None:
     """The whole tab."""
     current = sheet()
     if current is None:
-        st.button(say("random"), on_click=actions.draw, shortcut="N", icon=":material/casino:", key="draw")
-        if "notice" not in st.session_state:
-            st.info(say("nothing_yet"))
-        show_undo()
+        show_sheet("empty", _take, buttons=[draw_action(), undo_action()], message=say(st.session_state["why_empty"]))
         return
-    show_prompt(current.item.prompt, current.item.prompt_class, key("prompt"))
-    for column, side, place in zip(st.columns(2), ("left", "right"), current.shown, strict=True):
-        with column, st.container(border=True):
-            st.markdown(f"**{say(side)}**")
-            show_text(current.answers[place], key("answer", place))
-    st.text_area(
-        say("reason"),
-        key=remember(key("reason"), current.draft.reason),
-        on_change=_keep_reason,
-        height=80,
-        max_chars=LONGEST_REASON,
+    show_sheet(
+        "choose",
+        _take,
+        choices=choice_actions(),
+        buttons=[skip_action(), undo_action()],
+        prompt=shown_prompt(current.item.prompt, current.item.prompt_class),
+        answers=[
+            {"name": say(side), "text": visible(current.answers[place])}
+            for side, place in zip(("left", "right"), current.shown, strict=True)
+        ],
+        work={"reason": current.laid_out.reason},
     )
-    for column, (name, shortcut, ranks) in zip(st.columns(3), CHOICES, strict=True):
-        column.button(
-            say(name),
-            key=key(name),
-            type="primary",
-            on_click=_choose,
-            args=(current.submission, ranks),
-            shortcut=shortcut,
-            width="stretch",
-        )
-    skip, undo, _ = st.columns([1, 1, 2])
-    item = current.item.id
-    skip.button(say("skip"), key=key("skip"), on_click=actions.skip, args=(item,), shortcut="S", width="stretch")
-    with undo:
-        show_undo()
 
 
-def _keep_reason() -> None:
+def _take(work: Work) -> None:
+    """What the browser sent: a reason is kept, and what was pressed is done."""
     current = sheet()
     if current is not None:
-        current.draft = replace(current.draft, reason=st.session_state.get(key("reason")) or "")
-        actions.keep_draft(current)
-
-
-def _choose(submission: str, ranks: tuple[int, int]) -> None:
-    current = sheet()
-    # A second click, sent before the page had changed, is about the sheet that was saved by the first.
-    if current is None or current.submission != submission:
-        return
-    current.draft = replace(current.draft, ranks=_by_answer(current, ranks))
-    try:
-        actions.save(current)
-    except RlhfError as error:
-        actions.fail(error)
-
-
-def _by_answer(current: Sheet, ranks: tuple[int, int]) -> tuple[int, int]:
-    """Ranks in the answers' own order, of those in the order of the page."""
-    left, right = ranks
-    return (left, right) if current.shown[0] == 0 else (right, left)
+        current.draft = replace(current.draft, reason=work.reason)
+    if work.act == "draw":
+        actions.draw()
+    elif work.act == "undo":
+        actions.undo(current)
+    elif current is not None:
+        if work.act in RANKS:
+            left, right = RANKS[work.act]
+            by_answer = (left, right) if current.shown[0] == 0 else (right, left)
+            current.draft = replace(current.draft, ranks=by_answer)
+            actions.save(current)
+        elif work.act == "skip":
+            actions.skip(current.item.id)
+        else:
+            actions.keep_draft(current)

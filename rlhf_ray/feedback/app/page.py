@@ -23,6 +23,9 @@ TABS: dict[str, dict[str, Callable[[], None]]] = {
 }
 """Tabs of each task, by the name of their text."""
 
+SHEETS = (show_label_tab, show_compare_tab, show_clips_tab)
+"""Tabs that show notices on their sheets."""
+
 
 def show_page() -> None:
     """The whole page; runs again at each action of the visitor."""
@@ -42,7 +45,8 @@ def show_page() -> None:
     for container, show in zip(containers, tabs.values(), strict=True):
         if container.open:
             with container:
-                show_notice()
+                if show not in SHEETS:
+                    show_notice()
                 try:
                     show()
                 except RlhfError as error:
@@ -94,7 +98,7 @@ def _enter(given: str) -> bool:
 
 
 def _leave() -> None:
-    for name in ("annotator", "sheet", "notice", "ties"):
+    for name in ("annotator", "sheet", "on_desk", "notice", "notice_on_sheet"):
         st.session_state.pop(name, None)
     st.query_params.clear()
 

@@ -18,8 +18,9 @@ SETTINGS = {
     "client.showErrorDetails": "none",
     "browser.gatherUsageStats": False,
     "server.headless": True,
-    # The bar of buttons has a background of its own.
+    # The bar of buttons has a background of its own, and red is for what went wrong.
     "theme.base": "light",
+    "theme.primaryColor": "#2456a6",
     "server.fileWatcherType": "none",
     "server.runOnSave": False,
     "logger.hideWelcomeMessage": True,

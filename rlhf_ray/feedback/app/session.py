@@ -1,6 +1,8 @@
 """What a browser's session remembers, and the desk that all sessions of the process share."""
 
-from typing import Any, Protocol
+import uuid
+from collections.abc import Callable
+from typing import Any, Literal, Protocol
 
 import streamlit as st
 
@@ -9,6 +11,8 @@ from rlhf_ray.feedback.app.texts import Language, text
 from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings, ClipSheet
 from rlhf_ray.feedback.labelling.desk import Desk, Settings, Sheet
 from rlhf_ray.feedback.labelling.labels import Progress
+
+NoticeKind = Literal["success", "info", "warning", "error"]
 
 
 class AnyDesk(Protocol):
@@ -74,7 +78,7 @@ def language() -> Language:
 
 
 def say(name: str, /, **values: object) -> str:
-    """A text of the interface in the session's language."""
+    """A text of the interface in the session's language; without values its fields stay for the browser to fill."""
     return text(name, language(), **values)
 
 
@@ -96,15 +100,17 @@ def clip_sheet() -> ClipSheet | None:
     return current
 
 
-def put(new: Sheet | ClipSheet | None) -> None:
-    """Lay another sheet on the desk; what was chosen on it before becomes the widgets' state."""
+def put(new: Sheet | ClipSheet | None, why_empty: str = "nothing_yet") -> None:
+    """Lay another sheet on the desk, or clear it; the name of the text that says why there is none."""
     st.session_state["sheet"] = new
-    st.session_state["pile"] = st.session_state.get("pile", 0) + 1
+    st.session_state["why_empty"] = why_empty
+    st.session_state["on_desk"] = uuid.uuid4().hex
 
 
-def key(name: str, place: int | str = "") -> str:
-    """Key of a widget: of this sheet alone, so that no answer inherits what was chosen for another."""
-    return f"{name}-{st.session_state.get('pile', 0)}-{place}"
+def paper() -> str:
+    """Return the name of what lies on the desk: another one each time, so that what was sent about it is known."""
+    name: str = st.session_state.setdefault("on_desk", uuid.uuid4().hex)
+    return name
 
 
 def remember(widget: str, value: Any) -> str:
@@ -114,21 +120,42 @@ def remember(widget: str, value: Any) -> str:
     return widget
 
 
-def notify(name: str, kind: str = "success", /, **values: object) -> None:
-    """A notice that stands on the page until the next action."""
-    st.session_state["notice"] = (kind, say(name, **values))
+def notify(name: str, kind: NoticeKind = "success", /, **values: object) -> None:
+    """Say what an action did, at the next showing of the page."""
+    _leave_notice(kind, say(name, **values))
 
 
 def fail(error: RlhfError) -> None:
     """Say what went wrong; nothing that was entered is lost."""
-    st.session_state["notice"] = ("error", say("failed", error=error))
+    _leave_notice("error", say("failed", error=error))
+
+
+def _leave_notice(kind: NoticeKind, said: str) -> None:
+    number = st.session_state.get("number", 0)
+    st.session_state["notice"] = {"id": uuid.uuid4().hex, "number": number, "kind": kind, "text": said}
 
 
 def show_notice() -> None:
-    """The notice of the last action."""
-    kind, said = st.session_state.get("notice", ("", ""))
-    if said:
-        {"success": st.success, "warning": st.warning, "error": st.error, "info": st.info}[kind](plain(said))
+    """Show the notice of the last action, once: good news goes away by itself, the rest at the next action."""
+    st.session_state.pop("notice_on_sheet", None)
+    notice = st.session_state.pop("notice", None)
+    if notice is not None:
+        shows: dict[str, Callable[..., object]] = {
+            "success": st.toast,
+            "warning": st.warning,
+            "error": st.error,
+            "info": st.info,
+        }
+        show = shows[notice["kind"]]
+        show(plain(notice["text"]))
+
+
+def notice_on_sheet() -> dict[str, object] | None:
+    """Return the notice of the last action that a sheet shows; the browser knows by its id whether it has done so."""
+    if "notice" in st.session_state:
+        st.session_state["notice_on_sheet"] = st.session_state.pop("notice")
+    notice: dict[str, object] | None = st.session_state.get("notice_on_sheet")
+    return notice
 
 
 def clear_notice() -> None:

@@ -29,13 +29,16 @@ TEXTS: dict[str, tuple[str, str]] = {
     "help": ("快捷键", "Keys"),
     "keys_label": (
         "`1`…`9`：按从好到差的顺序依次点名句子（再按一次取消）\n\n"
-        "`Ctrl`+`Enter`：存储并取下一条\n\n`S`：跳过　`Z`：撤销上一条　`N`：随机 prompt",
+        "`Ctrl`+`Enter`：存储并取下一条\n\n`S`：跳过　`Z`：撤销上一条　`N`：随机 prompt\n\n`Esc`：离开理由框",
         "`1`…`9`: name the answers from best to worst (again takes it back)\n\n"
-        "`Ctrl`+`Enter`: save and go on\n\n`S`: skip, `Z`: undo the last one, `N`: random prompt",
+        "`Ctrl`+`Enter`: save and go on\n\n`S`: skip, `Z`: undo the last one, `N`: random prompt\n\n"
+        "`Esc`: leave the reason",
     ),
     "keys_compare": (
-        "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n`S`：跳过　`Z`：撤销上一条",
-        "`←`: left is better, `→`: right is better, `↓`: equally good\n\n`S`: skip, `Z`: undo the last one",
+        "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n"
+        "`S`：跳过　`Z`：撤销上一条　`N`：随机 prompt\n\n`Esc`：离开理由框",
+        "`←`: left is better, `→`: right is better, `↓`: equally good\n\n"
+        "`S`: skip, `Z`: undo the last one, `N`: random prompt\n\n`Esc`: leave the reason",
     ),
     "keys_clips": (
         "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n`S`：无法判断　`Z`：撤销上一条",
@@ -50,7 +53,11 @@ TEXTS: dict[str, tuple[str, str]] = {
     "random": ("随机 prompt", "Random prompt"),
     "own": ("自己输入 prompt", "A prompt of your own"),
     "own_button": ("生成回答", "Answer it"),
-    "writing": ("正在生成回答……", "Answers are being written…"),
+    "writing": ("请稍候，正在取下一条……", "One moment: the next one is on its way…"),
+    "unanswered": (
+        "还没有回应。若服务仍在运行，可以再按一次。",
+        "No answer yet. If the server still runs, you may press again.",
+    ),
     "nothing_yet": ("点击“随机 prompt”开始标注。", "Press “Random prompt” to begin."),
     "nothing_left": (
         "没有可标注的 prompt 了：都已标注、跳过，或正在被别人标注。",
@@ -60,6 +67,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "empty_prompt": ("（无 prompt）", "(no prompt)"),
     "answer": ("句子 {letter}", "Answer {letter}"),
     "next_best": ("下一个最好", "Next best"),
+    "ranked": ("第 {rank} 名", "Rank {rank}"),
     "rank": ("排名", "Rank"),
     "overall": ("总体质量 1–7", "Overall quality 1–7"),
     "rank_word": ("排名", "Rank"),

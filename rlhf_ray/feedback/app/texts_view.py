@@ -17,11 +17,11 @@ STYLE = """<style>
 .text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; font-size: 1rem; line-height: 1.55; }
 [data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 1rem; max-width: 84rem; }
 [data-testid="stSidebarHeader"] { height: 2rem; padding-bottom: 0; }
-[class*="st-key-bar"] { position: sticky; bottom: 0; background: white; padding: 0.6rem 0; z-index: 50;
-  border-top: 1px solid #ddd; }
+[data-stale="true"] { opacity: 1 !important; }
+@media (max-width: 640px) { [data-testid="stMainBlockContainer"] { padding: 4rem 1rem 1rem; } }
 </style>"""
-"""Line breaks stay, long words break, and each paragraph runs in the direction of its own script. What is pressed most
-stays in sight."""
+"""Line breaks stay, long words break, and each paragraph runs in the direction of its own script. Nothing fades while
+the server works."""
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "␡"}
 """Controls have no shape of their own; these are their pictures."""
@@ -32,9 +32,14 @@ def show_style() -> None:
     st.html(STYLE)
 
 
+def visible(text: str) -> str:
+    """Return a text with one kind of line end, and pictures of what could not be seen."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").translate(_VISIBLE)
+
+
 def show_text(text: str, key: str) -> None:
     """A text as it stands; no character of it is Markdown or HTML."""
-    written = html.escape(text.replace("\r\n", "\n").replace("\r", "\n").translate(_VISIBLE))
+    written = html.escape(visible(text))
     # Streamlit would take away the indentation of a block of lines, and white space at the ends.
     written = written.replace("\n", "&#10;")
     with st.container(height=BOX if len(text) > LONG or text.count("\n") > 12 else "content", border=False, key=key):

@@ -42,8 +42,16 @@ class Sheet:
     shown: list[int]
     """Places of the answers in the order in which they stand on the page."""
     draft: Draft
+    """What is on it now."""
+    laid_out: Draft = field(init=False)
+    """What was on it when it was laid on the desk."""
+    lease_lost: bool = False
+    """Whether its annotator was told that somebody else has the prompt now."""
     submission: str = field(default_factory=lambda: uuid.uuid4().hex)
     began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.laid_out = self.draft
 
 
 class Desk:

@@ -91,11 +91,6 @@ def dense(ranks: Sequence[int | None]) -> list[int]:
     return [order.index(rank) for rank in known]
 
 
-def next_rank(ranks: Sequence[int | None]) -> int:
-    """The rank of the answer that is named next as the best of the rest: the first that no answer holds."""
-    return next(rank for rank in range(1, len(ranks) + 1) if rank not in ranks)
-
-
 def order_line(ranks: Sequence[int | None], names: Sequence[str]) -> str:
     """The order in signs: `B > A = C`, and after `?` what has no rank yet."""
     by_rank: dict[int, list[str]] = {}
