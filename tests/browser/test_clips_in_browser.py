@@ -95,7 +95,8 @@ def test_a_person_teaches_an_agent(
 def _first_clips(page: "Page", store: ClipStore) -> None:
     """Clips move; a click, a slip that is taken back, the other language."""
     left = page.get_by_role("img", name="左边")
-    left.wait_for()
+    # The run has to begin, and its agent to act, before there are any.
+    left.wait_for(timeout=START_SECONDS * 1000)
     page.get_by_text("哪一段里摆杆更接近直立且静止？").wait_for()
     _settled(page)
     assert _moves(page, left)

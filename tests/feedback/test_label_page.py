@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.feedback.app import sheet_view
 from rlhf_ray.feedback.app.session import seat
 from rlhf_ray.feedback.app.texts import TEXTS
 from rlhf_ray.feedback.labelling.database import Database
@@ -298,3 +299,12 @@ def _raise(error: Exception) -> object:
         raise error
 
     return failing
+
+
+def test_calls_and_thoughts_of_a_prompts_turns_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sheet_view, "say", lambda *_, **__: "Prompt")
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+    turns = [{"role": "assistant", "content": "Let me look.", "reasoning_content": "Rain?", "tool_calls": [call]}]
+    [turn] = sheet_view.shown_prompt(turns, "generation")["turns"]  # type: ignore[misc]
+    for words in ("Let me look.", "Rain?", "weather", "Oslo"):
+        assert words in turn["text"]

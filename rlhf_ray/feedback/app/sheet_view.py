@@ -10,6 +10,7 @@ import streamlit as st
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.app.session import fail, notice_on_sheet, paper, say
 from rlhf_ray.feedback.app.texts_view import visible
@@ -129,11 +130,11 @@ def choice_actions(*more: Action) -> list[Action]:
 
 def shown_prompt(prompt: Prompt, prompt_class: str) -> dict[str, object]:
     """Return a prompt as the sheet takes it, turn by turn where it is a conversation."""
-    turns = [{"role": "", "content": prompt or say("empty_prompt")}] if isinstance(prompt, str) else prompt
-    return {
-        "title": say("prompt", name=prompt_class),
-        "turns": [{"role": turn["role"], "text": visible(turn["content"])} for turn in turns],
-    }
+    if isinstance(prompt, str):
+        turns = [{"role": "", "text": visible(prompt or say("empty_prompt"))}]
+    else:
+        turns = [{"role": turn["role"], "text": visible(words_of(turn))} for turn in prompt]
+    return {"title": say("prompt", name=prompt_class), "turns": turns}
 
 
 def show_sheet(
