@@ -116,7 +116,8 @@ def trainer_of(kind: str, models: tuple[nn.Module, nn.Module, Any], folder: Any,
     make = {"dpo": trl.DPOTrainer, "kto": trl.KTOTrainer}[kind]
     return make(
         model=copy.deepcopy(policy),
-        ref_model=reference,
+        # TRL puts a forward function of its own in the place of the model's.
+        ref_model=copy.deepcopy(reference),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
