@@ -61,8 +61,8 @@ bench: setup  ## Ratios against peers and floors, each in one run.
 	$(BIN)/python -m benchmarks
 
 docs: setup  ## Write docs/configuration.md and schemas/ from the schema, docs/metrics.md from the names.
-	$(BIN)/python -m rlhf_ray.config.reference > docs/configuration.md
-	$(BIN)/python -m rlhf_ray.tracking.reference > docs/metrics.md
+	$(BIN)/python -m rlhf_ray.config.reading.docs_page > docs/configuration.md
+	$(BIN)/python -m rlhf_ray.tracking.docs_page > docs/metrics.md
 	$(BIN)/rlhf schema schemas
 
 clean:  ## Remove caches; runs in outputs/ stay.

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment
-from rlhf_ray.rollout.requests import GenerationRequest
-from rlhf_ray.rollout.vllm_requests import sampling_params
+from rlhf_ray.rollout.requests import GenerationRequest, sampling_params
 
 # What only an engine that takes new weights needs.
 TRANSFER_ARGUMENTS = ("weight_transfer_config", "worker_extension_cls")

@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import grpo_reward
 from benchmarks.policy_steps import CORES, Peer, base_config, common_options, run, summary
 from benchmarks.ppo_workload import Responses, Workload
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
 
 MEAN_RESPONSE, LONGEST_RESPONSE = 96, 512
 

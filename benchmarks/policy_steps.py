@@ -26,22 +26,22 @@ from benchmarks.ppo_workload import PROMPT_TOKENS, Workload
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.cluster.environment import worker_environment
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import Sample
 from rlhf_ray.data.tokenization import Encoder
-from rlhf_ray.jobs.phases import compares
-from rlhf_ray.jobs.ppo import kl_controller
-from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_start import start_roles
-from rlhf_ray.jobs.run_folder import RunFolder
+from rlhf_ray.jobs.ppo.run import kl_controller
+from rlhf_ray.jobs.ppo.start import start_roles
+from rlhf_ray.jobs.ppo.step import PPOActs
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.interfaces import Generate, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.phases import compares
 from rlhf_ray.schedule import Loop, Schedule, Timings
 from rlhf_ray.tracking.tracker import Tracker
 

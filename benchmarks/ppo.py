@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.policy_steps import CORES, Peer, base_config, common_options, run, summary
 from benchmarks.ppo_workload import Responses, Workload
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
 
 TRL = "1.10.0"
 """The last release with a PPO trainer."""

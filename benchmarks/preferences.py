@@ -29,10 +29,10 @@ from benchmarks.peer_process import ANSWER_SECONDS, PeerProcess
 from benchmarks.preference_floor import REFERENCE_EPOCHS, BarePairs
 from benchmarks.preference_workload import KINDS, PreferenceWorkload
 from rlhf_ray.cluster.environment import worker_environment
-from rlhf_ray.config.dpo import DPOConfig
-from rlhf_ray.config.supervised import RewardTrainingConfig
-from rlhf_ray.jobs import dpo, reward
-from rlhf_ray.jobs.supervised import Lesson, Task
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
+from rlhf_ray.jobs.supervised import dpo, reward
+from rlhf_ray.jobs.supervised.loop import Lesson, Task
 
 JOBS = ("reward", "dpo")
 CORES = 2

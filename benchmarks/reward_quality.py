@@ -29,16 +29,16 @@ import torch
 
 from benchmarks.reward_trl import Pair, reward_trainer
 from rlhf_ray.config.data import RankingDataConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.config.supervised import RewardTrainingConfig
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.columns import ranking_of
 from rlhf_ray.data.loading import ranked_row, read_rankings
 from rlhf_ray.data.rows import RankedRow
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.evaluation.statistics import bootstrap_mean
-from rlhf_ray.jobs import reward
+from rlhf_ray.jobs.supervised import reward
 from rlhf_ray.models.loading import load_scalar, load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.scoring.model import ModelScorer

@@ -27,11 +27,10 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.roles.rollout import RolloutActor
-from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.pool import RolloutPool, make_tasks
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.rollout.tasks import make_tasks
 
 VOCABULARY = 2048
 

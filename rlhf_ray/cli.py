@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from rlhf_ray import __version__
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS, TOOLS
-from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
-from rlhf_ray.config.nearest import perhaps
+from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError, perhaps
 from rlhf_ray.start import start_job
 
 HOW_TO_OVERRIDE = """Every key of the file is also an option, and options win: --policy.learning_rate 1e-6.
@@ -71,7 +70,7 @@ def _right_verb(verb: str) -> str:
 
 def run_job(verb: str, arguments: Sequence[str]) -> int:
     """Load the config of a job and run it."""
-    from rlhf_ray.config.verbs import import_schema, load_job
+    from rlhf_ray.config.reading.verbs import import_schema, load_job
 
     if {"-h", "--help"}.intersection(arguments):
         schema = import_schema(JOBS[verb].schema)
@@ -83,7 +82,7 @@ def run_job(verb: str, arguments: Sequence[str]) -> int:
 
 def settings_help(usage: str, schema: type[Section]) -> str:
     """All settings with their documentation, as wide as the terminal."""
-    from rlhf_ray.config.schema import REQUIRED, describe
+    from rlhf_ray.config.reading.schema import REQUIRED, describe
 
     width = min(shutil.get_terminal_size().columns, WIDEST_HELP)
     parts = [f"usage: {usage}\n", " ".join((schema.__doc__ or "").split()), ""]
@@ -99,8 +98,8 @@ def settings_help(usage: str, schema: type[Section]) -> str:
 
 def run_tool(verb: str, arguments: Sequence[str]) -> int:
     """Read the arguments of a tool and run it."""
-    from rlhf_ray.config.loading import load_arguments
-    from rlhf_ray.config.verbs import import_schema
+    from rlhf_ray.config.reading.loading import load_arguments
+    from rlhf_ray.config.reading.verbs import import_schema
 
     tool = TOOLS[verb]
     schema = import_schema(tool.schema)

@@ -7,8 +7,8 @@ import pytest
 
 from rlhf_ray import cli
 from rlhf_ray.config.errors import Interrupted, RlhfError
-from rlhf_ray.config.schema import describe
-from rlhf_ray.config.verbs import SCHEMAS, import_schema
+from rlhf_ray.config.reading.schema import describe
+from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 
 HEAVY = ("torch", "vllm", "ray", "deepspeed", "transformers", "datasets", "wandb", "matplotlib")
 IMPORTED = """
@@ -83,14 +83,14 @@ def test_exit_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     module = _Module(error)
-    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.doctor", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.tools.doctor", module)  # type: ignore[arg-type]
     assert cli.main(["doctor"]) == code
     assert capsys.readouterr().err == shown
     assert len(module.seen) == 1
 
 
 def test_unexpected_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.doctor", _Module(ZeroDivisionError()))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.tools.doctor", _Module(ZeroDivisionError()))  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         cli.main(["doctor"])
 
@@ -111,7 +111,7 @@ def test_algorithms_named_in_the_hint_exist() -> None:
     from typing import get_args
 
     from rlhf_ray.config.algorithm import AlgorithmConfig
-    from rlhf_ray.config.dpo import LossType
+    from rlhf_ray.config.jobs.dpo import LossType
 
     assert set(cli.ALGORITHMS["ppo"]) < set(get_args(AlgorithmConfig.model_fields["advantages"].annotation))
     assert set(cli.ALGORITHMS["dpo"]) < set(get_args(LossType))

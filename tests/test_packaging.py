@@ -12,7 +12,7 @@ import pytest
 import rlhf_ray
 
 ROOT = Path(__file__).parents[1]
-TEMPLATE = "rlhf_ray/jobs/templates/project"
+TEMPLATE = "rlhf_ray/jobs/tools/templates/project"
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_without_vllm_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch
     """It comes with an extra, as its builds for CPU and GPU differ."""
     from rlhf_ray.config.model import ModelConfig
     from rlhf_ray.config.rollout import RolloutConfig
-    from rlhf_ray.jobs.model_checks import check_engine
+    from rlhf_ray.runs.model_checks import check_engine
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(rlhf_ray.BadInput, match=r"vLLM is not installed.*pip install 'rlhf_ray\[cpu\]'"):

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.loading import load_arguments
-from rlhf_ray.config.verbs import SCHEMAS, deduce_verb, import_schema, load_job
+from rlhf_ray.config.reading.loading import load_arguments
+from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, import_schema, load_job
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

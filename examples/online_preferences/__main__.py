@@ -11,8 +11,8 @@ from examples.online_preferences.settings import Settings
 from rlhf_ray.cli import settings_help
 from rlhf_ray.cluster.session import ray_session
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.config.loading import load_arguments
-from rlhf_ray.jobs.stopping import stop_on_signals
+from rlhf_ray.config.reading.loading import load_arguments
+from rlhf_ray.runs.stopping import stop_on_signals
 
 
 def main(arguments: list[str]) -> int:

@@ -17,13 +17,13 @@ from examples.online_preferences.scenes import animated_svg
 from examples.online_preferences.settings import Settings
 from examples.online_preferences.tasks import TASKS
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.loading import load_config
+from rlhf_ray.config.reading.loading import load_config
 from rlhf_ray.feedback.app.server import serve_page
 from rlhf_ray.feedback.clips.clips import Clips
 from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings, Draw
 from rlhf_ray.feedback.clips.store import ClipStore
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.jobs.feedback_page import open_door, say
+from rlhf_ray.jobs.people.page import open_door, say
 
 END_SECONDS = 15
 BESIDE = "beside"

@@ -19,7 +19,7 @@ from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.cluster.outcome import Caller, wait_together
 from rlhf_ray.config.placement import PlacementConfig
-from rlhf_ray.jobs.recovery import RESTARTS
+from rlhf_ray.runs.recovery import RESTARTS
 
 ACTING, PREDICTING, COMPARING = "acting", "predicting", "comparing"
 

@@ -15,10 +15,10 @@ from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.jobs.feedback_page import open_door
-from rlhf_ray.jobs.recovery import run_through_deaths
-from rlhf_ray.jobs.run_folder import RunFolder
-from rlhf_ray.jobs.stopping import StopRequest
+from rlhf_ray.jobs.people.page import open_door
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.stopping import StopRequest
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.tracker import Tracker
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from examples.online_preferences.settings import Settings
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.jobs.run_folder import RunFolder
+from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.tracking.records import replace_file
 
 KEPT_FILE = "comparisons.json"

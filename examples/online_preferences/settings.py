@@ -5,7 +5,7 @@ from typing import Literal, Self, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from rlhf_ray.config.labelling import FeedbackPageConfig
+from rlhf_ray.config.jobs.labelling import FeedbackPageConfig
 from rlhf_ray.config.run import CheckpointConfig, JobConfig, TrackingConfig
 
 Judge = Literal["oracle", "people"]

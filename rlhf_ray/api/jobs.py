@@ -9,10 +9,9 @@ from typing import Any
 from rlhf_ray.api.results import Run
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
-from rlhf_ray.config.documents import Document, read_document
-from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.nearest import perhaps
-from rlhf_ray.config.verbs import deduce_verb, import_schema, load_document
+from rlhf_ray.config.errors import BadInput, perhaps
+from rlhf_ray.config.reading.documents import Document, read_document
+from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_document
 from rlhf_ray.start import start_job
 
 Config = str | PathLike[str] | Mapping[str, Any] | Section

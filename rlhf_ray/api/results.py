@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlhf_ray.config.documents import read_document
 from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.config.reading.documents import read_document
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,7 +25,7 @@ class Rows(list[dict[str, Any]]):
         Raises:
             BadInput: no row has it; the message has the nearest name.
         """
-        from rlhf_ray.config.nearest import perhaps
+        from rlhf_ray.config.errors import perhaps
 
         if name not in self.columns:
             raise BadInput(f"no column {name!r}{perhaps(name, self.columns) or f' among {self.columns}'}")

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -12,10 +13,41 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
-from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy, Supervision
 from rlhf_ray.config.placement import PlacementConfig
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Ranks as data x tensor, the tensor index running fastest."""
+
+    data: int
+    tensor: int = 1
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return self.data * self.tensor
+
+    def data_rank(self, rank: int) -> int:
+        """Which slice of the batch a rank works on."""
+        return rank // self.tensor
+
+    def spread(self, per_data_rank: Sequence[Any]) -> list[Any]:
+        """One item for each rank from one item for each data rank.
+
+        Raises:
+            ValueError: the number of items is not that of the data ranks.
+        """
+        if len(per_data_rank) != self.data:
+            raise ValueError(f"{len(per_data_rank)} slices for {self.data} data ranks")
+        return [per_data_rank[self.data_rank(rank)] for rank in range(self.size)]
+
+    def collect(self, per_rank: Sequence[Any]) -> list[Any]:
+        """The first rank's item of each data rank."""
+        return list(per_rank[:: self.tensor])
+
 
 if TYPE_CHECKING:
     from rlhf_ray.cluster.connect import Cluster

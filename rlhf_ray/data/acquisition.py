@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from urllib.parse import urljoin
 
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.row_sources import HttpSource
+from rlhf_ray.config.jobs.row_sources import HttpSource
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 

@@ -11,10 +11,9 @@ from rlhf_ray.config.data import RankingDataConfig
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import LABELS, ranking_of
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.grades import GRADES, MARGIN
 from rlhf_ray.data.loading import Loaded, converted_rows, fingerprint_of, ranked_row, report_of
 from rlhf_ray.data.records import Ranking
-from rlhf_ray.data.rows import RankedRow
+from rlhf_ray.data.rows import GRADES, MARGIN, RankedRow
 from rlhf_ray.data.tokenization import Encoder
 
 SAFER = "safer_response_id"

@@ -12,11 +12,10 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.columns import Answered, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.grades import GRADES, MARGIN, grades_of
 from rlhf_ray.data.layouts.reading import lay_out
 from rlhf_ray.data.messages import extra_keys
 from rlhf_ray.data.records import PromptRecord, Ranking
-from rlhf_ray.data.rows import RankedRow, SupervisedRow
+from rlhf_ray.data.rows import GRADES, MARGIN, RankedRow, SupervisedRow, grades_of
 from rlhf_ray.data.sources import read_rows
 from rlhf_ray.data.tokenization import Encoder, Ids, Written
 

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from rlhf_ray.config.data import DataConfig
-from rlhf_ray.config.dpo import PreferenceDataConfig
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.jobs.dpo import PreferenceDataConfig
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.columns import completion_column, labelled_of, pair_of

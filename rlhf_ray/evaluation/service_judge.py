@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any, Literal, NoReturn
 
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.judges import ServiceJudge
+from rlhf_ray.config.jobs.judges import ServiceJudge
 from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 from rlhf_ray.evaluation.verdicts import Winner, agreed
 

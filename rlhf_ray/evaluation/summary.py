@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.config.evaluate import ORACLE
-from rlhf_ray.config.inference import TOTAL_COLUMN
+from rlhf_ray.config.jobs.evaluate import ORACLE
+from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.comparison import mean_difference, win_rate_at_equal_length
 from rlhf_ray.evaluation.diversity import distinct_n

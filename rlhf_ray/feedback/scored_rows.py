@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.sample_lines import json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import json_line, sample_from_json, sample_to_json
 
 FORMAT = "rlhf_ray feedback 1"
 PERSON = "person"
@@ -161,3 +161,25 @@ def _row(value: dict[str, Any]) -> ScoredRow:
         raise ValueError("arrays of different lengths")
     sample.rewards = {PERSON: reward}
     return ScoredRow(int(value["step"]), sample, seconds, str(value["vocabulary"]), str(value["time"]))
+
+
+PICTURE_FILE = "Terminal-Human-Feedback.png"
+
+
+def draw_feedback(rows: Iterable[ScoredRow], path: Path) -> None:
+    """Draw the scores and the time that each took, over the answers in their order; replaces `path` whole."""
+    # matplotlib takes half a second to import; a session that ends in bad input never needs it.
+    from rlhf_ray.tracking.curves import draw_panels
+    from rlhf_ray.tracking.panels import COLOURS, Line, Panel
+
+    rows = list(rows)
+    steps = [row.step for row in rows]
+
+    def panel(title: str, unit: str, colour: str, values: list[float]) -> Panel:
+        return Panel(title, unit, False, [Line(title, title, colour, steps, values, None, held_out=False)])
+
+    panels = [
+        panel("Reward history", "score", COLOURS[0], [row.reward for row in rows]),
+        panel("Label time", "seconds", COLOURS[1], [row.label_seconds for row in rows]),
+    ]
+    draw_panels("Terminal human feedback", f"{len(rows)} answers", panels if rows else [], path, columns=2)

@@ -8,8 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from rlhf_ray.config.checks.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.encoders import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings

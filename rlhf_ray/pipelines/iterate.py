@@ -8,8 +8,7 @@ import yaml
 from rich.console import Console
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.iterate import IterateConfig, SourceLabels
-from rlhf_ray.jobs.alone import alone_in
+from rlhf_ray.config.jobs.iterate import IterateConfig, SourceLabels
 from rlhf_ray.pipelines.labelling import (
     all_prompts,
     write_preferences,
@@ -20,8 +19,9 @@ from rlhf_ray.pipelines.labelling import (
 from rlhf_ray.pipelines.round_stages import VERBS, Round, check_stages, command, reward_runs, whole_model
 from rlhf_ray.pipelines.rounds import figures_of, round_table, write_rounds
 from rlhf_ray.pipelines.stages import Stage, Stages, stage_table
-from rlhf_ray.tracking.bars import plain_console
+from rlhf_ray.runs.folder import alone_in
 from rlhf_ray.tracking.records import replace_file
+from rlhf_ray.tracking.terminal import plain_console
 
 SETTINGS_FOLDER = "settings"
 MAY_CHANGE = {"rounds", "output"}

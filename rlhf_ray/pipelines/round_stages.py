@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.documents import read_document
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.iterate import IterateConfig
-from rlhf_ray.config.loading import load_config
-from rlhf_ray.config.supervised import RewardTrainingConfig
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.jobs.iterate import IterateConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
+from rlhf_ray.config.reading.documents import read_document
+from rlhf_ray.config.reading.loading import load_config
+from rlhf_ray.config.reading.verbs import load_job
 
 FIRST_MODEL, PRESENT_MODEL = "start", "policy"
 """Names of the models in each round's comparison."""

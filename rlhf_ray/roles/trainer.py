@@ -18,7 +18,7 @@ from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer_actor import Columns, TrainerActor
-from rlhf_ray.training.beside import Beside
+from rlhf_ray.training.microbatch import Beside
 from rlhf_ray.training.rank import Kind
 from rlhf_ray.training.threads import Crowd
 

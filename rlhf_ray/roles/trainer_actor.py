@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.training.beside import Beside
+from rlhf_ray.training.microbatch import Beside
 from rlhf_ray.training.rank import Microbatches, TrainerRank
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.errors import ENGINE_LOST, BadRollout, RequestAborted
-from rlhf_ray.rollout.interfaces import Generate, Rollout, RolloutTask
+from rlhf_ray.rollout.interfaces import ENGINE_LOST, BadRollout, Generate, RequestAborted, Rollout, RolloutTask
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
-from rlhf_ray.rollout.seating import Seating
-from rlhf_ray.rollout.seats import Seat
+from rlhf_ray.rollout.seats import Seat, Seating
 
 # A prompt whose engine was lost this often is more likely the cause than the victim.
 MAX_ATTEMPTS = 5

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 
@@ -59,3 +60,19 @@ class Rollout(Protocol):
     async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
         """Return `task.samples` samples, index 0 first; tokens that the policy did not write have `written` false."""
         ...
+
+
+ENGINE_LOST = (RoleDied, DeadlineExceeded)
+"""What an engine client raises, or its deadline, when the engine is to blame and not the request."""
+
+
+class NoEngineLeft(RoleFailed):
+    """Every engine has failed and none came back."""
+
+
+class RequestAborted(RoleFailed):
+    """The engine lives but dropped a request; it can be sent again, there or elsewhere."""
+
+
+class BadRollout(RuntimeError):
+    """What an engine or a rollout returned is not what was asked for; sending it again would not help."""

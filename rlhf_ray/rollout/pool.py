@@ -1,8 +1,10 @@
 """The pool in front of the rollout engines: prompts go out to the least loaded one, finished groups stream back."""
 
 import asyncio
+import hashlib
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self
@@ -11,9 +13,50 @@ from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.dispatch import Dispatch, DispatchInOrder
-from rlhf_ray.rollout.interfaces import EngineClient, Rollout
-from rlhf_ray.rollout.seating import Seating
-from rlhf_ray.rollout.tasks import make_tasks
+from rlhf_ray.rollout.interfaces import EngineClient, Rollout, RolloutTask
+from rlhf_ray.rollout.seats import Seating
+
+# Engines take signed 64-bit seeds and add the sample's index.
+_SEED_BITS = 62
+
+
+def prompt_seed(run_seed: int, step: int, prompt_id: str, occurrence: int = 0) -> int:
+    """A seed in [0, 2**62) that is the same in every process and on every machine.
+
+    `occurrence` counts earlier appearances of the prompt in the step, so that a prompt drawn twice is answered anew.
+    """
+    words = f"{run_seed}\n{step}\n{occurrence}\n{prompt_id}".encode()
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
+
+
+def make_tasks(
+    prompts: Sequence[PromptRecord],
+    *,
+    run: int,
+    step: int,
+    samples_per_prompt: int,
+    seed: int,
+    greedy_last: bool = False,
+) -> list[RolloutTask]:
+    """One task for each prompt, in order. `run` numbers the calls of a pool and keeps request ids apart."""
+    seen: Counter[str] = Counter()
+    tasks = []
+    for prompt in prompts:
+        occurrence = seen[prompt.prompt_id]
+        seen[prompt.prompt_id] += 1
+        group_id = f"{step}/{prompt.prompt_id}" + (f"/{occurrence}" if occurrence else "")
+        tasks.append(
+            RolloutTask(
+                prompt=prompt,
+                samples=samples_per_prompt,
+                group_id=group_id,
+                request_id=f"{run}/{group_id}/0",
+                seed=prompt_seed(seed, step, prompt.prompt_id, occurrence),
+                greedy_last=greedy_last,
+            )
+        )
+    return tasks
+
 
 Restore = Callable[[int, Exception], EngineClient | RoleError]
 """Brings engine number i back after its error, with the current weights, or returns why that cannot be done."""

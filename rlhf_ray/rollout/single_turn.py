@@ -9,8 +9,7 @@ import numpy as np
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import Prompt, Sample
 from rlhf_ray.data.tokenization import Ids
-from rlhf_ray.rollout.errors import BadRollout
-from rlhf_ray.rollout.interfaces import Generate, RolloutTask
+from rlhf_ray.rollout.interfaces import BadRollout, Generate, RolloutTask
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult, sample_seed
 
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
 
+from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.ragged_attention import RaggedRows
 
@@ -178,3 +179,15 @@ def _stand_in(batch: TokenBatch, device: torch.device) -> Microbatch:
 def as_tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """Integers on the device."""
     return torch.from_numpy(array.astype(np.int64, copy=False)).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """All of its rows, with a loss of its own: their gradients and those of the first batch add up (PPO-ptx)."""
+
+    batch: TokenBatch
+    loss: Loss
+    columns: Mapping[str, Shaped[np.ndarray, " tokens"]]
+    """In flat order, `weight` among them."""
+    temperature: float = 1.0
+    """Divides a policy's logits; texts that nobody sampled have 1."""

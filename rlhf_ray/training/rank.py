@@ -20,17 +20,15 @@ from rlhf_ray.models.lora import adapter_off
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.accumulation import accumulate, nothing
 from rlhf_ray.training.average import WeightAverage
-from rlhf_ray.training.beside import Beside
 from rlhf_ray.training.errors import NonFinite
 from rlhf_ray.training.export import adapter_files, export
-from rlhf_ray.training.microbatch import Microbatch, in_order, join_columns, join_outputs, lay_out
+from rlhf_ray.training.microbatch import Beside, Microbatch, in_order, join_columns, join_outputs, lay_out
 from rlhf_ray.training.networks import Kind, is_packed, load_network
 from rlhf_ray.training.offload import OffloadedStorages, tensors_on
-from rlhf_ray.training.optimizer import build_adamw
+from rlhf_ray.training.optimizer import build_adamw, learning_rate
 from rlhf_ray.training.probe import check_network
 from rlhf_ray.training.ragged import lay_out_passes
 from rlhf_ray.training.rendezvous import device_of, join
-from rlhf_ray.training.schedule import learning_rate
 from rlhf_ray.training.settings import deepspeed_settings, effective_stage, refusals
 from rlhf_ray.training.state import TrainedState, has_moments
 from rlhf_ray.training.threads import Crowd, Threads

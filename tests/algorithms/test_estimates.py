@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlhf_ray.algorithms
-from rlhf_ray.algorithms.advantages import discounted_returns, gae
+from rlhf_ray.algorithms.advantages import discounted_returns, dr_grpo, gae, grpo, informative_groups, opo, remax, rloo
 from rlhf_ray.algorithms.aggregation import token_weights
-from rlhf_ray.algorithms.group_advantages import dr_grpo, grpo, informative_groups, opo, remax, rloo
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
 from rlhf_ray.algorithms.off_policy import OffPolicyCorrection

@@ -7,10 +7,10 @@ import test_golden_preferences as preferences
 import yaml
 from golden_cases import GOLDEN, NOT_OFFERED, all_cases
 
-from rlhf_ray.config.checks import check
-from rlhf_ray.config.dpo import PreferenceLossConfig
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.supervised import RewardTrainingConfig
+from rlhf_ray.config.checks.all import check
+from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 
 PPO = {
     "output": "run",

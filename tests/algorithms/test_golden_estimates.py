@@ -4,12 +4,20 @@ import pytest
 import torch
 from golden_cases import Case, golden
 
-from rlhf_ray.algorithms.advantages import gae, length_adaptive_lambda
-from rlhf_ray.algorithms.group_advantages import dr_grpo, grpo, opo, rloo, standardise
+from rlhf_ray.algorithms.advantages import (
+    dr_grpo,
+    gae,
+    grpo,
+    length_adaptive_lambda,
+    opo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+    standardise,
+)
 from rlhf_ray.algorithms.kl import AdaptiveKL, KLTerm, kl_estimate
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
 from rlhf_ray.algorithms.off_policy import OffPolicyCorrection, off_policy_sequence_mask
-from rlhf_ray.algorithms.reinforce import reinforce_plus_plus, reinforce_plus_plus_baseline
 from rlhf_ray.algorithms.rewards import clip_scores, overlong_penalty, shape_truncated, token_rewards
 from rlhf_ray.algorithms.segments import row_means, row_sums
 from rlhf_ray.algorithms.statistics import explained_variance, masked_mean, masked_variance, whiten

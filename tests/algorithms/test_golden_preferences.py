@@ -5,17 +5,17 @@ from golden_cases import Case, golden
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights
-from rlhf_ray.algorithms.cost_models import CostLoss
 from rlhf_ray.algorithms.losses import Metrics
-from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preference_statistics import (
+from rlhf_ray.algorithms.preference_losses import (
+    KTOLoss,
+    PreferenceLoss,
     aot_statistic,
     aot_unpaired_statistics,
     kto_baseline,
     length_desensitised,
 )
 from rlhf_ray.algorithms.preferences import PreferenceObjective
-from rlhf_ray.algorithms.ranking import RankingLoss, ranking_quality, ranking_weights
+from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_quality, ranking_weights
 from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 
 

@@ -9,7 +9,7 @@ import torch
 from loss_batches import GROUPS, RANKS, SUBJECTS, Batch, objective, pair_batch, score_batch
 from torch import Tensor
 
-from rlhf_ray.algorithms.preference_statistics import aot_statistic, aot_unpaired_statistics, bco_shift
+from rlhf_ray.algorithms.preference_losses import aot_statistic, aot_unpaired_statistics, bco_shift
 from rlhf_ray.algorithms.preferences import COUPLED, KINDS, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.ranking import RankingLoss, ranking_weights
 

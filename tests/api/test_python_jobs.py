@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import rlhf_ray
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.supervised import SFTConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.jobs.supervised import SFTConfig
 from tests.test_cli import HEAVY
 
 SFT = {"output": "outputs/sft", "model": {"path": "some/model"}, "data": {"path": "some/data"}}
@@ -36,7 +36,7 @@ class Worker:
 def worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Worker]:
     monkeypatch.chdir(tmp_path)
     worker = Worker()
-    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.sft", worker)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "rlhf_ray.jobs.supervised.sft", worker)  # type: ignore[arg-type]
     return worker
 
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from rlhf_ray.checkpoint import checkpoints as room
 from rlhf_ray.checkpoint import storage
-from rlhf_ray.checkpoint.checkpoints import Checkpoints
-from rlhf_ray.checkpoint.manifest import Manifest, read_manifest, write_manifest
+from rlhf_ray.checkpoint.checkpoints import Checkpoints, Manifest, read_manifest, write_manifest
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.checkpoint.storage import CheckpointError, entries, join
 from tests.checkpoint.files import write_bytes

@@ -11,8 +11,7 @@ import ray
 
 from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
-from rlhf_ray.cluster.group import ActorGroup
-from rlhf_ray.cluster.mesh import Mesh
+from rlhf_ray.cluster.group import ActorGroup, Mesh
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig, PlacementConfig

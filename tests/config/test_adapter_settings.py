@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.reading.verbs import load_job
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     # name: (change of a valid config, key that the line names, words in the line)

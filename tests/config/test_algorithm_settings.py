@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.loading import dump_config, load_config
-from rlhf_ray.config.parts import placements_of
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.checks.parts import placements_of
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.loading import dump_config, load_config
 
 GRPO: dict[str, Any] = {"algorithm.advantages": "grpo", "samples_per_prompt": 4}
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.reading.verbs import load_job
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "reviews"
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from rlhf_ray import cli
-from rlhf_ray.config.documents import DEEPEST, LARGEST_FILE, MOST_VALUES
+from rlhf_ray.config.reading.documents import DEEPEST, LARGEST_FILE, MOST_VALUES
 
 FUNCTION = {"kind": "function", "function": "rules.py:length"}
 ROWS = {"path": "rows.jsonl"}
@@ -338,7 +338,7 @@ def test_files(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 @pytest.mark.parametrize("verb", CONFIGS)
 def test_what_the_cases_change_is_right(verb: str, folder: Path) -> None:
-    from rlhf_ray.config.verbs import load_job
+    from rlhf_ray.config.reading.verbs import load_job
 
     _write(folder, verb)
     load_job(verb, [f"{verb}.yaml"])

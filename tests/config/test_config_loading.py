@@ -4,10 +4,10 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf_ray.config.documents import parse_value, read_document
-from rlhf_ray.config.loading import dump_config, load_config
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.verbs import deduce_verb
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.documents import parse_value, read_document
+from rlhf_ray.config.reading.loading import dump_config, load_config
+from rlhf_ray.config.reading.verbs import deduce_verb
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_dump_loads_again_to_the_same_config(write_config: Any, tmp_path: Path) 
     ],
 )
 def test_local_names(name: str, local: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf_ray.config.files import names_local_path
+    from rlhf_ray.config.checks.files import names_local_path
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.loading import dump_config, load_config
-from rlhf_ray.config.parts import critic_path, placements_of
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.checks.parts import critic_path, placements_of
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.loading import dump_config, load_config
 
 COST: dict[str, Any] = {"rewards.1.measures": "cost"}
 SAFE: dict[str, Any] = {**COST, "algorithm.lagrangian.cost_limit": 0.5}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config.deepspeed_settings import CLASSES, KNOWN, OTHERS, TABLES, deepspeed_problems
+from rlhf_ray.config.checks.deepspeed import CLASSES, KNOWN, OTHERS, TABLES, deepspeed_problems
 from rlhf_ray.config.passthrough import OWNED_DEEPSPEED_SETTINGS
 
 SOURCES = ("runtime", "comm", "monitor", "profiling", "compile", "autotuning", "datastates", "elasticity", "utils")

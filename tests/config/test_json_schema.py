@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from rlhf_ray.config.documents import read_document
-from rlhf_ray.config.json_schema import json_schema
-from rlhf_ray.config.schema import describe
-from rlhf_ray.config.verbs import SCHEMAS, import_schema, load_job
+from rlhf_ray.config.reading.documents import read_document
+from rlhf_ray.config.reading.json_schema import json_schema
+from rlhf_ray.config.reading.schema import describe
+from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema, load_job
 
 ROOT = Path(__file__).parents[2]
 INCOMPLETE = {"examples/iterate/evaluate.yaml", "examples/iterate/ppo.yaml"}
 """Configs of stages, which `rlhf iterate` completes."""
 CONFIGS = [
     path
-    for folder in ("configs", "examples", "launch", "rlhf_ray/jobs/templates")
+    for folder in ("configs", "examples", "launch", "rlhf_ray/jobs/tools/templates")
     for path in sorted((ROOT / folder).rglob("*.yaml"))
     if path.name != "kuberay.yaml" and str(path.relative_to(ROOT)) not in INCOMPLETE
 ]

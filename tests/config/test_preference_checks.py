@@ -10,9 +10,9 @@ import yaml
 from rlhf_ray import cli
 from rlhf_ray.algorithms.preference_losses import KTOLoss
 from rlhf_ray.algorithms.preferences import COUPLED, KINDS, LENGTH_NORMALISED, PLAIN_SUMS, REFERENCE_FREE
-from rlhf_ray.config import dpo
-from rlhf_ray.config.checks import check
-from rlhf_ray.config.dpo import OF_SINGLE_ANSWERS, DPOConfig, LossType, PreferenceLossConfig
+from rlhf_ray.config.checks.all import check
+from rlhf_ray.config.jobs import dpo
+from rlhf_ray.config.jobs.dpo import OF_SINGLE_ANSWERS, DPOConfig, LossType, PreferenceLossConfig
 
 VALID = {"output": "outputs/run", "model": {"path": "model"}, "data": {"path": "prompts.jsonl"}}
 

@@ -9,11 +9,11 @@ from pydantic import Field, ValidationError
 
 from rlhf_ray import cli
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.reference import configuration_page
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.docs_page import configuration_page
+from rlhf_ray.config.reading.schema import bounds_of, count_fields, describe, reachable_sections, type_text
+from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.schema import bounds_of, count_fields, describe, reachable_sections, type_text
-from rlhf_ray.config.verbs import SCHEMAS, import_schema
 
 FIELD_LIMIT = 160
 """One verb trains all of the policy-gradient family, with and without adapters and limits of cost."""

@@ -3,10 +3,10 @@
 import pytest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.inference import GenerateConfig
-from rlhf_ray.config.overrides import resolve_key
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.suggest import suggest
+from rlhf_ray.config.jobs.inference import GenerateConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.overrides import resolve_key
+from rlhf_ray.config.reading.suggest import suggest
 
 
 @pytest.mark.parametrize(

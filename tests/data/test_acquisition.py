@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.row_sources import HttpSource
+from rlhf_ray.config.jobs.row_sources import HttpSource
 from rlhf_ray.data.acquisition import AcquisitionFailed, http_rows
 
 ROWS = [{"text": f"第 {number} 行"} for number in range(25)]

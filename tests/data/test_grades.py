@@ -6,8 +6,7 @@ import pytest
 
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import ranking_of
-from rlhf_ray.data.grades import grades_of
-from rlhf_ray.data.rows import RankedRow, ranked_batch
+from rlhf_ray.data.rows import RankedRow, grades_of, ranked_batch
 from rlhf_ray.data.tokenization import Ids
 
 PAIR = {"prompt": "p", "chosen": "good", "rejected": "bad"}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_ray.config.dpo import PreferenceDataConfig
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.jobs.dpo import PreferenceDataConfig
 from rlhf_ray.data.preferences import (
     Answer,
     LabelledRow,

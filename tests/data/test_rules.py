@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.config.cleaning import DataJobConfig
+from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.cleaning.characters import KINDS, LETTERS, Characters
 from rlhf_ray.data.cleaning.language import languages_of

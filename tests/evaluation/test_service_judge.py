@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.judges import ServiceJudge
+from rlhf_ray.config.jobs.judges import ServiceJudge
 from rlhf_ray.evaluation.service_judge import JudgeFailed, Opinion, Pair, ServiceJudging, check_failures
 from tests.evaluation.judge_server import Answer, answers_of, completion, serve
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples.exact_answers.build import build
 from examples.exact_answers.reward import exact_answer, names_nine
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.reading.verbs import load_job
 
 ROOT = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 
 from examples.full_pipeline.__main__ import main, pipeline
 from rlhf_ray import cli
-from rlhf_ray.config.verbs import SCHEMAS, load_job
+from rlhf_ray.config.reading.verbs import SCHEMAS, load_job
 
 STAGES = ["data", "pretrain", "sft", "merge sft", "reward", "merge reward", "ppo", "dpo", "evaluate", "load"]
 

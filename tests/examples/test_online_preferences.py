@@ -35,11 +35,11 @@ from examples.online_preferences.tasks import TASKS, Course
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.loading import load_arguments
+from rlhf_ray.config.reading.loading import load_arguments
 from rlhf_ray.feedback.clips.store import ClipStore
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.jobs.recovery import run_through_deaths
-from rlhf_ray.jobs.stopping import StopRequest
+from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.stopping import StopRequest
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.records import METRICS_FILE, RecordFile
 

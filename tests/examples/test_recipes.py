@@ -12,8 +12,8 @@ import pytest
 from examples.exact_answers import build as exact_answers
 from examples.reviews import demo, figures
 from examples.reviews.figures import Scale, figures_of, judged, mean_probability
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import evaluation_rows, write_config, write_rows

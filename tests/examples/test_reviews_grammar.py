@@ -126,7 +126,7 @@ def test_rank_lists_are_ordered_by_a_clear_gap():
 
 def test_files_are_read_without_a_bad_row(tmp_path):
     from rlhf_ray.config.data import PromptDataConfig, RankingDataConfig, TextDataConfig
-    from rlhf_ray.config.dpo import PreferenceDataConfig
+    from rlhf_ray.config.jobs.dpo import PreferenceDataConfig
     from rlhf_ray.data.loading import read_prompts, read_rankings, read_supervised
     from rlhf_ray.data.preferences import read_pairs
     from rlhf_ray.models.tiny import build_tokenizer

@@ -13,7 +13,7 @@ import pytest
 from examples.reviews import grammar
 from examples.sentiment_zh import follow, judge, ppo
 from examples.sentiment_zh.classifier import train_classifier
-from rlhf_ray.config.verbs import SCHEMAS, load_job
+from rlhf_ray.config.reading.verbs import SCHEMAS, load_job
 
 ROOT = Path(__file__).parents[2]
 STAGES = ROOT / "examples" / "sentiment_zh"

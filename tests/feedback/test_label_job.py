@@ -13,13 +13,14 @@ import yaml
 
 from rlhf_ray import cli
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.labelling import CompareConfig, FileAnswers, LabelConfig
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.config.jobs.labelling import CompareConfig, FileAnswers, LabelConfig
+from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk, Settings
 from rlhf_ray.feedback.labelling.items import NewItem
 from rlhf_ray.feedback.labelling.writers import AnswerFile, NoAnswers, different_answers
-from rlhf_ray.jobs import compare, feedback_page, label
+from rlhf_ray.jobs.people import compare, label
+from rlhf_ray.jobs.people import page as feedback_page
 from tests.browser.site import free_port
 from tests.feedback.labelling_cases import draft, label_all, open_desk, prompts
 

@@ -17,9 +17,9 @@ from rlhf_ray.data.loading import read_rankings
 from rlhf_ray.data.records import Message, Ranking
 from rlhf_ray.data.sources import read_rows
 from rlhf_ray.evaluation.verdicts import check_people, judged, read_people
+from rlhf_ray.feedback.labelling.agreement import win_rates
 from rlhf_ray.feedback.labelling.exports import NO_PREFERENCE, write_export
 from rlhf_ray.feedback.labelling.labels import Label
-from rlhf_ray.feedback.labelling.win_rates import win_rates
 from tests.feedback.labelling_cases import HOSTILE
 
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: text.strip())

@@ -10,8 +10,7 @@ import pytest
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.records import Sample, WeightSpan
-from rlhf_ray.feedback.pictures import draw_feedback
-from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, read_for_replay
+from rlhf_ray.feedback.scored_rows import PERSON, ScoredRow, ScoredRows, draw_feedback, read_for_replay
 
 RANGE = (-2.0, 2.0)
 

@@ -129,7 +129,7 @@ def actors_here() -> Iterator[None]:
 def engines_kept() -> Iterator[None]:
     """Within the block, jobs whose engines keep their weights find those of earlier ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rlhf_ray.jobs.engines.ActorGroup", KeptEngines)
+        patch.setattr("rlhf_ray.runs.engines.ActorGroup", KeptEngines)
         yield
 
 
@@ -138,5 +138,5 @@ def policy_alone() -> Iterator[None]:
     """Within the block, a PPO run starts an actor for its policy alone, and engines where there were none."""
     with actors_here(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("rlhf_ray.roles.trainer.ActorGroup", _trainer)
-        patch.setattr("rlhf_ray.jobs.engines.ActorGroup", TrainedEngines)
+        patch.setattr("rlhf_ray.runs.engines.ActorGroup", TrainedEngines)
         yield

@@ -9,7 +9,7 @@ import yaml
 from safetensors.torch import load_file
 
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.sample_lines import sample_from_json
+from rlhf_ray.rollout.recording import sample_from_json
 
 TIMED = ("time", "step_time", "tokens_per_second")
 TIMED_PREFIXES = ("time/", "sync/")

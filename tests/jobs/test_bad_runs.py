@@ -21,7 +21,7 @@ from rlhf_ray import cli
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.jobs.model_checks import CPU_HEAD_SIZES, check_transfer
+from rlhf_ray.runs.model_checks import CPU_HEAD_SIZES, check_transfer
 from tests.jobs.ppo_runs import write_config, write_rows
 
 LIMIT_SECONDS = 60.0
@@ -247,8 +247,8 @@ def test_supported_head_sizes_are_those_of_vllm() -> None:
 def test_a_critic_of_another_vocabulary_may_start_from_the_policy_instead(
     models: Path, settings_of: Callable[[str], Settings]
 ) -> None:
-    from rlhf_ray.config.ppo import PPOConfig
-    from rlhf_ray.jobs.ppo import check_models
+    from rlhf_ray.config.jobs.ppo import PPOConfig
+    from rlhf_ray.jobs.ppo.run import check_models
     from rlhf_ray.models.loading import load_tokenizer
 
     settings = settings_of("ppo")

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.jobs.completion import render, verbs
+from rlhf_ray.jobs.tools.completion import render, verbs
 
 ASK = """
 {script}

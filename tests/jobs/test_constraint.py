@@ -14,8 +14,8 @@ from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.config.algorithm import AlgorithmConfig, LagrangianConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs.constraint import CostConstraint, Costs, constraint_of
-from rlhf_ray.jobs.experience import Experience, Measurements, estimate
+from rlhf_ray.experience.costs import CostConstraint, Costs, constraint_of
+from rlhf_ray.experience.experience import Experience, Measurements, estimate
 from rlhf_ray.tracking.names import describe
 
 BETA = 0.3

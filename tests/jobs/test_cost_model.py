@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from rlhf_ray import cli
-from rlhf_ray.config.supervised import RewardTrainingConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 from rlhf_ray.data.cost_pairs import CostPair
 from rlhf_ray.data.rows import RankedRow
-from rlhf_ray.jobs import reward
-from rlhf_ray.jobs.cost_model import lesson
+from rlhf_ray.jobs.supervised import reward
+from rlhf_ray.jobs.supervised.reward import lesson
 from rlhf_ray.tracking.names import describe
 from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, write_config, write_rows

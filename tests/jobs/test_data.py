@@ -11,14 +11,15 @@ import pytest
 import yaml
 
 from rlhf_ray import cli
-from rlhf_ray.config.cleaning import DataJobConfig
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.data import pieces
 from rlhf_ray.data.cleaning.classifier import TextClassifier, area_under_curve
 from rlhf_ray.data.sources import read_rows as data_rows
-from rlhf_ray.jobs import data, data_sieve
-from rlhf_ray.jobs.data import run
+from rlhf_ray.jobs.data import run as data
+from rlhf_ray.jobs.data import sieve as data_sieve
+from rlhf_ray.jobs.data.run import run
 
 sys.path.append(str(Path(__file__).parents[1] / "data"))
 from planted_rows import SHORTEST, clean_text, nearly, plant, spam_text
@@ -451,7 +452,7 @@ def test_memory_grows_by_the_index_alone(tmp_path, small_pieces):
 
 def test_http_sources_are_kept(tmp_path, monkeypatch):
     rows = [{"text": f"今天天气很好 {number}"} for number in range(5)]
-    monkeypatch.setattr("rlhf_ray.jobs.data_sources.http_rows", lambda source: iter(rows))
+    monkeypatch.setattr("rlhf_ray.jobs.data.sources.http_rows", lambda source: iter(rows))
     source = {"kind": "http", "name": "api", "url": "http://127.0.0.1/x", "licence": "MIT"}
     out = job(tmp_path / "out", [source])
     assert read_rows(out / "sources" / "api.jsonl") == rows == read_rows(out / "train.jsonl")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_ray.config.dpo import DPOConfig
-from rlhf_ray.jobs import dpo
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.jobs.supervised import dpo
 from rlhf_ray.roles.trainer import TrainerGroup
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows
 
@@ -243,7 +243,7 @@ def test_single_answers_with_labels(kind: str, settings: Make, tmp_path: Path) -
 def test_a_policy_without_a_gradient_is_said_to_be(
     settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rlhf_ray.jobs.supervised import NothingLearned
+    from rlhf_ray.jobs.supervised.loop import NothingLearned
 
     train_step = TrainerGroup.train_step
     monkeypatch.setattr(

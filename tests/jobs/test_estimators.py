@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs.experience import Experience, Greedy, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, Greedy, Measurements, estimate
 
 COEFFICIENT = 0.3
 NAMES = ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]

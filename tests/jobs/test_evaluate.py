@@ -13,8 +13,9 @@ import torch
 
 from rlhf_ray import cli
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.jobs import evaluate, evaluate_answers
-from rlhf_ray.jobs.evaluate_scores import _identity
+from rlhf_ray.jobs.evaluate import answers as evaluate_answers
+from rlhf_ray.jobs.evaluate import run as evaluate
+from rlhf_ray.jobs.evaluate.scores import _identity
 from tests.evaluation.judge_server import JudgeServer, answers_of, serve
 from tests.jobs.ppo_runs import write_config, write_rows
 

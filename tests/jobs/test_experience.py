@@ -14,7 +14,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs.experience import Experience, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, Measurements, estimate
 
 KL_COEFFICIENT = 0.3
 LONGEST = 8

@@ -180,7 +180,7 @@ def test_settings_that_have_no_place_here(
 def test_a_file_of_ppo_is_not_taken_for_one_of_feedback(
     settings: Settings, tmp_path: Path, ppo_settings: Callable[..., Settings]
 ) -> None:
-    from rlhf_ray.config.verbs import deduce_verb
+    from rlhf_ray.config.reading.verbs import deduce_verb
 
     assert deduce_verb(str(write_config(tmp_path / "feedback.yaml", settings | {"language": "zh"}))) == "feedback"
     assert deduce_verb(str(write_config(tmp_path / "ppo.yaml", ppo_settings(tmp_path / "run")))) == "ppo"

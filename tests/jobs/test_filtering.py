@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.data.cursor import Cursor
-from rlhf_ray.jobs.filtering import InformativeGroups
-from rlhf_ray.jobs.ppo_acts import ROUND_SEEDS
+from rlhf_ray.jobs.ppo.filtering import InformativeGroups
+from rlhf_ray.jobs.ppo.step import ROUND_SEEDS
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn

@@ -14,12 +14,11 @@ import ray
 from rlhf_ray import cli
 from rlhf_ray.algorithms.kl import FixedKL
 from rlhf_ray.algorithms.rewards import RunningMoments
-from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
-from rlhf_ray.checkpoint.manifest import Manifest
-from rlhf_ray.config.verbs import load_job
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints, Manifest
+from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.data.cursor import Cursor
-from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.run_folder import RunFolder
+from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import write_config, write_rows
 

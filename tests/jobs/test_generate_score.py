@@ -14,10 +14,10 @@ import torch
 
 import rlhf_ray
 from rlhf_ray import cli
-from rlhf_ray.config.inference import GenerateConfig
+from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.data.records import PromptRecord
-from rlhf_ray.jobs import generate
-from rlhf_ray.jobs.row_progress import RowProgress
+from rlhf_ray.jobs.inference import generate
+from rlhf_ray.jobs.inference.rows import RowProgress
 from rlhf_ray.rollout.collection import Progress
 from tests.jobs.actors_here import actors_here, engines_kept
 from tests.jobs.ppo_runs import write_config, write_rows

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.config.labelling import LabelConfig
+from rlhf_ray.config.jobs.labelling import LabelConfig
 from rlhf_ray.feedback.labelling.desk import Desk, Sheet
-from rlhf_ray.jobs import label
+from rlhf_ray.jobs.people import label
 from tests.browser.site import free_port
 from tests.jobs.ppo_runs import write_rows
 

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlhf_ray import cli
-from rlhf_ray.config.dpo import DPOConfig
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.config.supervised import RewardTrainingConfig, SFTConfig
-from rlhf_ray.jobs import dpo, reward, sft
+from rlhf_ray.jobs.supervised import dpo, reward, sft
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.scoring.model import ModelScorer
 from tests.jobs.actors_here import actors_here

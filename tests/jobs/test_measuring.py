@@ -8,8 +8,8 @@ import pytest
 
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs import measuring
-from rlhf_ray.jobs.measuring import Measuring
+from rlhf_ray.jobs.ppo import scoring as measuring
+from rlhf_ray.jobs.ppo.scoring import Measuring
 from rlhf_ray.roles.trainer import SharedBatch
 
 GROUPS, SAMPLES = 5, 3

@@ -8,7 +8,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from rlhf_ray.jobs.merge import merge, read_adapter
+from rlhf_ray.jobs.tools.merge import merge, read_adapter
 
 ROWS = 8
 IDS = torch.arange(5, 17)[None]

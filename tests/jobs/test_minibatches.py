@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from rlhf_ray.config.algorithm import Aggregation
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.jobs.experience import Experience
-from rlhf_ray.jobs.minibatches import StepMetrics, draw_epochs
+from rlhf_ray.experience.experience import Experience
+from rlhf_ray.experience.minibatches import StepMetrics, draw_epochs
 
 
 @st.composite

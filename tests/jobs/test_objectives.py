@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
 from rlhf_ray.config.algorithm import Aggregation, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch, assign
-from rlhf_ray.jobs.experience import Experience
-from rlhf_ray.jobs.minibatches import draw_epochs
-from rlhf_ray.jobs.objectives import off_policy_correction, policy_loss
+from rlhf_ray.experience.experience import Experience
+from rlhf_ray.experience.minibatches import draw_epochs
+from rlhf_ray.experience.objectives import off_policy_correction, policy_loss
 
 LONGEST = 9
 

@@ -7,25 +7,15 @@ import pytest
 import yaml
 
 from rlhf_ray import cli
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.reading.verbs import deduce_verb, load_job
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
-from rlhf_ray.config.verbs import deduce_verb, load_job
-from rlhf_ray.jobs import footprints
-from rlhf_ray.jobs.device_memory import ALWAYS, device_loads, peak
-from rlhf_ray.jobs.estimates import (
-    Memory,
-    ModelShape,
-    engine_memory,
-    forward_memory,
-    trainer_memory,
-)
-from rlhf_ray.jobs.footprints import read_shape, role_footprints
-from rlhf_ray.jobs.phases import LOGPROBS
-from rlhf_ray.jobs.plan import GIB, INCOMPLETE, checked_parts
-from rlhf_ray.jobs.processes import (
+from rlhf_ray.jobs.plan import footprints
+from rlhf_ray.jobs.plan.footprints import read_shape, role_footprints
+from rlhf_ray.jobs.plan.memory import (
     DRIVER,
     ENGINE,
     ENGINE_WORKER,
@@ -33,10 +23,17 @@ from rlhf_ray.jobs.processes import (
     RAY,
     SCORER,
     TRAINER,
+    Memory,
+    ModelShape,
+    engine_memory,
+    forward_memory,
     other_processes,
+    trainer_memory,
     worker_process,
 )
+from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, checked_parts, device_loads, peak
 from rlhf_ray.models.tiny import build_tiny
+from rlhf_ray.runs.phases import LOGPROBS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -458,7 +455,7 @@ def test_weights_that_cannot_reach_the_engines_are_refused_before_ray_starts(
     }
     (seven_b / "job.yaml").write_text(json.dumps(job))
     started = []
-    monkeypatch.setattr("rlhf_ray.jobs.ppo.run", started.append)
+    monkeypatch.setattr("rlhf_ray.jobs.ppo.run.run", started.append)
     arguments = ["plan", "ppo"] if command == "plan" else ["ppo"]
     code = cli.main([*arguments, str(seven_b / "job.yaml")])
     if message is None:

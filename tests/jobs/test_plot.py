@@ -3,8 +3,8 @@
 import pytest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.plot import PlotConfig
-from rlhf_ray.jobs.plot import run
+from rlhf_ray.config.jobs.tools import PlotConfig
+from rlhf_ray.jobs.tools.plot import run
 from rlhf_ray.tracking.records import RecordFile
 
 

@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs.ppo import run
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.jobs.ppo.run import run
 from rlhf_ray.tracking.names import describe
 from tests.jobs.actors_here import policy_alone
 from tests.jobs.ppo_runs import (

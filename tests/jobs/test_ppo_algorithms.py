@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.config.checks import check
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs import ppo
-from rlhf_ray.jobs.ppo_roles import PPORoles
-from rlhf_ray.jobs.ppo_start import start_roles
+from rlhf_ray.config.checks.all import check
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.jobs.ppo import run as ppo
+from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.tracking.names import describe
 from tests.jobs.actors_here import policy_alone
 from tests.jobs.conftest import PROMPTS, TEXTS

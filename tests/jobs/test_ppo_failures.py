@@ -16,12 +16,13 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.cluster.errors import RoleDied, RoleRaised
 from rlhf_ray.cluster.group import ActorGroup
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs import ppo, ppo_start
-from rlhf_ray.jobs.experience import Experience
-from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import PPORoles
+from rlhf_ray.experience.experience import Experience
+from rlhf_ray.jobs.ppo import run as ppo
+from rlhf_ray.jobs.ppo import start as ppo_start
+from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.step import PPOActs
 from rlhf_ray.roles.weight_sync import WeightSync
 from rlhf_ray.rollout.recording import Groups
 from rlhf_ray.rollout.remote import RemoteEngine

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.config.checks import check
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs import ppo, ppo_start
-from rlhf_ray.jobs.ppo_roles import PPORoles
-from rlhf_ray.jobs.ppo_start import start_roles
+from rlhf_ray.config.checks.all import check
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.jobs.ppo import run as ppo
+from rlhf_ray.jobs.ppo import start as ppo_start
+from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.tracking.names import describe
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
 from tests.jobs.test_ppo_replay import NoEngines, NoSync

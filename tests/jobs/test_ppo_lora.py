@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf_ray.cluster.connect import Cluster
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs import ppo
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.jobs.ppo import run as ppo
 from rlhf_ray.roles.trainer import TrainerGroup
 from tests.jobs.ppo_runs import evaluation_rows, saved_tensors, training_rows, untimed
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.jobs.ppo import run
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.jobs.ppo.run import run
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.errors import SyncMismatch
 from tests.jobs.actors_here import policy_alone

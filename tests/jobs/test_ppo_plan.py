@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 
 from rlhf_ray.cluster.placement import Layout
+from rlhf_ray.config.checks.parts import placements_of
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
-from rlhf_ray.config.parts import placements_of
-from rlhf_ray.config.ppo import PPOConfig
+from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.config.verbs import load_job
-from rlhf_ray.jobs import ppo_start
-from rlhf_ray.jobs.phases import ppo_phases
-from rlhf_ray.jobs.plan import checked_parts
-from rlhf_ray.jobs.ppo_plan import crowd_of, role_placements, uses
-from rlhf_ray.jobs.ppo_roles import critic_units
+from rlhf_ray.jobs.plan.run import checked_parts
+from rlhf_ray.jobs.ppo import start as ppo_start
+from rlhf_ray.jobs.ppo.roles import critic_units, crowd_of, role_placements, uses
 from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.runs.phases import ppo_phases
 from rlhf_ray.training.threads import Crowd
 
 REWARD = {"kind": "function", "function": "judge.py:right"}

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.ppo import PPOConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.jobs import ppo, ppo_start
+from rlhf_ray.jobs.ppo import run as ppo
+from rlhf_ray.jobs.ppo import start as ppo_start
 from tests.jobs.ppo_runs import saved_weights, training_rows, untimed
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]

@@ -8,12 +8,13 @@ import pytest
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleError, RoleFailed, RoleLost, RoleRaised
 from rlhf_ray.cluster.supervision import Health
-from rlhf_ray.jobs import engines as engines_module
-from rlhf_ray.jobs import ppo_roles, ppo_start
-from rlhf_ray.jobs.engines import open_pool
-from rlhf_ray.jobs.ppo_acts import PPOActs
-from rlhf_ray.jobs.ppo_roles import PPORoles
-from rlhf_ray.rollout.errors import NoEngineLeft
+from rlhf_ray.jobs.ppo import roles as ppo_roles
+from rlhf_ray.jobs.ppo import start as ppo_start
+from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.rollout.interfaces import NoEngineLeft
+from rlhf_ray.runs import engines as engines_module
+from rlhf_ray.runs.engines import open_pool
 from rlhf_ray.schedule import GENERATE, SYNC, Turns
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 

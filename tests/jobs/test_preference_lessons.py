@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_ray.config.dpo import PreferenceLossConfig
+from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, LabelledRow, PairRow
-from rlhf_ray.jobs.labelled_lessons import LabelledLessons
-from rlhf_ray.jobs.pair_lessons import PairLessons
-from rlhf_ray.jobs.reference_logprobs import ReferenceLogprobs
+from rlhf_ray.jobs.supervised.labelled import LabelledLessons
+from rlhf_ray.jobs.supervised.pairs import PairLessons
+from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 
 BETA = 0.2
 GENERATOR = np.random.default_rng(0)

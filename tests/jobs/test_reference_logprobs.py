@@ -9,7 +9,7 @@ import pytest
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import Answer
-from rlhf_ray.jobs.reference_logprobs import ReferenceLogprobs, answers_key, summed
+from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs, answers_key, summed
 from rlhf_ray.models.identity import model_identity
 from tests.conftest import TinyModel
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from rlhf_ray.jobs.run_changes import changes_between
+from rlhf_ray.runs.changes import changes_between
 
 
 def said(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

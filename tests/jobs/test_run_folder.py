@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
-from rlhf_ray.config.supervised import SFTConfig
-from rlhf_ray.jobs.run_folder import RunFolder
+from rlhf_ray.config.jobs.supervised import SFTConfig
+from rlhf_ray.runs.folder import RunFolder
 
 
 def config(output: Path | str, **changes: Any) -> SFTConfig:

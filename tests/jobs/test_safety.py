@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_ray.config.inference import SafetyConfig
+from rlhf_ray.config.jobs.inference import SafetyConfig
 from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs.safety import SafetyFilter
+from rlhf_ray.jobs.inference.safety import SafetyFilter
 from rlhf_ray.scoring.source import Failure, FailureTally, Scores, TooManyFailures
 
 COSTS = {"good": -1.0, "edge": 0.5, "bad": 2.0, "worse": 9.0, "other": None, "broken": float("nan")}

@@ -13,15 +13,15 @@ import ray
 import torch
 import yaml
 
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.config.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.data.loading import read_rankings
-from rlhf_ray.jobs import reward, sft
-from rlhf_ray.jobs.ensemble import REPORT_FILE
-from rlhf_ray.jobs.model_checks import check_reward_sources
+from rlhf_ray.jobs.supervised import reward, sft
+from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.score_statistics import STATISTICS_FILE
 from rlhf_ray.roles.trainer import TrainerGroup
+from rlhf_ray.runs.model_checks import check_reward_sources
 from rlhf_ray.scoring.model import ModelScorer
 from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from rlhf_ray.jobs.stopping import StopRequest, stop_on_signals
+from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -25,7 +25,7 @@ def test_the_first_signal_asks(number: signal.Signals, capsys: pytest.CaptureFix
 
 SECOND_SIGNAL = """
 import os, signal
-from rlhf_ray.jobs.stopping import stop_on_signals
+from rlhf_ray.runs.stopping import stop_on_signals
 with stop_on_signals() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     print("asked", bool(stop), flush=True)

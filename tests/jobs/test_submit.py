@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.submit import SubmitConfig
-from rlhf_ray.jobs.submit import run
+from rlhf_ray.config.jobs.tools import SubmitConfig
+from rlhf_ray.jobs.tools.submit import run
 from tests.jobs.ppo_runs import training_rows, write_config
 
 ROOT = Path(__file__).parents[2]

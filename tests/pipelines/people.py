@@ -8,7 +8,7 @@ import pytest
 from rlhf_ray import cli
 from rlhf_ray.feedback.labelling.desk import Desk
 from rlhf_ray.feedback.labelling.ranking import Draft
-from rlhf_ray.jobs import label
+from rlhf_ray.jobs.people import label
 from tests.browser.site import free_port
 
 

@@ -18,12 +18,10 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout import collection
 from rlhf_ray.rollout import pool as pool_module
 from rlhf_ray.rollout.dispatch import Answered, EngineLost, StepFailed
-from rlhf_ray.rollout.errors import BadRollout, NoEngineLeft
-from rlhf_ray.rollout.interfaces import Generate, RolloutTask
-from rlhf_ray.rollout.pool import Restore, RolloutPool
+from rlhf_ray.rollout.interfaces import BadRollout, Generate, NoEngineLeft, RolloutTask
+from rlhf_ray.rollout.pool import Restore, RolloutPool, make_tasks, prompt_seed
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.rollout.tasks import make_tasks, prompt_seed
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts, signature
 
 SINGLE_TURN = SingleTurn(FakeEncoder(), Sampling(max_tokens=6))

@@ -14,8 +14,7 @@ from hypothesis.extra import numpy as hnp
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
-from rlhf_ray.rollout.sample_lines import json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay, json_line, sample_from_json, sample_to_json
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 

@@ -15,8 +15,8 @@ import pytest
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import HTTPReward
 from rlhf_ray.data import retries
+from rlhf_ray.roles.scorer import build_source
 from rlhf_ray.scoring import http
-from rlhf_ray.scoring.build import build_source
 from rlhf_ray.scoring.source import Scores
 from tests.scoring.services import Asked, Service, say, serving
 

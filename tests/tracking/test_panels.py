@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.tracking.charts import MOST_POINTS, make_chart, shorten, time_bars, time_shares
+from rlhf_ray.tracking.docs_page import metrics_page
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.names import METRICS, PANELS, describe
 from rlhf_ray.tracking.panels import (
@@ -17,7 +18,6 @@ from rlhf_ray.tracking.panels import (
     step_times,
     tick_labels,
 )
-from rlhf_ray.tracking.reference import metrics_page
 
 
 def history(**series):

@@ -136,7 +136,7 @@ def test_evaluation_samples_are_all_kept(open_tracker, tmp_path):
 def test_importing_the_tracker_is_light():
     heavy = "wandb matplotlib torch tensorboard jinja2 rich ray numpy"
     program = (
-        "import sys, rlhf_ray.tracking.tracker, rlhf_ray.jobs.plot\n"
+        "import sys, rlhf_ray.tracking.tracker, rlhf_ray.jobs.tools.plot\n"
         f"print([name for name in {heavy!r}.split() if name in sys.modules])"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout

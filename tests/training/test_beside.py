@@ -17,7 +17,7 @@ from training_cases import (
 
 from rlhf_ray.algorithms.supervised import PretrainingLoss
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.training.beside import Beside
+from rlhf_ray.training.microbatch import Beside
 
 GAMMA = 0.3
 TOLERANCE = 2e-5

@@ -1,6 +1,6 @@
 import pytest
 
-from rlhf_ray.training.schedule import learning_rate
+from rlhf_ray.training.optimizer import learning_rate
 
 
 def rates(shape, warmup=3, total=8):

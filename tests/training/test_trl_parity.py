@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf_ray.algorithms.losses import Loss
-from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preference_statistics import aot_statistic, kto_baseline
+from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss, aot_statistic, kto_baseline
 from rlhf_ray.algorithms.preferences import PreferenceObjective
 from rlhf_ray.algorithms.segments import row_sums
 from rlhf_ray.data.batches import TokenBatch

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf_ray.config.cleaning import DataJobConfig
 from rlhf_ray.config.data import Layout
+from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.data.bad_rows import BadRow, Place
 from rlhf_ray.data.cleaning.classifier import TextClassifier
 from rlhf_ray.data.cleaning.duplicates import Duplicate

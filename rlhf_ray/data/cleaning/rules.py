@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from rlhf_ray.config.cleaning import (
+from rlhf_ray.config.jobs.cleaning import (
     DataJobConfig,
     Judged,
     LanguageConfig,

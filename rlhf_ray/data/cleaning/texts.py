@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.config.cleaning import Judged
+from rlhf_ray.config.jobs.cleaning import Judged
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import completion_column, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import PLAIN_TEXT, RANKED_TEXTS, Row

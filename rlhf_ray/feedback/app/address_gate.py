@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from rlhf_ray.config.labelling import LOOPBACK
+from rlhf_ray.config.jobs.labelling import LOOPBACK
 
 CLOSE_REFUSED = 4403
 """Close code of a WebSocket: 4000 and above are an application's own."""

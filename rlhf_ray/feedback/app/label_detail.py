@@ -3,8 +3,7 @@
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.feedback.app.session import desk, fail, notify, remember, say
-from rlhf_ray.feedback.app.texts_view import show_prompt, show_text
+from rlhf_ray.feedback.app.session import desk, fail, notify, remember, say, show_prompt, show_text
 from rlhf_ray.feedback.labelling.labels import Label
 from rlhf_ray.feedback.labelling.ranking import FLAGS, HIGHEST, LONGEST_REASON, LOWEST, Draft, names_as_shown
 

@@ -4,7 +4,7 @@ import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app import actions
-from rlhf_ray.feedback.app.session import desk, notify, say, sheet
+from rlhf_ray.feedback.app.session import desk, notify, say, sheet, visible
 from rlhf_ray.feedback.app.sheet_view import (
     Work,
     draw_action,
@@ -14,7 +14,6 @@ from rlhf_ray.feedback.app.sheet_view import (
     skip_action,
     undo_action,
 )
-from rlhf_ray.feedback.app.texts_view import visible
 from rlhf_ray.feedback.labelling.desk import Sheet
 from rlhf_ray.feedback.labelling.ranking import FLAGS, HIGHEST, conflicts, names_as_shown, unranked
 

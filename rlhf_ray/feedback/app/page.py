@@ -7,13 +7,11 @@ import streamlit as st
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app import actions
 from rlhf_ray.feedback.app.clips_tab import show_clips_tab
-from rlhf_ray.feedback.app.compare_tab import show_compare_tab
+from rlhf_ray.feedback.app.compare_tab import show_compare_tab, show_results_tab
 from rlhf_ray.feedback.app.dataset_tab import show_dataset_tab
 from rlhf_ray.feedback.app.label_tab import show_label_tab
-from rlhf_ray.feedback.app.results_tab import show_results_tab
-from rlhf_ray.feedback.app.session import annotator, fail, language, say, seated, show_notice
+from rlhf_ray.feedback.app.session import annotator, fail, language, say, seated, show_notice, show_style
 from rlhf_ray.feedback.app.texts import LANGUAGES
-from rlhf_ray.feedback.app.texts_view import show_style
 from rlhf_ray.feedback.labelling.assignment import LONGEST_NAME, annotator_name
 
 TABS: dict[str, dict[str, Callable[[], None]]] = {

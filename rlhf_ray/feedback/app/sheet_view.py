@@ -12,8 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.feedback.app.session import fail, notice_on_sheet, paper, say
-from rlhf_ray.feedback.app.texts_view import visible
+from rlhf_ray.feedback.app.session import fail, notice_on_sheet, paper, say, visible
 from rlhf_ray.feedback.labelling.ranking import LONGEST_REASON, Draft, check_draft
 
 KEY = "paper"

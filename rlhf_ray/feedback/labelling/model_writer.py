@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.labelling import ModelAnswers
+from rlhf_ray.config.jobs.labelling import ModelAnswers
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.data.tokenization import Encoder, Ids

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.config.labelling import MOST_ANSWERS, FileAnswers
+from rlhf_ray.config.jobs.labelling import MOST_ANSWERS, FileAnswers
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.cleaning.prompt_classes import use_case
 from rlhf_ray.data.cleaning.texts import joined

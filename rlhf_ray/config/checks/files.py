@@ -1,0 +1,228 @@
+"""Whether the local files that a config names are there. Hub names are left to the hub."""
+
+import ast
+import glob
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.checks.parts import data_sets_of, functions_of, models_of
+from rlhf_ray.config.data import special_file
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.jobs.cleaning import DataJobConfig
+from rlhf_ray.config.jobs.evaluate import EvaluateConfig
+from rlhf_ray.config.jobs.feedback import FeedbackConfig
+from rlhf_ray.config.jobs.inference import GenerateConfig, InferenceConfig
+from rlhf_ray.config.jobs.iterate import IterateConfig
+from rlhf_ray.config.jobs.judges import PeopleJudge
+from rlhf_ray.config.jobs.labelling import FeedbackPageConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem, read_document
+from rlhf_ray.config.run import JobConfig
+
+DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".gz", ".bz2", ".xz"}
+
+MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {adapter} --output DIRECTORY"
+
+
+def missing_files(config: Section) -> list[Problem]:
+    """Return the local models, data sets, reward functions and config files that are named but not there.
+
+    And what the user may not look at, and output folders that cannot be made, because a file is there.
+    """
+    return [
+        *_models(config),
+        *_data(config),
+        *_functions(config),
+        *_replay(config),
+        *_feedback(config),
+        *_classifiers(config),
+        *_compared(config),
+        *_stages(config),
+        *_output_folder(config),
+        *_overwritten(config),
+    ]
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether a directory holds an adapter without the model that it belongs to."""
+    return (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file()
+
+
+def names_local_path(name: str) -> bool:
+    """Whether a model or data set name can only be a local path: hub names are `name` or `owner/name`."""
+    parts = Path(name).parts
+    if name.startswith(("/", "./", "../", "~")) or len(parts) > 2:
+        return True
+    return len(parts) == 2 and Path(parts[0]).is_dir()
+
+
+def _allowed(key: KeyPath, problems: Iterator[str]) -> Iterator[Problem]:
+    """Problems of a path as those of its key; one that the user may not look at, as in another's home, is one too."""
+    try:
+        yield from (Problem(key, text) for text in problems)
+    except PermissionError as error:
+        yield Problem(key, f"no permission for {error.filename}; name another, or ask its owner")
+
+
+def _models(config: Section) -> Iterator[Problem]:
+    for key, name in models_of(config).items():
+        yield from _allowed(key, _model_problem(name, is_whole=key[-1] == "path"))
+
+
+def _model_problem(name: str, is_whole: bool) -> Iterator[str]:
+    path = Path(name).expanduser()
+    if "://" in name or (not path.exists() and not names_local_path(name)):
+        return
+    if not path.is_dir():
+        yield f"no such directory: {name}"
+    elif is_whole and is_adapter(path):
+        yield f"{name} {MERGE_FIRST.format(adapter=name)}"
+    elif is_whole and not (path / "config.json").is_file():
+        yield f"{name} is no model directory: it has no config.json"
+    elif is_whole:
+        yield from _description_problem(path / "config.json")
+
+
+def _description_problem(file: Path) -> Iterator[str]:
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        yield f"{file} is not JSON: {error}"
+        return
+    if not isinstance(description, dict):
+        yield f"{file} holds a {type(description).__name__}, but a model is described by an object"
+
+
+def _data(config: Section) -> Iterator[Problem]:
+    for key, data in data_sets_of(config).items():
+        yield from _allowed((*key, "path"), _data_problem(data.path))
+
+
+def _data_problem(name: str) -> Iterator[str]:
+    if "://" in name:
+        return
+    path = Path(name).expanduser()
+    if path.exists():
+        kind = special_file(path)
+        if kind is not None:
+            yield f"{name} is {kind}; write the rows to a file and name that"
+    elif glob.has_magic(name):
+        if not glob.glob(name, recursive=True):
+            yield f"no file matches {name}"
+    elif path.suffix in DATA_SUFFIXES or names_local_path(name):
+        yield f"no such file or directory: {name}"
+
+
+def _functions(config: Section) -> Iterator[Problem]:
+    for key, function in functions_of(config).items():
+        yield from _allowed(key, _function_problem(function))
+
+
+def _function_problem(function: str) -> Iterator[str]:
+    file, _, name = function.rpartition(":")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        yield f"no such file: {file}"
+        return
+    try:
+        module = ast.parse(path.read_text(encoding="utf-8"), filename=file)
+    except (SyntaxError, UnicodeDecodeError) as error:
+        yield f"{file} is not valid Python: {error}"
+        return
+    names = {node.name for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    names |= {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    names |= {
+        alias.asname or alias.name
+        for node in ast.walk(module)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    if name not in names:
+        yield f"{file} has no function {name}"
+
+
+def _replay(config: Section) -> Iterator[Problem]:
+    if isinstance(config, PPOConfig | GenerateConfig):
+        key: KeyPath = ("rollout", "replay")
+        if config.rollout.replay and not Path(config.rollout.replay).expanduser().exists():
+            yield Problem(key, f"no such file: {config.rollout.replay}")
+
+
+def _feedback(config: Section) -> Iterator[Problem]:
+    if isinstance(config, FeedbackConfig) and config.replay and not Path(config.replay).expanduser().is_file():
+        yield Problem(("replay",), f"no such file: {config.replay}")
+
+
+def _classifiers(config: Section) -> Iterator[Problem]:
+    if not isinstance(config, DataJobConfig):
+        return
+    for name, trained in (("classifier", config.classifier), ("classes", config.classes)):
+        if trained is not None and trained.path is not None and not Path(trained.path).expanduser().is_file():
+            yield Problem((name, "path"), f"no such file: {trained.path}")
+
+
+def _compared(config: Section) -> Iterator[Problem]:
+    if not isinstance(config, EvaluateConfig):
+        return
+    for index, judge in enumerate(config.judges):
+        if isinstance(judge, PeopleJudge) and not Path(judge.path).expanduser().is_file():
+            yield Problem(("judges", index, "path"), f"no such file: {judge.path}")
+    for name, model in config.models.items():
+        if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
+            yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
+
+
+def _output_folder(config: Section) -> Iterator[Problem]:
+    if isinstance(config, JobConfig | EvaluateConfig | IterateConfig | DataJobConfig) and "://" not in config.output:
+        yield from _allowed(("output",), _output_problem(Path(config.output).expanduser()))
+
+
+def _output_problem(output: Path) -> Iterator[str]:
+    (output / "config.yaml").exists()  # raises where a folder on the way is closed
+    standing = next((path for path in (output, *output.parents) if path.exists()), None)
+    if standing is not None and not standing.is_dir():
+        below = "" if standing == output else f"cannot write to {output}: "
+        yield f"{below}{standing} is a file, and output names a folder; choose another"
+
+
+def _overwritten(config: Section) -> Iterator[Problem]:
+    """An output file that would take the place of what the job reads."""
+    if isinstance(config, InferenceConfig):
+        key, output = "output", config.output
+    elif isinstance(config, FeedbackPageConfig) and config.export is not None:
+        key, output = "export", config.export
+    else:
+        return
+    read = {".".join(map(str, (*key, "path"))): data.path for key, data in data_sets_of(config).items()}
+    if isinstance(config, FeedbackPageConfig):
+        read["store"] = config.store.removeprefix("sqlite:///")
+    for name, path in read.items():
+        if is_among(output, path):
+            yield Problem((key,), f"{output} is read as {name}; name another file")
+
+
+def is_among(file: str, data: str) -> bool:
+    """Return whether a file is there and is read by who names `data`: as itself, in a folder, or by a glob."""
+    if "://" in file.removeprefix("file://"):
+        return file == data
+    file, data = (os.path.expanduser(name.removeprefix("file://")) for name in (file, data))
+    if not os.path.exists(file):
+        return False
+    if os.path.isdir(data):
+        return Path(file).resolve().is_relative_to(Path(data).resolve())
+    found = [data] if os.path.exists(data) else glob.glob(data, recursive=True)
+    return any(os.path.samefile(file, one) for one in found if os.path.exists(one))
+
+
+def _stages(config: Section) -> Iterator[Problem]:
+    if not isinstance(config, IterateConfig):
+        return
+    files = {"generate": config.generate, "reward": config.reward, "ppo": config.ppo, "evaluate": config.evaluate}
+    for verb, file in files.items():
+        try:
+            read_document(file)
+        except BadInput as error:
+            yield Problem((verb,), str(error))

@@ -1,0 +1,118 @@
+"""Advantages of a batch by the estimator that the config names."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rlhf_ray.algorithms.advantages import (
+    discounted_returns,
+    dr_grpo,
+    gae,
+    grpo,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    remax,
+    rloo,
+)
+from rlhf_ray.algorithms.rewards import token_rewards
+from rlhf_ray.algorithms.segments import row_index, row_sums
+from rlhf_ray.algorithms.statistics import whiten
+from rlhf_ray.config.algorithm import AlgorithmConfig
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A batch whose responses have scores, in flat order."""
+
+    scores: Float[Tensor, " rows"]
+    known: Bool[Tensor, " rows"]
+    """Rows whose score can be learned from."""
+    groups: Int64[Tensor, " rows"]
+    """Number of each row's prompt in the batch."""
+    kl: Float[Tensor, " tokens"]
+    """To the reference; 0 where not written, or unscored."""
+    kl_coefficient: float
+    """Weight of the penalty in the reward; 0 where the KL is in the loss."""
+    written: Bool[Tensor, " tokens"]
+    offsets: Int64[Tensor, " rows+1"]
+    values: Float[Tensor, " tokens"] | None = None
+    """Of the critic."""
+    greedy_scores: Float[Tensor, " rows"] | None = None
+    """Of the most likely response to each row's prompt."""
+    unscored: Bool[Tensor, " tokens"] | None = None
+    """Tokens for which the engine that wrote them gave no log-probability. None: there are none."""
+
+    @property
+    def learned(self) -> Bool[Tensor, " tokens"]:
+        """Written tokens of the known rows, less those that are unscored."""
+        learned = self.written & self.known[row_index(self.offsets)]
+        return learned if self.unscored is None else learned & ~self.unscored
+
+
+def estimate_advantages(
+    judged: Judged, algorithm: AlgorithmConfig
+) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
+    """Advantages, and the returns that a critic learns, where there is one.
+
+    What is not known takes part in no statistic. Estimators that give a response one advantage take the KL penalty of
+    the whole response from its score (Ahmadian et al. 2024).
+    """
+    name = algorithm.advantages
+    if name == "gae":
+        return _gae(judged, algorithm)
+    if name == "reinforce_plus_plus":
+        return _reinforce_plus_plus(judged, algorithm), None
+    if name == "reinforce_plus_plus_baseline":
+        # Already centred, over the known rows alone.
+        centred = _of_known(judged, dr_grpo(judged.scores[judged.known], judged.groups[judged.known]))
+        correction = 1 if algorithm.whiten_advantages else None
+        advantages = reinforce_plus_plus_baseline(
+            centred,
+            None,
+            judged.kl,
+            judged.learned,
+            judged.offsets,
+            judged.kl_coefficient,
+            kl_in="return",
+            correction=correction,
+        )
+        return advantages, None
+    rows = row_index(judged.offsets)
+    scores = judged.scores - judged.kl_coefficient * row_sums(judged.kl, rows, len(judged.scores))
+    chosen, groups = scores[judged.known], judged.groups[judged.known]
+    if name == "remax":
+        if judged.greedy_scores is None:
+            raise ValueError("remax needs the scores of greedy responses")
+        found = remax(chosen, judged.greedy_scores[judged.known])
+    else:
+        found = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}[name](chosen, groups)
+    learned = judged.learned
+    advantages = torch.where(learned, _of_known(judged, found)[rows], 0.0)
+    return (whiten(advantages, learned) if algorithm.whiten_advantages else advantages), None
+
+
+def _gae(judged: Judged, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    if judged.values is None:
+        raise ValueError("gae needs values")
+    rewards = token_rewards(judged.scores, judged.kl, judged.written, judged.offsets, judged.kl_coefficient)
+    advantages, returns = gae(
+        rewards, judged.values, judged.written, judged.offsets, algorithm.gamma, algorithm.gae_lambda
+    )
+    return (whiten(advantages, judged.learned) if algorithm.whiten_advantages else advantages), returns
+
+
+def _reinforce_plus_plus(judged: Judged, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
+    learned, offsets = judged.learned, judged.offsets
+    rewards = token_rewards(judged.scores, judged.kl, learned, offsets, judged.kl_coefficient)
+    if algorithm.whiten_advantages:
+        return reinforce_plus_plus(rewards, learned, offsets, algorithm.gamma)[0]
+    return discounted_returns(rewards, learned, offsets, algorithm.gamma)
+
+
+def _of_known(judged: Judged, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
+    """Numbers of the known rows at their places, 0 elsewhere."""
+    rows = torch.zeros_like(judged.scores)
+    rows[judged.known] = found
+    return rows

@@ -1,0 +1,221 @@
+"""From a scored rollout batch to what the policy learns from: KL, shaped rewards, advantages, returns.
+
+Everything here runs once on the driver, over the whole batch, on flat arrays (response tokens, row after row), so that
+the result cannot depend on ranks or micro-batches.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rlhf_ray.algorithms.kl import kl_estimate
+from rlhf_ray.algorithms.rewards import RunningMoments
+from rlhf_ray.algorithms.segments import row_index, row_sums
+from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
+from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.data.records import Sample
+from rlhf_ray.experience.costs import COST_CRITIC_ROLE, CostConstraint, Costs, constrained_advantages
+from rlhf_ray.experience.estimators import Judged, estimate_advantages
+from rlhf_ray.experience.metrics import experience_metrics, group_metrics, mismatch_metrics
+from rlhf_ray.experience.objectives import off_policy_correction
+from rlhf_ray.experience.rewards import shape_rewards
+
+UNSCORED_SHARE = 0.01
+"""Share of the tokens for which engines may give no log-probability; they are counted and not learned from. One in a
+long batch is an accident of rounding; more mean that what the engines sample from is no distribution."""
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """The most likely response to each row's prompt."""
+
+    samples: Sequence[Sample]
+    """One for each row; rows of a group share theirs."""
+    rewards: Float[Tensor, " rows"]
+    """Weighted sum of the reward sources; NaN where a source failed."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """What the roles computed for a batch, in flat order."""
+
+    logprobs: Float[Tensor, " tokens"]
+    """The policy's before the update, at the sampling temperature: the old ones of the ratio, its side of the KL."""
+    reference_logprobs: Float[Tensor, " tokens"] | None
+    values: Float[Tensor, " tokens"] | None
+    """Of the critic, where there is one."""
+    scores: Float[Tensor, " rows"]
+    """Weighted sum of the reward sources; NaN where a source failed."""
+    greedy: Greedy | None = None
+    """Where the estimator compares with it."""
+    costs: Costs | None = None
+    """Where costs have a critic."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout batch ready to learn from."""
+
+    samples: Sequence[Sample]
+    batch: TokenBatch
+    learned: Bool[Tensor, " tokens"]
+    """Written tokens of rows whose reward is known, less those that came without a log-probability; all others have no
+    weight in any loss."""
+    columns: dict[str, Float[Tensor, " tokens"]]
+    """The policy's: `old_logprobs`, `advantages`; `reference_logprobs` and `importance_weights` where its loss reads
+    them."""
+    mean_kl: float
+    """KL to the reference of a response, summed over its tokens, averaged over responses; feeds the KL controller."""
+    metrics: dict[str, float]
+    critic_columns: dict[str, dict[str, Float[Tensor, " tokens"]]] = field(default_factory=dict)
+    """`old_values`, `returns` of each critic, by its role; nothing without one."""
+    groups: Int64[np.ndarray, " rows"] | None = None
+    """Rows of one number are learned from in one optimizer step. None: rows are free."""
+    moments: RunningMoments = field(default_factory=RunningMoments)
+    """Of all rewards of the run, these among them."""
+    constraint: CostConstraint | None = None
+    """As it is after these costs."""
+
+
+def estimate(
+    samples: Sequence[Sample],
+    batch: TokenBatch,
+    measured: Measurements,
+    algorithm: AlgorithmConfig,
+    kl_coefficient: float,
+    *,
+    longest: int,
+    moments: RunningMoments | None = None,
+    constraint: CostConstraint | None = None,
+) -> Experience:
+    """Shaped rewards, KL, advantages and returns over written tokens, importance weights.
+
+    Args:
+        samples: the responses, group after group.
+        batch: their tokens.
+        measured: what the roles computed.
+        algorithm: says how.
+        kl_coefficient: present weight of the KL.
+        longest: tokens that a response may have.
+        moments: of the rewards of earlier batches; None before the first.
+        constraint: on the costs, as it was after earlier batches; None where costs have no critic.
+    """
+    moments = (moments or RunningMoments()).update(measured.scores)
+    judged = _judge(samples, batch, measured, algorithm, kl_coefficient, longest, moments)
+    known, groups = judged.known, judged.groups
+    columns, metrics = _policy_columns(samples, measured, judged, algorithm)
+    if constraint is None or measured.costs is None:
+        advantages, returns = estimate_advantages(judged, algorithm)
+        critic_columns = _critic_columns(measured.values, returns)
+    else:
+        constraint = constraint.after(measured.costs.scores[known].tolist())
+        found = constrained_advantages(judged, measured.costs, constraint, algorithm)
+        advantages, returns, metrics = found.advantages, found.returns, metrics | found.metrics
+        critic_columns = _critic_columns(measured.values, returns)
+        critic_columns[COST_CRITIC_ROLE] = {"old_values": measured.costs.values, "returns": found.cost_returns}
+    if algorithm.old_logprobs == "trainer":
+        scored = judged.written & torch.isfinite(behaviour_logprobs(samples))
+        metrics |= mismatch_metrics(measured.logprobs, behaviour_logprobs(samples), scored)
+    row_kl = row_sums(judged.kl, row_index(judged.offsets), batch.rows)
+    return Experience(
+        samples=samples,
+        batch=batch,
+        learned=judged.learned,
+        columns=columns | {"advantages": advantages},
+        mean_kl=float(row_kl[known].mean()) if bool(known.any()) else 0.0,
+        metrics=experience_metrics(samples, batch, measured.logprobs, judged, row_kl, returns, kl_coefficient)
+        | group_metrics(measured.scores[known], groups[known], algorithm)
+        | metrics,
+        critic_columns=critic_columns,
+        groups=groups.numpy() if algorithm.advantages in COMPARES_GROUPS else None,
+        moments=moments,
+        constraint=constraint,
+    )
+
+
+def _judge(
+    samples: Sequence[Sample],
+    batch: TokenBatch,
+    measured: Measurements,
+    algorithm: AlgorithmConfig,
+    kl_coefficient: float,
+    longest: int,
+    moments: RunningMoments,
+) -> Judged:
+    """Shaped scores and KL; a response is known where its reward, its greedy rival's and its cost are."""
+    known, greedy_scores = torch.isfinite(measured.scores), None
+    if measured.greedy is not None:
+        known = known & torch.isfinite(measured.greedy.rewards)
+        greedy_scores = shape_rewards(measured.greedy.rewards, measured.greedy.samples, algorithm, moments, longest)
+    if measured.costs is not None:
+        known = known & torch.isfinite(measured.costs.scores)
+    written = torch.from_numpy(batch.written)
+    unscored = unscored_tokens(samples, written)
+    kl = torch.zeros_like(measured.logprobs)
+    if measured.reference_logprobs is not None:
+        found = kl_estimate(measured.logprobs, measured.reference_logprobs, algorithm.kl.estimator)
+        kl = torch.where(written & ~unscored, found, 0.0)
+    return Judged(
+        scores=shape_rewards(measured.scores, samples, algorithm, moments, longest),
+        known=known,
+        groups=group_numbers(samples),
+        kl=kl,
+        kl_coefficient=kl_coefficient if algorithm.reward_kl else 0.0,
+        written=written,
+        offsets=torch.from_numpy(batch.response_offsets),
+        values=measured.values,
+        greedy_scores=greedy_scores,
+        unscored=unscored,
+    )
+
+
+def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+    """Return which written tokens came without a log-probability that is a number.
+
+    Raises:
+        RlhfError: they are too many.
+    """
+    unscored = written & ~torch.isfinite(behaviour_logprobs(samples))
+    count, total = int(unscored.sum()), int(written.sum())
+    if count > UNSCORED_SHARE * total:
+        raise RlhfError(
+            f"rollout: for {count} of {total} tokens the engines gave no log-probability that is a number (NaN or "
+            f"infinite), more than {UNSCORED_SHARE:.0%}: their computation overflows. Try model.dtype: float32, or "
+            "look for NaN in the model's weights"
+        )
+    return unscored
+
+
+def group_numbers(samples: Sequence[Sample]) -> Int64[Tensor, " rows"]:
+    """Number of each sample's group: they come one after the other, each beginning with index 0."""
+    return torch.tensor([sample.index == 0 for sample in samples], dtype=torch.long).cumsum(0) - 1
+
+
+def behaviour_logprobs(samples: Sequence[Sample]) -> Float[Tensor, " tokens"]:
+    """Log-probabilities as the engines computed them, in flat order."""
+    # Copied by numpy: arrays that came through Ray cannot be written to, which torch warns of.
+    return torch.from_numpy(np.concatenate([sample.behaviour_logprobs for sample in samples]))
+
+
+def _critic_columns(values: Tensor | None, returns: Tensor | None) -> dict[str, dict[str, Float[Tensor, " tokens"]]]:
+    return {} if values is None or returns is None else {"critic": {"old_values": values, "returns": returns}}
+
+
+def _policy_columns(
+    samples: Sequence[Sample], measured: Measurements, judged: Judged, algorithm: AlgorithmConfig
+) -> tuple[dict[str, Float[Tensor, " tokens"]], dict[str, float]]:
+    """What the policy's loss reads besides the advantages, and diagnostics of the off-policy correction."""
+    columns, diagnostics = {"old_logprobs": measured.logprobs}, {}
+    if not algorithm.reward_kl and measured.reference_logprobs is not None:
+        columns["reference_logprobs"] = measured.reference_logprobs
+    correction = off_policy_correction(algorithm)
+    if correction is not None:
+        weights, found = correction(measured.logprobs, behaviour_logprobs(samples), judged.learned, judged.offsets)
+        columns["importance_weights"] = weights
+        diagnostics = {name: float(value) for name, value in found.items()}
+    return columns, diagnostics

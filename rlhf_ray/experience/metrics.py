@@ -1,0 +1,100 @@
+"""What is reported of a scored rollout batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from rlhf_ray.algorithms.segments import row_index, row_sums
+from rlhf_ray.algorithms.statistics import explained_variance
+from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
+from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.data.records import Sample
+from rlhf_ray.experience.estimators import Judged
+
+
+def experience_metrics(
+    samples: Sequence[Sample],
+    batch: TokenBatch,
+    logprobs: Float[Tensor, " tokens"],
+    judged: Judged,
+    row_kl: Float[Tensor, " rows"],
+    returns: Float[Tensor, " tokens"] | None,
+    kl_coefficient: float,
+) -> dict[str, float]:
+    """Scores, KL and lengths.
+
+    Args:
+        samples: the responses.
+        batch: their tokens.
+        logprobs: the policy's before the update.
+        judged: scores, and what is learned.
+        row_kl: KL to the reference, summed over each response.
+        returns: what the critic learns; None without one.
+        kl_coefficient: present weight of the KL, wherever it counts.
+    """
+    lengths = torch.from_numpy(batch.response_lengths).float()
+    known, learned, scores, penalty = judged.known, judged.learned, judged.scores, judged.kl_coefficient
+    metrics = {
+        "objective/kl_coefficient": kl_coefficient,
+        "completions/mean_length": float(lengths.mean()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": sum(s.finish_reason == "length" for s in samples) / len(samples),
+        "val/num_eos_tokens": float(sum(s.finish_reason == "stop" for s in samples)),
+    }
+    if judged.unscored is not None and bool(judged.unscored.any()):
+        metrics["sampling/unscored_tokens"] = float(judged.unscored.sum())
+    if judged.values is not None and returns is not None:
+        metrics["value/explained_variance"] = float(explained_variance(judged.values, returns, learned))
+    # What a batch without rewards, or without a token of its own, does not have is left out: a zero would be a lie.
+    if bool(known.any()):
+        surprise = row_sums(torch.where(learned, -logprobs, 0.0), row_index(judged.offsets), batch.rows)
+        metrics |= {
+            "objective/kl": float(row_kl[known].mean()),
+            "objective/scores": float(scores[known].mean()),
+            "reward_std": float(scores[known].std(correction=0)),
+            "objective/non_score_reward": float(-penalty * row_kl[known].mean()),
+            "objective/rlhf_reward": float((scores - penalty * row_kl)[known].mean()),
+            "objective/entropy": float(surprise[known].mean()),
+        }
+    return metrics | _by_source(samples)
+
+
+def mismatch_metrics(
+    logprobs: Float[Tensor, " tokens"], behaviour: Float[Tensor, " tokens"], written: Bool[Tensor, " tokens"]
+) -> dict[str, float]:
+    """How far the trainer's log-probabilities and the engine's are apart."""
+    if not bool(written.any()):
+        return {}
+    mismatch = (logprobs - behaviour).abs()[written]
+    return {
+        "sampling/sampling_logp_difference/mean": float(mismatch.mean()),
+        "sampling/sampling_logp_difference/max": float(mismatch.max()),
+    }
+
+
+def _by_source(samples: Sequence[Sample]) -> dict[str, float]:
+    """Mean and spread of each source's own scores, and how often it failed; where it does not apply does not count."""
+    metrics = {}
+    for name in sorted({name for s in samples for name in s.rewards}):
+        given = np.array([value for s in samples if (value := s.rewards.get(name)) is not None])
+        scored = given[np.isfinite(given)]
+        metrics[f"rewards/{name}/failed"] = float(len(given) - len(scored))
+        if len(scored):
+            metrics[f"rewards/{name}/mean"] = float(scored.mean())
+            metrics[f"rewards/{name}/std"] = float(scored.std())
+    return metrics
+
+
+def group_metrics(
+    rewards: Float[Tensor, " known"], groups: Int64[Tensor, " known"], algorithm: AlgorithmConfig
+) -> dict[str, float]:
+    """Share of groups with nothing to compare: all their rewards are equal."""
+    if algorithm.advantages not in COMPARES_GROUPS or not len(groups):
+        return {}
+    present, index = torch.unique(groups, return_inverse=True)
+    highest = torch.full((len(present),), -torch.inf).scatter_reduce(0, index, rewards, "amax")
+    lowest = torch.full((len(present),), torch.inf).scatter_reduce(0, index, rewards, "amin")
+    return {"frac_reward_zero_std": float((highest == lowest).float().mean())}

@@ -1,0 +1,93 @@
+"""What a PPO run reads: prompts to learn from, prompts to be evaluated on, and texts that are mixed in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rlhf_ray.algorithms.aggregation import token_weights
+from rlhf_ray.algorithms.supervised import PretrainingLoss
+from rlhf_ray.config.jobs.ppo import PPOConfig, PretrainingConfig
+from rlhf_ray.data.cursor import Cursor
+from rlhf_ray.data.loading import Loaded, read_prompts, read_supervised
+from rlhf_ray.data.records import PromptRecord
+from rlhf_ray.data.rows import SupervisedRow, supervised_batch
+from rlhf_ray.training.microbatch import Beside
+
+
+class Pretraining:
+    """Hands out the texts of each optimizer step, each once in a pass over them."""
+
+    def __init__(self, config: PretrainingConfig, texts: Loaded[SupervisedRow], seed: int) -> None:
+        self._config = config
+        self._rows = texts.rows
+        ids = [str(row) for row in range(len(texts.rows))]
+        self._cursor = Cursor(ids, seed, config.data.shuffle, texts.fingerprint)
+
+    def draw(self) -> Beside:
+        """The next `batch_size` rows, whose mean negative log-likelihood is weighed by the coefficient."""
+        taken = self._cursor.take(self._config.batch_size)
+        self._cursor.finish(taken)
+        batch = supervised_batch([self._rows[int(row)] for row in taken])
+        learned, offsets = torch.from_numpy(batch.written), torch.from_numpy(batch.response_offsets)
+        weight = token_weights("token_mean", learned, offsets).numpy()
+        return Beside(batch, PretrainingLoss(self._config.coefficient), {"weight": weight})
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs."""
+        return self._cursor.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            BadInput: the texts have changed.
+        """
+        self._cursor.load(state)
+
+
+@dataclass(frozen=True)
+class PPOData:
+    """Data sets, read and tokenized."""
+
+    config: PPOConfig
+    prompts: Loaded[PromptRecord]
+    held_out: Loaded[PromptRecord] | None
+    texts: Loaded[SupervisedRow] | None
+
+    @classmethod
+    def read(cls, config: PPOConfig, tokenizer: Any) -> "PPOData":
+        """Read what a config names.
+
+        Raises:
+            BadInput: a data set cannot be read, or nothing is left of it.
+        """
+        return cls(
+            config,
+            prompts=read_prompts(config.data, tokenizer),
+            held_out=read_prompts(config.evaluation.data, tokenizer) if config.evaluation.data is not None else None,
+            texts=read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None,
+        )
+
+    def report(self) -> Iterator[str]:
+        """What was left out of each, and why."""
+        for read in (self.prompts, self.held_out, self.texts):
+            if read is not None:
+                yield from read.report.lines()
+
+    @cached_property
+    def by_id(self) -> dict[str, PromptRecord]:
+        """The prompts to learn from."""
+        return {record.prompt_id: record for record in self.prompts.rows}
+
+    def cursor(self) -> Cursor:
+        """Hands the prompts out, from the first on."""
+        return Cursor(list(self.by_id), self.config.seed, self.config.data.shuffle, self.prompts.fingerprint)
+
+    def pretraining(self) -> Pretraining | None:
+        """Draws the texts, from the first on; None where none are mixed in."""
+        if self.config.ptx is None or self.texts is None:
+            return None
+        return Pretraining(self.config.ptx, self.texts, self.config.seed)

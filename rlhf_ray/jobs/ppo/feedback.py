@@ -1,0 +1,177 @@
+"""`rlhf feedback`: the model answers, a person scores, one PPO step of that answer changes the weights."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rlhf_ray.checkpoint.checkpoints import Checkpoints
+from rlhf_ray.cluster.connect import connect
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.jobs.feedback import FeedbackConfig
+from rlhf_ray.data.records import Sample
+from rlhf_ray.feedback.scored_rows import (
+    PERSON,
+    PICTURE_FILE,
+    ScoredRow,
+    ScoredRows,
+    draw_feedback,
+    read_for_replay,
+    vocabulary_of,
+)
+from rlhf_ray.feedback.terminal import ScoringTerminal
+from rlhf_ray.jobs.ppo.data import PPOData
+from rlhf_ray.jobs.ppo.roles import longest_sequence
+from rlhf_ray.jobs.ppo.run import announce, begin_acts, check_models, export, policy_finished_before, recover_acts
+from rlhf_ray.jobs.ppo.start import start_roles
+from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.rollout.recording import Replayed
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.model_checks import job_tokenizer
+from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
+from rlhf_ray.runs.untouched import ANSWERS_FILE
+from rlhf_ray.schedule import TRAIN, Groups, Loop, Schedule
+from rlhf_ray.tracking.terminal import Terminal
+from rlhf_ray.tracking.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where a person's scores come from and go to."""
+
+    terminal: ScoringTerminal
+    rows: ScoredRows
+    """Of all sessions of the run."""
+    replayed: Sequence[ScoredRow]
+    """Rows to learn from instead of asking; none where a person is asked."""
+    vocabulary: str
+    stop: StopRequest
+    picture: Path
+
+    def known(self, step: int) -> ScoredRow | None:
+        """The row of a step that was scored before: in a session that broke off before it was saved, or elsewhere."""
+        row = self.rows.of_step(step)
+        if row is None and step <= len(self.replayed):
+            row = replace(self.replayed[step - 1], step=step)
+        return row
+
+    def keep(self, row: ScoredRow) -> None:
+        """Store a row, and draw the curves with it."""
+        self.rows.add(row)
+        draw_feedback(self.rows, self.picture)
+
+
+@dataclass
+class FeedbackActs(PPOActs):
+    """The acts of PPO, with a person in the place of reward sources."""
+
+    session: Session | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._measuring.rewarded = True
+
+    @property
+    def _session(self) -> Session:
+        if self.session is None:
+            raise ValueError("acts of feedback need a session")
+        return self.session
+
+    def rollout(self, step: int, prompts: int) -> Groups[list[Sample]]:
+        """Let the engine answer the next prompt, or take the answer that was scored before."""
+        row = self._session.known(step + 1)
+        if row is None:
+            return super().rollout(step, prompts)
+        [prompt_id] = self.cursor.take(prompts)
+        return Replayed([[replace(row.sample, prompt_id=prompt_id, rewards=dict(row.sample.rewards))]])
+
+    def score(self, group: list[Sample]) -> None:
+        """Ask the person; a row is stored before anything is learned from it."""
+        session, step = self._session, self.done + 1
+        [sample] = group
+        if not sample.rewards:
+            given = session.terminal.score(step, sample.prompt, sample.response)
+            if given is None:
+                session.stop.ask()
+                return
+            sample.rewards = {PERSON: given.reward}
+            session.keep(ScoredRow(step, replace(sample), round(given.seconds, 3), session.vocabulary))
+        elif session.rows.of_step(step) is None:
+            session.keep(replace(session.replayed[step - 1], step=step))
+        super().score(group)
+
+
+def run(config: FeedbackConfig) -> None:
+    """Ask and learn until `config.steps` answers are learned from, the rows of `replay` end, or the person leaves.
+
+    Raises:
+        RlhfError: with what is wrong and what to do.
+    """
+    tokenizer = job_tokenizer(config.model)
+    check_models(config, tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
+    replayed = _replayed(config, vocabulary)
+    steps = min(config.steps, len(replayed)) if replayed else config.steps
+    if policy_finished_before(config, steps):
+        return
+    data = PPOData.read(config, tokenizer)
+    found = RunFolder.of(config)
+    rows = ScoredRows(found.path / ANSWERS_FILE)
+    checkpoints = Checkpoints(str(found.checkpoints), config.checkpoint.keep)
+    saved = checkpoints.latest()
+    schedule = Schedule(steps, 1, config.algorithm.max_staleness, checkpoint_every=config.checkpoint.every_steps)
+
+    with (
+        RunFolder.open(config) as folder,
+        Tracker.open(
+            folder.path,
+            config.tracking,
+            config.model_dump(mode="json"),
+            run_id=saved.state["tracker_run"] if saved else None,
+            notes=folder.notes,
+            terminal=Terminal(None, bars=False),
+        ) as tracker,
+    ):
+        announce(config, data, tracker)
+        with (
+            connect(config.cluster, config.groups) as cluster,
+            start_roles(config, cluster) as roles,
+            stop_on_signals() as stop,
+        ):
+            terminal = ScoringTerminal(*config.reward_range, config.language)
+            session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
+
+            make = partial(FeedbackActs, session=session)
+            begin = partial(begin_acts, make, config, data, roles, tracker, checkpoints)
+
+            def make_steps(acts: PPOActs) -> int:
+                return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()
+
+            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            if done:
+                roles.turns.begin(TRAIN)
+                export(config, roles.policy, folder)
+                tracker.message(
+                    f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
+                )
+            else:
+                tracker.message("nothing was scored; the same command begins again")
+
+
+def _replayed(config: FeedbackConfig, vocabulary: str) -> list[ScoredRow]:
+    if config.replay is None:
+        if sys.stdin is None or sys.stdin.closed:
+            raise BadInput("there is no terminal or file to read scores from; give `replay`, or run it in a terminal")
+        return []
+    rows = read_for_replay(Path(config.replay).expanduser(), config.reward_range, vocabulary)
+    longest = longest_sequence(config)
+    for number, row in enumerate(rows, 1):
+        tokens = len(row.sample.prompt_ids) + len(row.sample.response_ids)
+        if tokens > longest:
+            raise BadInput(
+                f"replay: {config.replay}, line {number}: {tokens} tokens, but data.max_prompt_tokens and "
+                f"rollout.max_new_tokens allow {longest}"
+            )
+    return rows

@@ -1,0 +1,212 @@
+"""The roles of a PPO run: Ray actors for policy, critics, reference, rewards and engines, started side by side."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rlhf_ray.cluster.environment import CPU_THREADS
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
+from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.cluster.placement import lay_out
+from rlhf_ray.cluster.supervision import Health
+from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.checks.parts import critic_path, placements_of
+from rlhf_ray.config.jobs.ppo import COST_CRITIC, PPOConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath
+from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward
+from rlhf_ray.experience.costs import COST_CRITIC_ROLE
+from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
+from rlhf_ray.roles.policy_sync import PolicySync
+from rlhf_ray.roles.scorer import RewardSources
+from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
+from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.recording import GroupSource
+from rlhf_ray.rollout.remote import RemoteEngine
+from rlhf_ray.runs.engines import engine_or_reason, restart_engine
+from rlhf_ray.runs.phases import ppo_phases
+from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, Turns
+from rlhf_ray.training.threads import Crowd
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class PPORoles:
+    """Everything that a PPO driver talks to."""
+
+    policy: TrainerGroup
+    critics: dict[str, TrainerGroup]
+    """By role: `critic` where the estimator needs one, `cost_critic` where costs have one."""
+    reference: TrainerGroup | None
+    """None where KL has no weight, and where the policy without its adapter is the reference."""
+    rewards: RewardSources
+    engines: ActorGroup
+    pool: RolloutPool
+    source: GroupSource
+    """The pool, or a recording of it, or a replay in its place."""
+    sync: PolicySync
+    tokenizer: Any
+    turns: Turns
+    """Who works in which phase; only roles that share devices take turns."""
+    adapter_off: bool = False
+    """Whether the reference is the policy with its adapter switched off."""
+
+    @property
+    def trained(self) -> dict[str, TrainerGroup]:
+        """The models that learn, by name."""
+        return {"policy": self.policy, **self.critics}
+
+    def submit_reference(self, shared: SharedBatch) -> Pending[dict[str, np.ndarray]] | None:
+        """Log-probabilities under the model that the policy began from; None where nobody asks for them."""
+        if self.adapter_off:
+            return self.policy.submit_logprobs(shared, adapter=False)
+        return None if self.reference is None else self.reference.submit_logprobs(shared)
+
+    def replace_broken_engines(self, error: RoleFailed | DeadlineExceeded) -> None:
+        """Start engines anew that no longer answer, or hang in a transfer; one that does not come back stays out.
+
+        Raises:
+            RoleFailed, DeadlineExceeded: `error`, where every engine answers; or that of a role that makes no room.
+        """
+        health = self.engines.health(method="health")
+        stuck = self.sync.stuck
+        broken = [number for number in self.pool.serving if health[number] is Health.DOWN or number in stuck]
+        if error.role == self.engines.name and error.rank is not None and error.rank not in broken:
+            broken.append(error.rank)
+        if not broken:
+            raise error
+        for number in broken:
+            logger.warning("rollout engine %d: %s; starting it again", number, error)
+            self.pool.replace(number, engine_or_reason(self._start_engine, self.engines, number))
+
+    def _start_engine(self, number: int) -> RemoteEngine:
+        with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
+            return restart_engine(self.engines, number)
+
+    @property
+    def trainers(self) -> dict[str, TrainerGroup]:
+        """The models that DeepSpeed runs, by name; the reference among them."""
+        return self.trained | ({self.reference.name: self.reference} if self.reference is not None else {})
+
+    def is_reference(self, role: str) -> bool:
+        """Whether the role is the frozen reference, which has no state to lose."""
+        return self.reference is not None and role == self.reference.name
+
+    def restart_trainer(self, death: RoleDied, *, from_start: bool) -> None:
+        """Start the ranks of a dead model anew, with the weights of the run's first step.
+
+        Args:
+            death: of one of `trainers`.
+            from_start: no checkpoint follows, so that all models that learn shall be as at first.
+
+        Raises:
+            RoleLost: a rank failed too often. RoleDied: another model died meanwhile.
+        """
+        logger.warning("%s; starting it again", death)
+        others = [name for name in self.trained if name != death.role] if from_start else []
+        self.turns.clear_for([death.role, *others])
+        self.trainers[death.role].restart(death.rank or 0)
+        for name in others:
+            self.trained[name].restart(failed_rank=None)
+        if death.role == self.policy.name or from_start:
+            self.sync.prepare()
+
+
+def critic_model(config: PPOConfig, name: str) -> ModelConfig:
+    """What a critic starts from, to be read with the policy's tokenizer."""
+    tokenizer = config.model.tokenizer or config.model.path
+    return config.model.model_copy(update={"path": critic_path(config, name), "tokenizer": tokenizer})
+
+
+def critic_units(config: PPOConfig, name: str) -> ScoreStatistics | None:
+    """Return the units in which a critic's first values shall be: those of the rewards, where their model is its start.
+
+    None where it begins as another model, or where scores stay as their model gives them.
+    """
+    if name == COST_CRITIC:
+        return None
+    path = critic_path(config, name)
+    alone = (source for source in config.rewards if isinstance(source, ModelReward) and not source.ensemble)
+    return next((units for source in alone if source.path == path for units in statistics_of(source)), None)
+
+
+def cost_weight(algorithm: AlgorithmConfig) -> float:
+    """What costs weigh in the reward itself; 0 where they have a critic, or are none."""
+    lagrangian = algorithm.lagrangian
+    return lagrangian.multiplier if lagrangian is not None and lagrangian.place == "reward" else 0.0
+
+
+def longest_sequence(config: PPOConfig) -> int:
+    """Tokens of the longest prompt and response together."""
+    prompts = [config.data.max_prompt_tokens]
+    if config.evaluation.data is not None:
+        prompts.append(config.evaluation.data.max_prompt_tokens)
+    return max(prompts) + config.rollout.max_new_tokens
+
+
+def critic_role(name: str) -> str:
+    """Role of a critic, by its name in the config."""
+    return COST_CRITIC_ROLE if name == COST_CRITIC else "critic"
+
+
+def uses(config: PPOConfig) -> dict[str, list[str]]:
+    """Roles that each phase needs."""
+    critics = [critic_role(name) for name in config.critics]
+    return {
+        phase: [role for section in sections for role in (critics if section == "critics" else [section])]
+        for phase, sections in ppo_phases(config).items()
+    }
+
+
+def role_placements(config: PPOConfig) -> dict[str, PlacementConfig]:
+    """Where the roles go, by the names that they have in the run, in the order in which they are placed."""
+    return {_role(config, key): placement for key, placement in placements_of(config).items()}
+
+
+def turn_takers(config: PPOConfig) -> set[str]:
+    """Roles that share devices and must take turns on them, known before any of them is placed; rewards count as one.
+
+    Raises:
+        DoesNotFit: the roles do not fit their groups.
+    """
+    layout = lay_out(config.groups, role_placements(config))
+    return {role.partition(".")[0] for role in layout.slots if layout.sharing(role)}
+
+
+def crowd_of(role: str, config: PPOConfig) -> Crowd:
+    """Compute threads that the networks on a role's machines ask for, where it and they are on CPU.
+
+    Raises:
+        DoesNotFit: the roles do not fit their groups.
+    """
+    return Crowd(inferring=_threads_beside(role, SCORE, config), training=_threads_beside(role, TRAIN, config))
+
+
+def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
+    """Threads of all networks that compute in a phase on the fullest of a role's machines; 0 where it rests."""
+    placements = role_placements(config)
+    awake = uses(config)[phase]
+    if role not in placements or role not in awake:
+        return 0
+    slots = lay_out(config.groups, placements).slots
+    asked: Counter[tuple[str, int]] = Counter()
+    for name, placement in placements.items():
+        is_network = not isinstance(placement, FunctionReward | HTTPReward)
+        if name.partition(".")[0] in awake and is_network and not placement.gpus_per_worker:
+            for slot in slots[name]:
+                asked[slot.group, slot.bundle] += placement.threads or CPU_THREADS
+    return max(asked[slot.group, slot.bundle] for slot in slots[role])
+
+
+def _role(config: PPOConfig, key: KeyPath) -> str:
+    match key:
+        case ("critics", str(name)):
+            return critic_role(name)
+        case ("rewards", int(index)):
+            return f"rewards.{config.rewards[index].name}"
+    return str(key[0])

@@ -1,0 +1,217 @@
+"""`rlhf ppo`: reinforcement learning from reward sources, on one page."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
+from rlhf_ray.cluster.connect import connect
+from rlhf_ray.cluster.errors import RoleDied
+from rlhf_ray.config.algorithm import KLConfig
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.rewards import ModelReward
+from rlhf_ray.experience.costs import constraint_of
+from rlhf_ray.jobs.ppo.data import PPOData
+from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, longest_sequence, role_placements
+from rlhf_ray.jobs.ppo.start import start_roles
+from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.models.score_statistics import units_of
+from rlhf_ray.roles.trainer import TrainerGroup
+from rlhf_ray.runs.finished import finished_before
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.model_checks import (
+    LONGEST_SAMPLE,
+    check_adapter,
+    check_critic,
+    check_engine,
+    check_policy,
+    check_reward_sources,
+    check_transfer,
+    job_tokenizer,
+    text_lengths,
+)
+from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.stopping import stop_on_signals
+from rlhf_ray.schedule import TRAIN, Loop, Schedule
+from rlhf_ray.tracking.records import holds_evaluation
+from rlhf_ray.tracking.tracker import Tracker
+
+
+def run(config: PPOConfig) -> None:
+    """Train until `config.steps` are done, or until asked to stop; begin, or resume from the newest checkpoint.
+
+    Raises:
+        RlhfError: with what is wrong and what to do.
+    """
+    schedule = schedule_of(config)
+    if policy_finished_before(config, config.steps, evaluates=schedule.evaluation_due(config.steps)):
+        return
+    tokenizer = job_tokenizer(config.model)
+    check_models(config, tokenizer)
+    data = PPOData.read(config, tokenizer)
+    checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
+    saved = checkpoints.latest()
+    refuse_fewer_steps(config, saved)  # before the folder's config is written anew
+
+    with (
+        RunFolder.open(config) as folder,
+        Tracker.open(
+            folder.path,
+            config.tracking,
+            config.model_dump(mode="json"),
+            run_id=saved.state["tracker_run"] if saved else None,
+            total_steps=config.steps,
+            notes=folder.notes,
+        ) as tracker,
+    ):
+        announce(config, data, tracker)
+        with (
+            connect(config.cluster, config.groups) as cluster,
+            start_roles(config, cluster) as roles,
+            # After Ray, which sets handlers of its own; and until now there was nothing to save.
+            stop_on_signals() as stop,
+        ):
+            begin = partial(begin_acts, PPOActs, config, data, roles, tracker, checkpoints)
+
+            def make_steps(acts: PPOActs) -> int:
+                return Loop(
+                    acts,
+                    schedule,
+                    done=acts.done,
+                    saved=acts.saved,
+                    evaluated=acts.evaluated,
+                    stop=stop,
+                    turns=acts.turns,
+                ).run()
+
+            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            if done == config.steps:
+                roles.turns.begin(TRAIN)
+                export(config, roles.policy, folder)
+                tracker.message(f"finished: the policy is in {folder.final}")
+            else:
+                tracker.message(folder.stopped(done, config.steps))
+
+
+def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
+    """Say what was read, and what starts now, which takes a while."""
+    models = (source for source in config.rewards if isinstance(source, ModelReward))
+    for line in (*data.report(), *map(units_of, models)):
+        tracker.message(line)
+    tracker.message(f"starting Ray and the roles: {', '.join(role_placements(config))}")
+
+
+def schedule_of(config: PPOConfig) -> Schedule:
+    """How long the run is, and what is due when.
+
+    Raises:
+        BadInput: it would learn from samples of older weights.
+    """
+    return Schedule(
+        config.steps,
+        config.prompts_per_step,
+        config.algorithm.max_staleness,
+        evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else None,
+        checkpoint_every=config.checkpoint.every_steps,
+    )
+
+
+def begin_acts(
+    make: Callable[..., PPOActs],
+    config: PPOConfig,
+    data: PPOData,
+    roles: PPORoles,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+) -> PPOActs:
+    """The state of a run at its newest checkpoint, or at the start; `make` is `PPOActs`, or a kind of it."""
+    acts = make(
+        config,
+        roles,
+        data.by_id,
+        data.cursor(),
+        data.held_out.rows if data.held_out is not None else [],
+        tracker,
+        checkpoints,
+        kl_controller(config.algorithm.kl),
+        roles.turns,
+        data.pretraining(),
+        constraint=constraint_of(config.algorithm),
+    )
+    roles.turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
+    acts.restore(checkpoints.latest())
+    return acts
+
+
+def policy_finished_before(config: PPOConfig, steps: int, *, evaluates: bool = False) -> bool:
+    """Whether an earlier start made all steps, evaluated after the last one, and wrote the policy; which is said then.
+
+    Raises:
+        BadInput: the folder holds a run with other settings.
+    """
+    folder = RunFolder.of(config)
+    if evaluates and not holds_evaluation(folder.path, steps):
+        return False
+    return finished_before(config, steps, exports=[folder.final_average] if averaged(config) == "beside" else [])
+
+
+def refuse_fewer_steps(config: PPOConfig, saved: Checkpoint | None) -> None:
+    """Refuse to end a run before where it is.
+
+    Raises:
+        BadInput: the checkpoint is of a later step than the last one asked for.
+    """
+    if saved is not None and saved.state["step"] > config.steps:
+        raise BadInput(
+            f"steps: {config.steps}, but the run in {RunFolder.of(config).path} has made {saved.state['step']} "
+            "already; ask for at least as many, or choose another output"
+        )
+
+
+def recover_acts(begin: Callable[[], PPOActs], acts: PPOActs, death: RoleDied) -> PPOActs:
+    """Start a dead model again: the reference learned nothing, the others go back to their checkpoint, see `begin`."""
+    keeps = acts.roles.is_reference(death.role)
+    acts.roles.restart_trainer(death, from_start=not keeps and acts.checkpoints.latest() is None)
+    acts = acts.again() if keeps else begin()
+    acts.tracker.message(f"{death.role} runs again; going on from step {acts.done}")
+    return acts
+
+
+def export(config: PPOConfig, policy: TrainerGroup, folder: RunFolder) -> None:
+    """Write the policy, its average, or both, as Hugging Face directories."""
+    policy.export(str(folder.final), average=averaged(config) == "instead")
+    if averaged(config) == "beside":
+        policy.export(str(folder.final_average), average=True)
+
+
+def averaged(config: PPOConfig) -> str | None:
+    """Where the average of the policy's weights is written; None where none is kept."""
+    return config.policy.ema_export if config.policy.ema_decay is not None else None
+
+
+def check_models(config: PPOConfig, tokenizer: Any) -> None:
+    """Check that each role's model can be what the role needs.
+
+    Raises:
+        BadInput: names the key and what to do.
+    """
+    longest = longest_sequence(config)
+    lengths = {LONGEST_SAMPLE: longest} | text_lengths(config)
+    check_policy(config.model, tokenizer, lengths)
+    check_adapter("policy", config.model, config.policy.lora)
+    check_engine(config.model, config.rollout, longest)
+    check_transfer(config.model, config.rollout)
+    check_reward_sources(config.rewards)
+    for name, critic in config.critics.items():
+        start = critic_model(config, name)
+        check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)
+        check_adapter(f"critics.{name}", start, critic.lora, scalar=True)
+
+
+def kl_controller(kl: KLConfig) -> FixedKL | AdaptiveKL:
+    """Fixed, or aiming at a target."""
+    if kl.target is None:
+        return FixedKL(kl.coefficient)
+    return AdaptiveKL(kl.coefficient, kl.target, kl.horizon)

@@ -1,0 +1,139 @@
+"""Rewards and forward passes of a step's groups, started as the groups come."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.data.records import Sample
+from rlhf_ray.experience.costs import COST_CRITIC_ROLE, Costs
+from rlhf_ray.experience.experience import Greedy, Measurements, behaviour_logprobs
+from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.roles.scorer import PendingRewards
+from rlhf_ray.roles.trainer import Pending, SharedBatch
+
+Group = list[Sample]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some groups of a batch, on their way through rewards, policy, reference and critics."""
+
+    samples: list[Sample]
+    greedy: list[Sample]
+    """The last of each group, where the estimator compares with it; only rewards look at them."""
+    sizes: list[int]
+    """Samples of each group, without the greedy one."""
+    rewards: PendingRewards | None
+    """Of samples, then greedy ones; None where they have their rewards already."""
+    logprobs: Pending[dict[str, np.ndarray]] | None
+    """The policy's; None where the engines' count."""
+    reference: Pending[dict[str, np.ndarray]] | None
+    values: Mapping[str, Pending[np.ndarray]]
+    """Of each critic, by its role."""
+
+    def combined_rewards(self, roles: PPORoles) -> tuple[list[float], list[float]]:
+        """Put each source's scores into the samples; weighted sums of samples and of greedy ones, NaN for failures."""
+        everyone = [*self.samples, *self.greedy]
+        if self.rewards is not None:
+            put_rewards(everyone, self.rewards.result())
+        sums = roles.rewards.combine(rewards_of(everyone))
+        return sums[: len(self.samples)], sums[len(self.samples) :]
+
+
+@dataclass
+class Measuring:
+    """What `schedule.Acts.score` starts and `evaluate_experience` waits for."""
+
+    roles: PPORoles
+    tokens: int
+    """Groups wait until they are so many tokens, a micro-batch's worth for each rank."""
+    greedy_last: bool = False
+    """Whether the last sample of each group is its greedy one."""
+    engine_logprobs: bool = False
+    """Whether the engines' log-probabilities are taken for the policy's own, which then makes no forward pass."""
+    rewarded: bool = False
+    """Whether groups come with their rewards."""
+    samples: int = 0
+    """Samples that have come."""
+    _waiting: list[Group] = field(default_factory=list)
+    _chunks: list[Chunk] = field(default_factory=list)
+
+    def add(self, group: Group) -> None:
+        """A group has come."""
+        self._waiting.append(group)
+        self.samples += len(group)
+        tokens = sum(len(s.prompt_ids) + len(s.response_ids) for group in self._waiting for s in group)
+        if tokens >= self.tokens:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        groups, self._waiting = self._waiting, []
+        if not groups:
+            return
+        drawn = [group[:-1] if self.greedy_last else group for group in groups]
+        samples = [sample for group in drawn for sample in group]
+        greedy = [group[-1] for group in groups] if self.greedy_last else []
+        shared, roles = SharedBatch.put(TokenBatch.from_samples(samples)), self.roles
+        self._chunks.append(
+            Chunk(
+                samples,
+                greedy,
+                [len(group) for group in drawn],
+                rewards=None if self.rewarded else roles.rewards.submit([*samples, *greedy]),
+                logprobs=None if self.engine_logprobs else roles.policy.submit_logprobs(shared),
+                reference=roles.submit_reference(shared),
+                values={role: critic.submit_values(shared) for role, critic in roles.critics.items()},
+            )
+        )
+
+    def finish(self) -> tuple[list[Sample], Measurements]:
+        """Wait for everything: the samples, group after group, and what was found of them."""
+        self._dispatch()
+        chunks, self._chunks, self.samples = self._chunks, [], 0
+        scores: list[float] = []
+        greedy_samples: list[Sample] = []
+        greedy_scores: list[float] = []
+        for chunk in chunks:
+            drawn, greedy = chunk.combined_rewards(self.roles)
+            scores += drawn
+            for size, sample, score in zip(chunk.sizes, chunk.greedy, greedy, strict=False):
+                greedy_samples += [sample] * size
+                greedy_scores += [score] * size
+        logprobs = [chunk.logprobs.result()["logprobs"] for chunk in chunks if chunk.logprobs is not None]
+        references = [chunk.reference.result()["logprobs"] for chunk in chunks if chunk.reference is not None]
+        values = {
+            role: _joined([chunk.values[role].result() for chunk in chunks]) for role in self.roles.critics if chunks
+        }
+        samples = [sample for chunk in chunks for sample in chunk.samples]
+        measured = Measurements(
+            logprobs=behaviour_logprobs(samples) if self.engine_logprobs else _joined(logprobs),
+            reference_logprobs=_joined(references) if references else None,
+            values=values.get("critic"),
+            scores=torch.tensor(scores, dtype=torch.float32),
+            greedy=Greedy(greedy_samples, torch.tensor(greedy_scores)) if self.greedy_last else None,
+            costs=self._costs(samples, values[COST_CRITIC_ROLE]) if COST_CRITIC_ROLE in values else None,
+        )
+        return samples, measured
+
+    def _costs(self, samples: Sequence[Sample], values: Tensor) -> Costs:
+        scores = self.roles.rewards.combine_costs(rewards_of(samples))
+        return Costs(torch.tensor(scores, dtype=torch.float32), values)
+
+
+def put_rewards(samples: Sequence[Sample], by_source: Mapping[str, Sequence[float | None]]) -> None:
+    """Put each source's scores into the samples."""
+    for position, sample in enumerate(samples):
+        sample.rewards = {name: scores[position] for name, scores in by_source.items()}
+
+
+def rewards_of(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
+    """Scores by source, as the samples hold them."""
+    return {name: [sample.rewards[name] for sample in samples] for name in (samples[0].rewards if samples else ())}
+
+
+def _joined(pieces: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(pieces))

@@ -1,0 +1,291 @@
+"""The start of a PPO run: its roles placed in one order, loaded side by side, or in turns where they share devices."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from rlhf_ray.cluster.connect import Cluster
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
+from rlhf_ray.cluster.group import ActorGroup, ready_together
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.data.tokenization import Encoder
+from rlhf_ray.experience.costs import COST_CRITIC_ROLE
+from rlhf_ray.jobs.ppo.roles import (
+    PPORoles,
+    cost_weight,
+    critic_model,
+    critic_role,
+    critic_units,
+    crowd_of,
+    longest_sequence,
+    turn_takers,
+    uses,
+)
+from rlhf_ray.models.loading import load_tokenizer, policy_config
+from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.roles.policy_sync import AdapterSync, PolicySync
+from rlhf_ray.roles.scorer import RewardSources
+from rlhf_ray.roles.trainer import TrainerGroup
+from rlhf_ray.roles.weight_sync import WeightSync
+from rlhf_ray.rollout.engine_arguments import choose_transport
+from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
+from rlhf_ray.rollout.remote import RemoteEngine
+from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
+from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
+from rlhf_ray.runs.phases import adapter_off_is_reference, compares
+from rlhf_ray.runs.recovery import RESTARTS
+from rlhf_ray.schedule import GENERATE, SYNC, Sleeper, Turns
+from rlhf_ray.transfer.errors import ManifestMismatch
+from rlhf_ray.transfer.group import Transport
+from rlhf_ray.transfer.verification import probe_sequences
+
+MEGABYTE = 2**20
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
+    """Start all roles at once, and wait until each has loaded its model.
+
+    Raises:
+        DoesNotFit: a role has no room in its group. RoleError: a role did not start. BadInput: a model cannot be used.
+    """
+    tokenizer = load_tokenizer(config.model)
+    start = _Start(config, cluster)
+    # In the order in which `rlhf plan` places them: it decides who shares devices with whom.
+    policy = start.policy()
+    engines = start.engines()
+    critics = start.critics()
+    reference = start.reference() if compares(config) and not adapter_off_is_reference(config) else None
+    rewards = start.rewards()
+
+    workers = start.workers_of(engines)
+    trainers = {role.name: role for role in (policy, *critics.values(), reference) if role is not None}
+    ready_together([role.actors for role in trainers.values()])
+    rewards.ready()
+
+    sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
+    turns = Turns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
+    turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
+    renew = partial(_renew, engines, sync, turns)
+    with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
+        source = _source(config, pool)
+        adapter_off = adapter_off_is_reference(config)
+        yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
+
+
+class _Start:
+    """Places the roles of a run; each method makes one.
+
+    Where devices are shared, a role loads alone and leaves them to the next; elsewhere all load at once.
+    """
+
+    def __init__(self, config: PPOConfig, cluster: Cluster) -> None:
+        self.asleep: set[str] = set()
+        """Roles that have left their devices."""
+        self._config, self._cluster = config, cluster
+        self._crowded = turn_takers(config)
+        self._starting: list[ray.ObjectRef] = []
+
+    def policy(self) -> TrainerGroup:
+        """The model that learns, but not while the critics warm up."""
+        config = self._config
+        steps = (config.steps - config.algorithm.critic_warmup_steps) * config.epochs * config.minibatches
+        return self._trainer("policy", config.model, config.policy, total_steps=max(steps, 1))
+
+    def critics(self) -> dict[str, TrainerGroup]:
+        """Those of rewards and of costs, by role."""
+        config = self._config
+        total_steps = config.steps * config.epochs * config.minibatches
+        return {
+            critic_role(key): self._trainer(
+                critic_role(key),
+                critic_model(config, key),
+                critic,
+                total_steps=total_steps,
+                units=critic_units(config, key),
+            )
+            for key, critic in config.critics.items()
+        }
+
+    def reference(self) -> TrainerGroup:
+        """The model that the policy began from."""
+        frozen = TrainerConfig(**self._config.reference.model_dump())
+        return self._trainer("reference", self._config.model, frozen, total_steps=1, trainable=False)
+
+    def rewards(self) -> RewardSources:
+        """All sources."""
+        config = self._config
+        sources = RewardSources(
+            self._cluster,
+            config.rewards,
+            config.tokens_per_microbatch,
+            max_restarts=RESTARTS,
+            cost_weight=cost_weight(config.algorithm),
+        )
+        self._settle("rewards", sources)
+        return sources
+
+    def engines(self) -> ActorGroup:
+        """The rollout's; those that share devices load once the others have left them."""
+        config = self._config
+        engines = place_engines(
+            self._cluster,
+            config.model,
+            config.rollout,
+            transport=lambda: _transport(config, self._cluster),
+            seed=config.seed,
+            max_tokens=longest_sequence(config),
+            lora=config.policy.lora if config.rollout.adapter == "reload" else None,
+        )
+        self._starting = [] if engines.name in self._crowded else engines.submit("start")
+        return engines
+
+    def workers_of(self, engines: ActorGroup) -> list[int]:
+        """Wait until engines have loaded; returns the number of workers of each."""
+        seconds = self._cluster.deadlines.start_seconds
+        return engines.wait(self._starting or engines.submit("start"), phase="start", seconds=seconds)
+
+    def _trainer(
+        self,
+        name: str,
+        model: ModelConfig,
+        trainer: TrainerConfig,
+        *,
+        total_steps: int,
+        trainable: bool = True,
+        units: ScoreStatistics | None = None,
+    ) -> TrainerGroup:
+        role = _trainer(
+            self._cluster,
+            self._config,
+            name,
+            model,
+            trainer,
+            total_steps=total_steps,
+            trainable=trainable,
+            units=units,
+        )
+        self._settle(name, role)
+        return role
+
+    def _settle(self, name: str, role: TrainerGroup | RewardSources) -> None:
+        if name in self._crowded:
+            role.ready()
+            role.clear()
+            self.asleep.add(name)
+
+
+def _renew(engines: ActorGroup, sync: PolicySync, turns: Turns, number: int) -> RemoteEngine:
+    """Start an engine again, with the weights of the others.
+
+    Raises:
+        RoleError: it does not start, or got no weights, also not at a second start. Or the policy died.
+    """
+    tried = False
+    with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
+        while True:
+            engine = restart_engine(engines, number)
+            if sync.version < 0:
+                return engine
+            try:
+                with turns.during(SYNC):
+                    sync.catch_up(number)
+                return engine
+            except (RoleFailed, DeadlineExceeded) as error:
+                if isinstance(error, RoleDied) and error.role != engines.name:
+                    raise
+                turns.begin(GENERATE)
+                # A policy that lives may have raised, or waited, because this engine died.
+                if tried or isinstance(error.__cause__, ManifestMismatch):
+                    raise RoleFailed(str(error.args[0]), engines.name, number, "restart") from error
+                logger.warning("%s; starting rollout engine %d once more", error.args[0], number)
+                tried = True
+
+
+def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:
+    """The roles that share devices, by the names that `uses` has for them."""
+    layout = engines.cluster.layout
+    sleepers: dict[str, Sleeper] = {name: role for name, role in trainers.items() if layout.sharing(name)}
+    if layout.sharing(engines.name):
+        sleepers["rollout"] = engines
+    if rewards.shares_devices:
+        sleepers["rewards"] = rewards
+    return sleepers
+
+
+def _sync(
+    config: PPOConfig,
+    cluster: Cluster,
+    policy: TrainerGroup,
+    engines: ActorGroup,
+    workers: list[int],
+    tokenizer_size: int,
+) -> PolicySync:
+    """All weights, with the adapter merged if there is one; or the adapter alone."""
+    # A tokenizer may have more ids than the embedding has rows.
+    vocabulary = min(tokenizer_size, policy_config(config.model).get_text_config().vocab_size)
+    verified: dict[str, Any] = {
+        "dtype": config.model.dtype,
+        "tolerance": config.rollout.sync_tolerance,
+        "probes": probe_sequences(vocabulary, max_tokens=longest_sequence(config) - 1),
+    }
+    if config.rollout.adapter == "reload":
+        return AdapterSync(policy, engines, **verified)
+    return WeightSync(
+        policy,
+        engines,
+        engine_workers=workers,
+        transport=_transport(config, cluster),
+        bucket_bytes=int(config.rollout.bucket_megabytes * MEGABYTE),
+        **verified,
+    )
+
+
+def _trainer(
+    cluster: Cluster,
+    config: PPOConfig,
+    name: str,
+    model: ModelConfig,
+    trainer: TrainerConfig,
+    *,
+    total_steps: int,
+    trainable: bool = True,
+    units: ScoreStatistics | None = None,
+) -> TrainerGroup:
+    return TrainerGroup(
+        cluster,
+        name,
+        "critic" if name in ("critic", COST_CRITIC_ROLE) else "policy",
+        model,
+        trainer,
+        tokens_per_microbatch=config.tokens_per_microbatch,
+        total_steps=total_steps,
+        seed=config.seed,
+        temperature=config.rollout.temperature,
+        trainable=trainable,
+        max_restarts=RESTARTS,
+        crowd=crowd_of(name, config),
+        units=units,
+    )
+
+
+def _transport(config: PPOConfig, cluster: Cluster) -> Transport:
+    return choose_transport(config.rollout, cluster.layout.overlap("rollout", "policy"))
+
+
+def _source(config: PPOConfig, pool: RolloutPool) -> GroupSource:
+    if config.rollout.replay is not None:
+        return Replay(Path(config.rollout.replay))
+    if config.rollout.record is not None:
+        return Recorder(pool, Path(config.rollout.record))
+    return pool

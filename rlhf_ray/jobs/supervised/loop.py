@@ -1,0 +1,251 @@
+"""The loop of jobs that learn from a fixed data set; `sft` and `reward` say what a batch is and how it is judged."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from rlhf_ray.algorithms.losses import Loss
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
+from rlhf_ray.checkpoint.storage import join
+from rlhf_ray.cluster.connect import connect
+from rlhf_ray.cluster.errors import RoleDied
+from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.config.jobs.supervised import SupervisedConfig
+from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.data.cursor import Cursor, Passes
+from rlhf_ray.data.loading import Loaded
+from rlhf_ray.roles.trainer import Kind, SharedBatch, TrainerGroup
+from rlhf_ray.runs.finished import finished_before
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.recovery import RESTARTS, run_through_deaths
+from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
+from rlhf_ray.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
+
+
+class NothingLearned(RlhfError):
+    """The first step has no gradient, so that no other step would have one."""
+
+
+class Memory(Protocol):
+    """What a task keeps from step to step; a checkpoint holds it."""
+
+    def state(self) -> dict[str, Any]:
+        """All that `load` needs, as JSON can hold it."""
+        ...
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One optimizer step's rows, with the columns that the loss reads."""
+
+    batch: TokenBatch
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Of tokens, in flat order."""
+    row_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    groups: np.ndarray | None = None
+    """Rows with the same number stay in one micro-batch."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[Row]):
+    """What makes a supervised job."""
+
+    kind: Kind
+    loss: Loss
+    train: Loaded[Row]
+    held_out: Loaded[Row] | None
+    lesson: Callable[[Sequence[Row]], Lesson]
+    evaluate: Callable[[TrainerGroup, Sequence[Row]], dict[str, float]]
+    """Metrics of held-out rows, without the prefix `eval_`."""
+    finish: Callable[[TrainerGroup, RunFolder], None] | None = None
+    """What is done beside the finished model."""
+    begin: Callable[[TrainerGroup, Callable[[str], None]], None] | None = None
+    """What is done with the model as it was loaded, before the first step or a resume; its last argument takes words
+    for the person who watches."""
+    report: Callable[[dict[str, float]], dict[str, float]] = dict
+    """Turns the sums that the loss returned into metrics."""
+    memory: Memory | None = None
+
+
+def learned_before(config: SupervisedConfig) -> bool:
+    """Whether an earlier start came to the end, which is then said; asked before data and model are read.
+
+    Raises:
+        BadInput: the folder holds a run with other settings.
+    """
+    return finished_before(config, deciding=("epochs", "batch_size"))
+
+
+def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
+    """Run a supervised job to its end, or until it is asked to stop; begin, or resume from the newest checkpoint.
+
+    Returns:
+        Whether it came to its end.
+    """
+    checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
+    saved = checkpoints.latest()
+    passes = Passes(len(task.train.rows), config.epochs, config.batch_size)
+    with RunFolder.open(config) as folder, ExitStack() as stack:
+        tracker = stack.enter_context(
+            Tracker.open(
+                folder.path,
+                config.tracking,
+                config.model_dump(mode="json"),
+                run_id=saved.state["tracker_run"] if saved else None,
+                total_steps=passes.steps,
+                notes=folder.notes,
+            )
+        )
+        for loaded in (task.train, task.held_out):
+            for line in loaded.report.lines() if loaded else ():
+                tracker.message(line)
+        tracker.message("starting Ray and the trainer")
+        cluster = stack.enter_context(connect(config.cluster, config.groups))
+        trainer = TrainerGroup(
+            cluster,
+            "trainer",
+            task.kind,
+            config.model,
+            config.trainer,
+            tokens_per_microbatch=config.tokens_per_microbatch,
+            total_steps=passes.steps,
+            seed=config.seed,
+            max_restarts=RESTARTS,
+        )
+        trainer.ready()
+        # After Ray, which sets handlers of its own; and until now there was nothing to save.
+        stop = stack.enter_context(stop_on_signals())
+        if task.begin is not None:
+            tracker.progress(0, "score")
+            task.begin(trainer, tracker.message)
+        begun = task.memory.state() if task.memory is not None else None
+
+        def begin() -> _Job[Row]:
+            """At the newest checkpoint, or at the start."""
+            job = _Job(config, task, trainer, tracker, checkpoints, passes)
+            job.restore(checkpoints.latest(), begun)
+            return job
+
+        def recover(job: _Job[Row], death: RoleDied) -> _Job[Row]:
+            logger.warning("%s; starting it again", death)
+            trainer.restart(death.rank or 0)
+            job = begin()
+            tracker.message(f"{death.role} runs again; going on from step {job.done}")
+            return job
+
+        job = run_through_deaths(begin, lambda job: job.run(stop), recover, [trainer.name])
+        if job.finished:
+            trainer.export(str(folder.final))
+            if task.finish is not None:
+                task.finish(trainer, folder)
+            tracker.message(f"finished: the model is in {folder.final}")
+        else:
+            tracker.message(folder.stopped(job.done, passes.steps))
+    return job.finished
+
+
+class _Job(Generic[Row]):
+    """State of a supervised run between its steps."""
+
+    def __init__(
+        self,
+        config: SupervisedConfig,
+        task: Task[Row],
+        trainer: TrainerGroup,
+        tracker: Tracker,
+        checkpoints: Checkpoints,
+        passes: Passes,
+    ) -> None:
+        self._config, self._task, self._trainer = config, task, trainer
+        self._tracker, self._checkpoints, self._passes = tracker, checkpoints, passes
+        ids = [str(row) for row in range(passes.rows)]
+        self._cursor = Cursor(ids, config.seed, config.data.shuffle, task.train.fingerprint)  # type: ignore[attr-defined]
+        self.done = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done == self._passes.steps
+
+    def run(self, stop: StopRequest) -> Self:
+        """Take the steps that are left."""
+        every = self._config.checkpoint.every_steps
+        saved = self.done
+        while not self.finished and not stop:
+            self._step()
+            if every and self.done % every == 0:
+                self._save()
+                saved = self.done
+        if saved < self.done:
+            self._save()
+        return self
+
+    def _step(self) -> None:
+        started = time.perf_counter()
+        self._tracker.progress(self.done, "train")
+        ids = self._cursor.take(self._passes.rows_of(self.done))
+        lesson = self._task.lesson([self._task.train.rows[int(row)] for row in ids])
+        metrics = self._trainer.train_step(
+            SharedBatch.put(lesson.batch), self._task.loss, lesson.columns, lesson.row_columns, groups=lesson.groups
+        )
+        if self.done == 0 and metrics["grad_norm"] == 0:
+            raise NothingLearned(
+                "the gradient of the first step is zero, so nothing would be learned: either no parameter is trained, "
+                "or each row of the step says nothing (both answers of a pair the same, for instance)"
+            )
+        metrics = self._task.report(metrics)
+        self._cursor.finish(ids)
+        self.done += 1
+        seconds = time.perf_counter() - started
+        tokens = float(lesson.batch.lengths.sum())
+        rates = {"tokens_per_second": tokens / seconds, "step_time": seconds, "epoch": self._cursor.epoch}
+        if self._evaluation_due():
+            self._tracker.progress(self.done, "evaluate")
+            assert self._task.held_out is not None
+            found = self._task.evaluate(self._trainer, self._task.held_out.rows)
+            metrics |= {f"eval_{name}": value for name, value in found.items()}
+        self._tracker.log(self.done, metrics | rates)
+
+    def _evaluation_due(self) -> bool:
+        every = self._config.evaluate_every_steps
+        return self._task.held_out is not None and (self.finished or (every > 0 and self.done % every == 0))
+
+    def _save(self) -> None:
+        self._tracker.progress(self.done, "checkpoint")
+        directory = self._checkpoints.begin(self.done)
+        parts = {"trainer": self._trainer.save(join(directory, "trainer"))}
+        state: dict[str, Any] = {
+            "step": self.done,
+            "cursor": self._cursor.state(),
+            "tracker_run": self._tracker.run_id,
+        }
+        if self._task.memory is not None:
+            state["memory"] = self._task.memory.state()
+        self._checkpoints.commit(self.done, parts, state)
+
+    def restore(self, checkpoint: Checkpoint | None, begun: dict[str, Any] | None) -> None:
+        """Continue from a checkpoint; None: begin with a fresh trainer, and with `begun` as the task's memory."""
+        if checkpoint is None:
+            if self._task.memory is not None and begun is not None:
+                self._task.memory.load(begun)
+            self._tracker.truncate_after(-1)
+            return
+        self._trainer.load(checkpoint.role("trainer"))
+        self._cursor.load(checkpoint.state["cursor"])
+        if self._task.memory is not None:
+            self._task.memory.load(checkpoint.state["memory"])
+        self.done = checkpoint.state["step"]
+        self._tracker.resume_after(self.done, checkpoint.directory)

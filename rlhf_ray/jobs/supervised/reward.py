@@ -1,0 +1,144 @@
+"""`rlhf reward`: a reward model from pairs or rank lists, or an ensemble of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_weights
+from rlhf_ray.config.jobs.supervised import CostModelConfig, RewardTrainingConfig
+from rlhf_ray.data.cost_pairs import CostPair, read_cost_pairs, signs_of
+from rlhf_ray.data.loading import Loaded, read_rankings
+from rlhf_ray.data.rows import RankedRow, ranked_batch
+from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE, Member, judge, member_configs, members_of, ranking_metrics
+from rlhf_ray.jobs.supervised.loop import Lesson, Task, learn, learned_before
+from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
+from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
+
+
+def learn_costs(config: RewardTrainingConfig, cost: CostModelConfig) -> None:
+    """Train a cost model from pairs with safety labels (Dai et al. 2024)."""
+    tokenizer = job_tokenizer(config.model)
+    check_supervised(config, tokenizer)
+    loss = CostLoss(cost.sign_coefficient, cost.regularisation)
+
+    def evaluate(trainer: TrainerGroup, pairs: Sequence[CostPair]) -> dict[str, float]:
+        taught = lesson(pairs)
+        costs = torch.from_numpy(trainer.scores(SharedBatch.put(taught.batch)))
+        columns = {name: torch.from_numpy(column) for name, column in taught.row_columns.items()}
+        _, found = loss({"scores": costs}, columns)
+        return {name: float(value) for name, value in found.items()} | {"mean_cost": float(costs.mean())}
+
+    learn(
+        config,
+        Task(
+            kind="reward",
+            loss=loss,
+            train=read_cost_pairs(config.data, tokenizer),
+            held_out=read_cost_pairs(config.evaluation_data, tokenizer) if config.evaluation_data else None,
+            lesson=lesson,
+            evaluate=evaluate,
+        ),
+    )
+
+
+def lesson(pairs: Sequence[CostPair]) -> Lesson:
+    """One optimizer step's pairs, each of the same weight; both texts of a pair stay in one micro-batch."""
+    ranked = ranked_batch([pair.ranking for pair in pairs])
+    groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
+    return Lesson(
+        ranked.batch,
+        row_columns={
+            "weight": ranking_weights(groups, ranks, "pairs").numpy(),
+            "group": ranked.groups,
+            "rank": ranked.ranks,
+            "sign": signs_of(pairs),
+        },
+        groups=ranked.groups,
+    )
+
+
+STATISTICS_TEXTS = 4096
+"""Training texts whose scores the statistics describe: more move a median by less than a run's noise."""
+
+
+def run(config: RewardTrainingConfig) -> None:
+    """Learn scores whose differences explain the rankings (Bradley and Terry), once for each member; or costs."""
+    if all(learned_before(member) for member in member_configs(config)) and _is_judged(config):
+        return
+    if config.cost is not None:
+        learn_costs(config, config.cost)
+        return
+    tokenizer = job_tokenizer(config.model)
+    check_supervised(config, tokenizer)
+    train = read_rankings(config.data, tokenizer)
+    held_out = read_rankings(config.evaluation_data, tokenizer) if config.evaluation_data else None
+    members = members_of(config, len(train.rows))
+    for member in members:
+        if not member.is_finished() and not _learn(member.config, train, held_out):
+            return
+    if len(members) > 1 and held_out is not None:
+        judge(members, held_out.rows, Path(config.output).expanduser())
+
+
+def _is_judged(config: RewardTrainingConfig) -> bool:
+    """Whether what the members say together was written, where it is to be."""
+    asked = config.members > 1 and config.evaluation_data is not None
+    return not asked or (Path(config.output).expanduser() / REPORT_FILE).is_file()
+
+
+def _learn(config: RewardTrainingConfig, train: Loaded[RankedRow], held_out: Loaded[RankedRow] | None) -> bool:
+    """Train one model; whether it was done when the job ended."""
+
+    def lesson(rows: Sequence[RankedRow]) -> Lesson:
+        ranked = ranked_batch(rows)
+        groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
+        weight = ranking_weights(groups, ranks, config.aggregation).numpy()
+        columns = {"weight": weight, "group": ranked.groups, "rank": ranked.ranks}
+        if ranked.grades is not None:
+            columns["margin"] = ranked.grades
+        return Lesson(ranked.batch, row_columns=columns, groups=ranked.groups)
+
+    def finish(trainer: TrainerGroup, folder: RunFolder) -> None:
+        _statistics(trainer, train.rows).write(folder.final)
+        if config.members > 1 and held_out is not None:
+            np.save(Member.scores_file(folder.path), _scores(trainer, held_out.rows))
+
+    return learn(
+        config,
+        Task(
+            kind="reward",
+            loss=RankingLoss(kind=config.loss, centering_coefficient=config.centering_coefficient),
+            train=train,
+            held_out=held_out,
+            lesson=lesson,
+            evaluate=_evaluate,
+            finish=finish,
+        ),
+    )
+
+
+def _scores(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> np.ndarray:
+    return trainer.scores(SharedBatch.put(ranked_batch(rows).batch))
+
+
+def _statistics(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> ScoreStatistics:
+    """Say beside the model how its scores lie on training texts."""
+    chosen: list[RankedRow] = []
+    texts = 0
+    for row in rows:
+        if texts + len(row.texts) > STATISTICS_TEXTS:
+            break
+        chosen.append(row)
+        texts += len(row.texts)
+    return ScoreStatistics.of(_scores(trainer, chosen))
+
+
+def _evaluate(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> dict[str, float]:
+    ranked = ranked_batch(rows)
+    scores = torch.from_numpy(_scores(trainer, rows))
+    metrics = ranking_metrics(scores, torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks))
+    return metrics | {"mean_reward": float(scores.mean())}

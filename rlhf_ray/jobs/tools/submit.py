@@ -1,0 +1,196 @@
+"""`rlhf submit`: send a job to a Ray cluster, follow its log, and end as it ended."""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlhf_ray.config.base import Section
+from rlhf_ray.config.checks.parts import groups_of
+from rlhf_ray.config.errors import BadInput, RlhfError
+from rlhf_ray.config.jobs.inference import InferenceConfig
+from rlhf_ray.config.jobs.tools import SubmitConfig
+from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
+from rlhf_ray.config.run import JobConfig
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+# What is never wanted on a cluster, also where there is no .gitignore.
+EXCLUDES = [".git", ".venv", "outputs", "wandb", "__pycache__", "*.safetensors", "*.bin", "*.gguf"]
+
+EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
+
+# Pause between attempts to be taken: the first agent of a fresh head needs some seconds.
+RETRY_SECONDS = 2.0
+
+# The log ends a moment before the job's state is recorded.
+SETTLE_SECONDS = 30.0
+
+COMMAND_NOT_FOUND = 127
+
+# KubeRay adds a suffix for each pod to the 63 characters that a name may have.
+KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+
+
+def run(config: SubmitConfig) -> None:
+    """Submit, or render, a job's command line.
+
+    Raises:
+        BadInput: the job's config is wrong or cannot run on a cluster.
+        RlhfError: the cluster cannot be reached or does not take the job, or the job failed.
+    """
+    verb, *arguments = config.job
+    if verb not in SCHEMAS:
+        verb, arguments = deduce_verb(verb, "rlhf submit {verb} {path}"), list(config.job)
+    # The files are those of the cluster, which this machine need not have.
+    job = load_job(verb, arguments, check_files=False)
+    check_output(job)
+    if config.render:
+        print(render(config, job, verb, arguments), end="")
+        return
+    entrypoint = shlex.join(["rlhf", verb, *_relative(arguments, config.working_dir)])
+    client = connect(config)
+    submission = submit(client, config, entrypoint)
+    print(f"submitted {submission} to {config.address}: {entrypoint}", flush=True)
+    if config.wait:
+        follow(client, submission, config.address)
+
+
+def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) -> str:
+    """The file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
+    from rlhf_ray.cluster.rendering import render_kuberay, render_slurm
+
+    name = config.name or f"rlhf-{verb}"
+    if config.render == "kuberay" and not KUBERNETES_NAME.fullmatch(name):
+        raise BadInput(f"name: Kubernetes takes up to 48 of a-z, 0-9 and -, not {name!r}")
+    path, *overrides = arguments
+    if config.render == "slurm":
+        return render_slurm(name, ["rlhf", verb, path, *overrides], groups_of(job))
+    # Its line for editors names a folder that is not there in a pod.
+    text = EDITORS_LINE.sub("", Path(path).read_text(encoding="utf-8"), count=1)
+    return render_kuberay(name, verb, text, overrides, groups_of(job), config.image)
+
+
+def check_output(job: Section) -> None:
+    """A job's results must outlive the copy of the working folder in which the cluster runs it.
+
+    Raises:
+        BadInput: `output` is a relative path.
+    """
+    if isinstance(job, JobConfig | InferenceConfig) and not os.path.isabs(job.output):
+        raise BadInput(
+            f"output: {job.output}: on a cluster it must be an absolute path on storage that every node sees; "
+            "relative ones would be written into the job's temporary folder and lost"
+        )
+
+
+def _relative(arguments: list[str], working_dir: str) -> list[str]:
+    """The job's arguments with the config's path as seen from the folder that is sent."""
+    path, *overrides = arguments
+    root = Path(working_dir).expanduser().resolve()
+    if not root.is_dir():
+        raise BadInput(f"working_dir: no such folder: {working_dir}")
+    config = Path(path).resolve()
+    if not config.is_relative_to(root):
+        raise BadInput(f"{path}: is not within working_dir {root}, which is what the cluster gets")
+    return [str(config.relative_to(root)), *overrides]
+
+
+def connect(config: SubmitConfig) -> "JobSubmissionClient":
+    """A client of the cluster's dashboard.
+
+    Raises:
+        RlhfError: nothing answers within `connect_seconds`, or it refuses us.
+    """
+    from rlhf_ray.cluster.session import send_token
+
+    send_token()
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    deadline = time.monotonic() + config.connect_seconds
+    while True:
+        try:
+            return JobSubmissionClient(config.address)
+        except AuthenticationError as error:
+            raise RlhfError(
+                f"{config.address} refused us: it asks for a token; copy the cluster's own to ~/.ray/auth_token, "
+                f"or set RAY_AUTH_TOKEN ({str(error).splitlines()[0]})"
+            ) from None
+        except (ConnectionError, RuntimeError, OSError) as error:
+            if time.monotonic() > deadline:
+                raise RlhfError(
+                    f"no Ray dashboard answers at {config.address} within {config.connect_seconds:g} s: "
+                    f"{str(error).splitlines()[0]}; give the address that `ray start --head` printed as --address"
+                ) from None
+            time.sleep(RETRY_SECONDS)
+
+
+def submit(client: "JobSubmissionClient", config: SubmitConfig, entrypoint: str) -> str:
+    """Send the working folder and the command; the submission id.
+
+    Raises:
+        RlhfError: the cluster does not take it.
+    """
+    environment = {"working_dir": config.working_dir, "excludes": EXCLUDES}
+    deadline = time.monotonic() + config.connect_seconds
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, submission_id=config.name, runtime_env=dict(environment))
+        except (RuntimeError, ValueError) as error:
+            # A fresh head answers before its agent can start jobs.
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RlhfError(f"{config.address} did not take the job: {_last_line(error)}") from None
+            time.sleep(RETRY_SECONDS)
+
+
+def follow(client: "JobSubmissionClient", submission: str, address: str) -> None:
+    """Print the job's log as it comes, to its end. An interrupt leaves the job running.
+
+    Raises:
+        RlhfError: the job failed or was stopped, or the cluster went away.
+    """
+    try:
+        asyncio.run(_print_log(client, submission))
+        info = _settled(client, submission)
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on; stop it with: ray job stop --address {address} {submission}", file=sys.stderr)
+        raise
+    except (RuntimeError, OSError) as error:
+        raise RlhfError(f"lost {address} while following {submission}: {_last_line(error)}") from None
+    if info.status == "SUCCEEDED":
+        return
+    if info.driver_exit_code == COMMAND_NOT_FOUND:
+        raise RlhfError(
+            f"{submission}: the cluster has no command `rlhf` on its PATH; install rlhf_ray on its nodes and run "
+            "`ray start` from that environment"
+        )
+    code = f" with exit code {info.driver_exit_code}" if info.driver_exit_code is not None else ""
+    detail = "" if info.driver_exit_code is not None else f": {info.message}"
+    raise RlhfError(f"{submission} ended as {info.status}{code}{detail}")
+
+
+async def _print_log(client: "JobSubmissionClient", submission: str) -> None:
+    async for lines in client.tail_job_logs(submission):
+        print(lines, end="", flush=True)
+
+
+def _settled(client: "JobSubmissionClient", submission: str) -> "JobDetails":
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        info = client.get_job_info(submission)
+        if info.status.is_terminal() or time.monotonic() > deadline:
+            return info
+        time.sleep(0.2)
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

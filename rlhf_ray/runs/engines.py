@@ -1,0 +1,150 @@
+"""Rollout engines and the pool in front of them, started from a config by every job that generates."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from rlhf_ray.cluster.connect import Cluster
+from rlhf_ray.cluster.errors import RoleDied, RoleError
+from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.config.lora import LoraConfig
+from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.engine_arguments import choose_transport
+from rlhf_ray.rollout.interfaces import EngineClient, Rollout
+from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.remote import RemoteEngine
+from rlhf_ray.runs.recovery import RESTARTS
+from rlhf_ray.transfer.group import Transport
+
+logger = logging.getLogger(__name__)
+
+
+def place_engines(
+    cluster: Cluster,
+    model: ModelConfig,
+    rollout: RolloutConfig,
+    *,
+    transport: Callable[[], Transport],
+    seed: int,
+    max_tokens: int,
+    lora: LoraConfig | None = None,
+) -> ActorGroup:
+    """Actors of all engines, which load their model when `start` is called on them.
+
+    Args:
+        cluster: where.
+        model: what they load.
+        rollout: how many, and on which devices.
+        transport: says how new weights reach them; asked once they are placed.
+        seed: of vLLM's own random state.
+        max_tokens: longest prompt and response together.
+        lora: of adapters that they will load; None for none.
+
+    Raises:
+        DoesNotFit: they have no room in their group.
+    """
+
+    def arguments(rank: int) -> dict[str, Any]:
+        return {
+            "model": model,
+            "rollout": rollout,
+            "transport": transport(),
+            "index": rank,
+            "seed": seed,
+            "max_tokens": max_tokens,
+            "lora": lora,
+        }
+
+    return ActorGroup(cluster, RolloutActor, rollout, "rollout", arguments, RESTARTS)
+
+
+def fixed_pool(
+    cluster: Cluster, model: ModelConfig, rollout: RolloutConfig, turn: Rollout, *, seed: int, max_tokens: int
+) -> RolloutPool:
+    """Started engines whose weights never change, and the pool over them.
+
+    Raises:
+        DoesNotFit: they have no room in their group. RoleError: one did not start.
+    """
+    engines = place_engines(
+        cluster,
+        model,
+        rollout,
+        transport=lambda: choose_transport(rollout, overlap="none"),
+        seed=seed,
+        max_tokens=max_tokens,
+    )
+    engines.wait(engines.submit("start"), phase="start", seconds=cluster.deadlines.start_seconds)
+    return open_pool(engines, turn, deterministic=rollout.deterministic)
+
+
+def open_pool(
+    engines: ActorGroup,
+    rollout: Rollout,
+    *,
+    deterministic: bool,
+    renew: Callable[[int], EngineClient] | None = None,
+) -> RolloutPool:
+    """The pool over started engines; a lost engine starts again.
+
+    Args:
+        engines: of `place_engines`.
+        rollout: from a prompt to samples.
+        deterministic: whether equal seeds give equal samples.
+        renew: starts an engine again, with the weights of the others; None where they never change.
+    """
+
+    def restore(number: int, error: Exception) -> EngineClient | RoleError:
+        logger.warning("%s; starting it again", error)
+        return engine_or_reason(renew or partial(restart_engine, engines), engines, number)
+
+    return RolloutPool(
+        [RemoteEngine(handle, number) for number, handle in enumerate(engines.handles)],
+        rollout,
+        deadline_seconds=engines.cluster.deadlines.call_seconds,
+        deterministic=deterministic,
+        restore=restore,
+    )
+
+
+def engine_or_reason(
+    start: Callable[[int], EngineClient], engines: ActorGroup, number: int
+) -> EngineClient | RoleError:
+    """An engine that starts again, or why it stays out; then its process is ended, so that its devices become free.
+
+    Args:
+        start: starts engine `number`, and may give it weights.
+        engines: all of them.
+        number: the engine.
+
+    Raises:
+        RoleError: of another role, which makes room for it or gives it weights.
+    """
+    try:
+        engine = start(number)
+        logger.warning("rollout engine %d runs again", number)
+        return engine
+    except RoleError as failure:
+        if failure.role != engines.name:
+            raise
+        logger.warning("rollout engine %d stays out: %s", number, failure)
+        engines.kill_one(number)
+        return failure
+
+
+def restart_engine(engines: ActorGroup, number: int) -> RemoteEngine:
+    """A new process for an engine, with the weights that the job began with; one that dies before is replaced again.
+
+    Raises:
+        RoleError: it was restarted too often, or does not start.
+    """
+    while True:
+        engines.restart(number)
+        try:
+            engines.call_one(number, "start", phase="restart", seconds=engines.cluster.deadlines.start_seconds)
+            return RemoteEngine(engines.handles[number], number)
+        except RoleDied as death:
+            logger.warning("%s; starting it again", death)
