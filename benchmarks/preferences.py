@@ -32,7 +32,7 @@ from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.config.jobs.dpo import DPOConfig
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 from rlhf_ray.jobs.supervised import dpo, reward
-from rlhf_ray.jobs.supervised.loop import Lesson, Task
+from rlhf_ray.jobs.supervised.loop import Task, TrainingBatch
 
 JOBS = ("reward", "dpo")
 CORES = 2
@@ -75,7 +75,7 @@ class InTurns:
         self.trainer_mib = 0.0
 
     def wrap(self, task: Task[Any]) -> Task[Any]:
-        def lesson(rows: Sequence[Any]) -> Lesson:
+        def lesson(rows: Sequence[Any]) -> TrainingBatch:
             self._end_of_step()
             self._started = time.perf_counter()
             return task.lesson(rows)

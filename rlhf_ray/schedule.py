@@ -130,7 +130,7 @@ class Sleeper(Protocol):
 
 
 @dataclass
-class Turns:
+class DeviceTurns:
     """Whose turn it is where roles share devices: for a phase, those it does not use sleep, then those it uses wake.
 
     Without roles nothing is shared and nothing happens.
@@ -263,7 +263,7 @@ class Loop(Generic[Group, Experience]):
         saved: int | None = None,
         evaluated: bool = False,
         stop: Stop = False,
-        turns: Turns | None = None,
+        turns: DeviceTurns | None = None,
         timings: Timings | None = None,
     ) -> None:
         self.done = done
@@ -271,7 +271,7 @@ class Loop(Generic[Group, Experience]):
         self._schedule = schedule
         self._evaluated = evaluated
         self._stop = stop
-        self._turns = turns or Turns()
+        self._turns = turns or DeviceTurns()
         self._timings = timings or Timings()
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
         self._rollouts: deque[Groups[Group]] = deque()

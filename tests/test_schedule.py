@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.schedule import EVALUATE, GENERATE, IDLE, SCORE, SYNC, TRAIN, Admission, Loop, Schedule, Timings, Turns
+from rlhf_ray.schedule import (
+    EVALUATE,
+    GENERATE,
+    IDLE,
+    SCORE,
+    SYNC,
+    TRAIN,
+    Admission,
+    DeviceTurns,
+    Loop,
+    Schedule,
+    Timings,
+)
 
 
 class FakeClock:
@@ -286,7 +298,7 @@ ROLES = ["policy", "critic", "reference", "reward", "rollout"]
 
 def test_roles_that_share_devices_sleep_before_others_wake_and_scoring_waits_for_the_last_group() -> None:
     acts = RecordingActs()
-    turns = Turns({name: RecordingRole(name, acts.events) for name in ROLES}, USES)
+    turns = DeviceTurns({name: RecordingRole(name, acts.events) for name in ROLES}, USES)
     Loop(acts, Schedule(steps=1, prompts_per_step=2), turns=turns).run()
     assert acts.events == [
         *["sleep critic", "sleep reference", "sleep reward", "sync 0"],
@@ -300,7 +312,7 @@ def test_roles_that_share_devices_sleep_before_others_wake_and_scoring_waits_for
 
 def test_a_phase_within_a_phase_gives_the_devices_back() -> None:
     events: list[str] = []
-    turns = Turns({name: RecordingRole(name, events) for name in ROLES}, USES)
+    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
     turns.begin(GENERATE)
     events.clear()
     with turns.during(SYNC):
@@ -310,7 +322,7 @@ def test_a_phase_within_a_phase_gives_the_devices_back() -> None:
 
 def test_a_role_that_starts_anew_finds_its_devices_free_and_is_awake_then() -> None:
     events: list[str] = []
-    turns = Turns({name: RecordingRole(name, events) for name in ROLES}, USES)
+    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
     turns.begin(SCORE)
     events.clear()
     turns.clear_for(["critic", "rollout"])
@@ -323,7 +335,7 @@ def test_a_role_that_starts_anew_finds_its_devices_free_and_is_awake_then() -> N
 @given(st.lists(st.sampled_from(list(USES)), max_size=30))
 def test_whatever_the_order_of_phases_exactly_the_roles_in_use_are_awake(phases: list[str]) -> None:
     events: list[str] = []
-    turns = Turns({name: RecordingRole(name, events) for name in ROLES}, USES)
+    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
     awake = set(ROLES)
     for phase in phases:
         events.clear()

@@ -152,12 +152,12 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[RawRow]:
         for batch in table.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 index += 1
-                yield Place(file, index, "row"), told(row)
+                yield Place(file, index, "row"), own_columns(row)
     except pyarrow.ArrowException as error:
         raise BadInput(f"{file}: not a Parquet file that can be read: {str(error).splitlines()[0]}") from error
 
 
-def told(row: Mapping[str, Any]) -> Row:
+def own_columns(row: Mapping[str, Any]) -> Row:
     """A table's row without the columns that belong to rows of another kind, and are null in this one.
 
     Nor the keys of messages and tools that belong to others: a table has all of them everywhere.

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rlhf_ray.config.data import RowSource, special_file
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import Place
-from rlhf_ray.data.file_formats import BEGINNING, READERS, RawRow, check_beginning, format_of, told
+from rlhf_ray.data.file_formats import BEGINNING, READERS, RawRow, check_beginning, format_of, own_columns
 from rlhf_ray.data.layouts.message_tables import as_trees, is_message
 
 SHOWN_PATH = 80
@@ -183,7 +183,7 @@ def _saved_rows(data: RowSource) -> Iterator[RawRow]:
         if data.split not in loaded:
             raise BadInput(f"{data.path}: no split {data.split!r}; splits are {', '.join(loaded)}")
         loaded = loaded[data.split]
-    yield from ((Place(data.path, index, "row"), told(row)) for index, row in enumerate(loaded, start=1))
+    yield from ((Place(data.path, index, "row"), own_columns(row)) for index, row in enumerate(loaded, start=1))
 
 
 def _hub_rows(data: RowSource) -> Iterator[RawRow]:
@@ -197,4 +197,4 @@ def _hub_rows(data: RowSource) -> Iterator[RawRow]:
         reason = str(error).strip().splitlines()[0]
         raise BadInput(f"{data.path}: no such file or directory, and not loaded from the hub: {reason}") from error
     shown = f"{data.path}[{data.split}]"
-    yield from ((Place(shown, index, "row"), told(row)) for index, row in enumerate(loaded, start=1))
+    yield from ((Place(shown, index, "row"), own_columns(row)) for index, row in enumerate(loaded, start=1))

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
 from rlhf_ray.algorithms.statistics import explained_variance, whiten
 from rlhf_ray.config.algorithm import AlgorithmConfig, LagrangianConfig
-from rlhf_ray.experience.estimators import Judged, estimate_advantages
+from rlhf_ray.experience.estimators import ScoredBatch, estimate_advantages
 
 COST_CRITIC_ROLE = "cost_critic"
 """Name of the role that learns the returns of costs."""
@@ -92,7 +92,7 @@ class ConstrainedAdvantages:
 
 
 def constrained_advantages(
-    judged: Judged, costs: Costs, constraint: CostConstraint, algorithm: AlgorithmConfig
+    judged: ScoredBatch, costs: Costs, constraint: CostConstraint, algorithm: AlgorithmConfig
 ) -> ConstrainedAdvantages:
     """Two GAEs, one of rewards and one of costs, weighed by lambda.
 

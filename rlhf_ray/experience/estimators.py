@@ -23,7 +23,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 
 
 @dataclass(frozen=True)
-class Judged:
+class ScoredBatch:
     """A batch whose responses have scores, in flat order."""
 
     scores: Float[Tensor, " rows"]
@@ -52,7 +52,7 @@ class Judged:
 
 
 def estimate_advantages(
-    judged: Judged, algorithm: AlgorithmConfig
+    judged: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Advantages, and the returns that a critic learns, where there is one.
 
@@ -93,7 +93,7 @@ def estimate_advantages(
     return (whiten(advantages, learned) if algorithm.whiten_advantages else advantages), None
 
 
-def _gae(judged: Judged, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+def _gae(judged: ScoredBatch, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     if judged.values is None:
         raise ValueError("gae needs values")
     rewards = token_rewards(judged.scores, judged.kl, judged.written, judged.offsets, judged.kl_coefficient)
@@ -103,7 +103,7 @@ def _gae(judged: Judged, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " to
     return (whiten(advantages, judged.learned) if algorithm.whiten_advantages else advantages), returns
 
 
-def _reinforce_plus_plus(judged: Judged, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
+def _reinforce_plus_plus(judged: ScoredBatch, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
     learned, offsets = judged.learned, judged.offsets
     rewards = token_rewards(judged.scores, judged.kl, learned, offsets, judged.kl_coefficient)
     if algorithm.whiten_advantages:
@@ -111,7 +111,7 @@ def _reinforce_plus_plus(judged: Judged, algorithm: AlgorithmConfig) -> Float[Te
     return discounted_returns(rewards, learned, offsets, algorithm.gamma)
 
 
-def _of_known(judged: Judged, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
+def _of_known(judged: ScoredBatch, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
     """Numbers of the known rows at their places, 0 elsewhere."""
     rows = torch.zeros_like(judged.scores)
     rows[judged.known] = found

@@ -20,7 +20,7 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE, CostConstraint, Costs, constrained_advantages
-from rlhf_ray.experience.estimators import Judged, estimate_advantages
+from rlhf_ray.experience.estimators import ScoredBatch, estimate_advantages
 from rlhf_ray.experience.metrics import experience_metrics, group_metrics, mismatch_metrics
 from rlhf_ray.experience.objectives import off_policy_correction
 from rlhf_ray.experience.rewards import shape_rewards
@@ -41,7 +41,7 @@ class Greedy:
 
 
 @dataclass(frozen=True)
-class Measurements:
+class RoleOutputs:
     """What the roles computed for a batch, in flat order."""
 
     logprobs: Float[Tensor, " tokens"]
@@ -85,7 +85,7 @@ class Experience:
 def estimate(
     samples: Sequence[Sample],
     batch: TokenBatch,
-    measured: Measurements,
+    measured: RoleOutputs,
     algorithm: AlgorithmConfig,
     kl_coefficient: float,
     *,
@@ -141,12 +141,12 @@ def estimate(
 def _judge(
     samples: Sequence[Sample],
     batch: TokenBatch,
-    measured: Measurements,
+    measured: RoleOutputs,
     algorithm: AlgorithmConfig,
     kl_coefficient: float,
     longest: int,
     moments: RunningMoments,
-) -> Judged:
+) -> ScoredBatch:
     """Shaped scores and KL; a response is known where its reward, its greedy rival's and its cost are."""
     known, greedy_scores = torch.isfinite(measured.scores), None
     if measured.greedy is not None:
@@ -160,7 +160,7 @@ def _judge(
     if measured.reference_logprobs is not None:
         found = kl_estimate(measured.logprobs, measured.reference_logprobs, algorithm.kl.estimator)
         kl = torch.where(written & ~unscored, found, 0.0)
-    return Judged(
+    return ScoredBatch(
         scores=shape_rewards(measured.scores, samples, algorithm, moments, longest),
         known=known,
         groups=group_numbers(samples),
@@ -207,7 +207,7 @@ def _critic_columns(values: Tensor | None, returns: Tensor | None) -> dict[str, 
 
 
 def _policy_columns(
-    samples: Sequence[Sample], measured: Measurements, judged: Judged, algorithm: AlgorithmConfig
+    samples: Sequence[Sample], measured: RoleOutputs, judged: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[dict[str, Float[Tensor, " tokens"]], dict[str, float]]:
     """What the policy's loss reads besides the advantages, and diagnostics of the off-policy correction."""
     columns, diagnostics = {"old_logprobs": measured.logprobs}, {}

@@ -12,14 +12,14 @@ from rlhf_ray.algorithms.statistics import explained_variance
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.experience.estimators import Judged
+from rlhf_ray.experience.estimators import ScoredBatch
 
 
 def experience_metrics(
     samples: Sequence[Sample],
     batch: TokenBatch,
     logprobs: Float[Tensor, " tokens"],
-    judged: Judged,
+    judged: ScoredBatch,
     row_kl: Float[Tensor, " rows"],
     returns: Float[Tensor, " tokens"] | None,
     kl_coefficient: float,

@@ -19,7 +19,7 @@ from rlhf_ray.pipelines.labelling import (
 from rlhf_ray.pipelines.round_stages import VERBS, Round, check_stages, command, reward_runs, whole_model
 from rlhf_ray.pipelines.rounds import figures_of, round_table, write_rounds
 from rlhf_ray.pipelines.stages import Stage, Stages, stage_table
-from rlhf_ray.runs.folder import alone_in
+from rlhf_ray.runs.folder import lock_folder
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.terminal import plain_console
 
@@ -40,7 +40,7 @@ def run(config: IterateConfig) -> None:
     check_stages(config)
     all_prompts(config)
     folder = Path(config.output).expanduser()
-    with alone_in(folder):
+    with lock_folder(folder):
         _keep_settings(config, folder)
         stages = Stages(folder, lambda text: console.print(text, soft_wrap=True))
         found = []

@@ -18,9 +18,9 @@ from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer_actor import Columns, TrainerActor
-from rlhf_ray.training.microbatch import Beside
+from rlhf_ray.training.microbatch import ExtraBatch
 from rlhf_ray.training.rank import Kind
-from rlhf_ray.training.threads import Crowd
+from rlhf_ray.training.threads import ThreadDemand
 
 Result = TypeVar("Result")
 LEAST_GROUPS_A_RANK = 8
@@ -77,7 +77,7 @@ class TrainerGroup:
         temperature: float = 1.0,
         trainable: bool = True,
         max_restarts: int = 0,
-        crowd: Crowd | None = None,
+        demand: ThreadDemand | None = None,
         units: ScoreStatistics | None = None,
     ) -> None:
         """Start the ranks without waiting for them: call `ready`.
@@ -94,7 +94,7 @@ class TrainerGroup:
             temperature: at which the policy samples.
             trainable: False for a frozen model.
             max_restarts: restarts of one rank within an hour.
-            crowd: who computes beside the ranks on their CPUs; None: nobody.
+            demand: who computes beside the ranks on their CPUs; None: nobody.
             units: of the rewards that a critic foretells, where it begins as the model that gives them.
         """
         self.name, self.kind = name, kind
@@ -120,7 +120,7 @@ class TrainerGroup:
                 "temperature": temperature,
                 "trainable": trainable,
                 "collective_seconds": cluster.deadlines.start_seconds,
-                "crowd": crowd,
+                "demand": demand,
                 "units": units,
             }
 
@@ -178,7 +178,7 @@ class TrainerGroup:
         row_columns: Columns | ray.ObjectRef | None = None,
         rows: Int[np.ndarray, " minibatch_rows"] | None = None,
         groups: Int[np.ndarray, " rows"] | None = None,
-        beside: Beside | None = None,
+        extra: ExtraBatch | None = None,
     ) -> Pending[dict[str, float]]:
         """One optimizer step on some rows.
 
@@ -190,15 +190,15 @@ class TrainerGroup:
             row_columns: per-row arrays of the whole batch, likewise.
             rows: the minibatch; all rows unless given.
             groups: of the whole batch; rows of one group stay in one micro-batch.
-            beside: another batch, all of whose rows the same step learns from.
+            extra: another batch, all of whose rows the same step learns from.
         """
         plan = self._plan(shared.batch, rows, groups)
-        if beside is None:
+        if extra is None:
             refs = self.actors.submit_each("train_step", plan, shared.ref, loss, columns, row_columns or {})
         else:
-            both = list(zip(plan, self._plan(beside.batch), strict=True))
+            both = list(zip(plan, self._plan(extra.batch), strict=True))
             refs = self.actors.submit_each(
-                "train_step_beside", both, shared.ref, loss, columns, row_columns or {}, ray.put(beside)
+                "train_step_with_extra", both, shared.ref, loss, columns, row_columns or {}, ray.put(extra)
             )
         return Pending(self.actors, "optimizer step", refs, lambda parts: parts[0])
 

@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.training.microbatch import Beside
+from rlhf_ray.training.microbatch import ExtraBatch
 from rlhf_ray.training.rank import Microbatches, TrainerRank
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
@@ -61,17 +61,17 @@ class TrainerActor:
         """Take one optimizer step."""
         return self._rank.train_step(batch, microbatches, loss, columns, row_columns)
 
-    def train_step_beside(
+    def train_step_with_extra(
         self,
         microbatches: tuple[Microbatches, Microbatches],
         batch: TokenBatch,
         loss: Loss,
         columns: Columns,
         row_columns: Columns,
-        beside: Beside,
+        extra: ExtraBatch,
     ) -> dict[str, float]:
         """Take one optimizer step on two batches; micro-batches of the first and of the one beside it."""
-        return self._rank.train_step(batch, microbatches[0], loss, columns, row_columns, beside, microbatches[1])
+        return self._rank.train_step(batch, microbatches[0], loss, columns, row_columns, extra, microbatches[1])
 
     def save(self, directory: str) -> list[Part]:
         """Write this rank's part of the state."""

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rlhf_ray.config.errors import BadInput, Interrupted
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.runs.changes import Change, changes_between
-from rlhf_ray.runs.untouched import Untouched, holds_steps
+from rlhf_ray.runs.snapshot import FolderSnapshot, holds_steps
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -33,7 +33,7 @@ class RunFolder:
         self.notes: list[str] = []
         """What the person who watches should know of this start."""
         self._lock: TextIO | None = None
-        self._before: Untouched | None = None
+        self._before: FolderSnapshot | None = None
 
     @classmethod
     def open(cls, config: JobConfig) -> "RunFolder":
@@ -49,7 +49,7 @@ class RunFolder:
         resolved = config.model_dump(mode="json")
         written = folder.config_file.with_suffix(".yaml.part")
         try:
-            folder._before = Untouched(folder.path, (CONFIG_FILE, LOCK_FILE))
+            folder._before = FolderSnapshot(folder.path, (CONFIG_FILE, LOCK_FILE))
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._keep_others_out()
             written.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
@@ -206,7 +206,7 @@ class RunFolder:
 
 
 @contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Make a folder and keep others out of it while the block runs; the system lets go however this process ends.
 
     Raises:

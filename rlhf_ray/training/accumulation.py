@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def nothing(outputs: Mapping[str, Tensor]) -> Tensor:
+def zero_loss(outputs: Mapping[str, Tensor]) -> Tensor:
     """Zero, but the backward pass runs."""
     return torch.stack([output.sum() for output in outputs.values()]).sum() * 0.0
 

@@ -182,7 +182,7 @@ def as_tensor(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Beside:
+class ExtraBatch:
     """All of its rows, with a loss of its own: their gradients and those of the first batch add up (PPO-ptx)."""
 
     batch: TokenBatch

@@ -18,11 +18,11 @@ from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.lora import adapter_off
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.training.accumulation import accumulate, nothing
+from rlhf_ray.training.accumulation import accumulate, zero_loss
 from rlhf_ray.training.average import WeightAverage
 from rlhf_ray.training.errors import NonFinite
 from rlhf_ray.training.export import adapter_files, export
-from rlhf_ray.training.microbatch import Beside, Microbatch, in_order, join_columns, join_outputs, lay_out
+from rlhf_ray.training.microbatch import ExtraBatch, Microbatch, in_order, join_columns, join_outputs, lay_out
 from rlhf_ray.training.networks import Kind, is_packed, load_network
 from rlhf_ray.training.offload import OffloadedStorages, tensors_on
 from rlhf_ray.training.optimizer import build_adamw, learning_rate
@@ -31,7 +31,7 @@ from rlhf_ray.training.ragged import lay_out_passes
 from rlhf_ray.training.rendezvous import device_of, join
 from rlhf_ray.training.settings import deepspeed_settings, effective_stage, refusals
 from rlhf_ray.training.state import TrainedState, has_moments
-from rlhf_ray.training.threads import Crowd, Threads
+from rlhf_ray.training.threads import ThreadDemand, Threads
 
 Microbatches = Sequence[np.ndarray]
 """Row indices of each micro-batch; every rank has as many micro-batches, some may be empty."""
@@ -58,7 +58,7 @@ class TrainerRank:
         temperature: float = 1.0,
         trainable: bool = True,
         collective_seconds: float = 300.0,
-        crowd: Crowd | None = None,
+        demand: ThreadDemand | None = None,
         units: ScoreStatistics | None = None,
     ) -> None:
         """Load the model and meet the other ranks.
@@ -75,7 +75,7 @@ class TrainerRank:
             temperature: at which the policy samples; divides its logits.
             trainable: False for a frozen model: no optimizer, and DeepSpeed only to shard it (ZeRO-3).
             collective_seconds: deadline of the meeting, and of each collective after it.
-            crowd: who computes beside it on its CPUs; None: nobody.
+            demand: who computes beside it on its CPUs; None: nobody.
             units: of the rewards that a critic foretells, where it begins as the model that gives them.
 
         Raises:
@@ -90,7 +90,7 @@ class TrainerRank:
         self._model_config, self._trainer = model, trainer
         self._temperature = temperature
         self._device = device_of(trainer.gpus_per_worker)
-        self._threads = Threads(self._device, trainer.threads or 1, crowd or Crowd())
+        self._threads = Threads(self._device, trainer.threads or 1, demand or ThreadDemand())
         self._threads.train()
         self.stage = effective_stage(trainer, model.dtype) if trainable else (3 if trainer.zero_stage == 3 else 0)
         if trainable or self.stage == 3:
@@ -167,8 +167,8 @@ class TrainerRank:
         loss: Loss,
         columns: Mapping[str, Shaped[np.ndarray, " tokens"]],
         row_columns: Mapping[str, Shaped[np.ndarray, " rows"]] | None = None,
-        beside: Beside | None = None,
-        beside_microbatches: Microbatches = (),
+        extra: ExtraBatch | None = None,
+        extra_microbatches: Microbatches = (),
     ) -> dict[str, float]:
         """Take exactly one optimizer step on the sum of the loss over all micro-batches of all ranks.
 
@@ -178,8 +178,8 @@ class TrainerRank:
             loss: returns sums; see `Loss`.
             columns: per-token arrays of the whole batch, in flat order, `weight` among them for losses of tokens.
             row_columns: per-row arrays of the whole batch.
-            beside: another batch whose loss is added.
-            beside_microbatches: this rank's rows of it, likewise.
+            extra: another batch whose loss is added.
+            extra_microbatches: this rank's rows of it, likewise.
 
         Returns:
             The loss's metrics summed over micro-batches and ranks; `loss`, `learning_rate`, and `grad_norm` before
@@ -191,16 +191,16 @@ class TrainerRank:
         self._threads.train()
         self._module.train()
         totals: dict[str, Tensor] = {}
-        last = len(microbatches) + len(beside_microbatches) - 1
+        last = len(microbatches) + len(extra_microbatches) - 1
         for index, rows in enumerate(microbatches):
             parts = self._parts(batch, rows)
             selected = join_columns(parts, columns, row_columns or {})
             self._backward(parts, loss, selected, totals, self._temperature, is_last=index == last)
-        if beside is not None:
-            for index, rows in enumerate(beside_microbatches, len(microbatches)):
-                parts = self._parts(beside.batch, rows)
-                selected = join_columns(parts, beside.columns, {})
-                self._backward(parts, beside.loss, selected, totals, beside.temperature, is_last=index == last)
+        if extra is not None:
+            for index, rows in enumerate(extra_microbatches, len(microbatches)):
+                parts = self._parts(extra.batch, rows)
+                selected = join_columns(parts, extra.columns, {})
+                self._backward(parts, extra.loss, selected, totals, extra.temperature, is_last=index == last)
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise self._non_finite("the loss", summed["loss"])
@@ -229,7 +229,7 @@ class TrainerRank:
         metrics = {"loss": value, **metrics}
         is_stand_in = parts[0].stand_in
         if is_stand_in:
-            value = nothing(outputs)
+            value = zero_loss(outputs)
         # DeepSpeed averages gradients over ranks; the loss is a sum over them.
         self._engine.backward(value * self.world, scale_wrt_gas=False)
         accumulate(totals, metrics, counts=not is_stand_in)
@@ -356,7 +356,7 @@ class TrainerRank:
         microbatch = lay_out(TokenBatch.from_sequences([], []), np.zeros(0, np.int64), self._packed, self._device)
         self._engine.set_gradient_accumulation_boundary(True)
         outputs = self._outputs(microbatch, False, self._temperature)
-        self._engine.backward(nothing(outputs), scale_wrt_gas=False)
+        self._engine.backward(zero_loss(outputs), scale_wrt_gas=False)
         self._engine.step()
 
     def export(self, directory: str, average: bool = False) -> None:

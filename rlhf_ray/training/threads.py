@@ -7,7 +7,7 @@ import torch
 
 
 @dataclass(frozen=True)
-class Crowd:
+class ThreadDemand:
     """Compute threads that workers on a rank's machine ask for together, its own among them; 0 where it is alone."""
 
     inferring: int = 0
@@ -31,14 +31,14 @@ class Threads:
     Args:
         device: of the rank.
         own: threads that its role asks for.
-        crowd: who computes beside it.
+        demand: who computes beside it.
     """
 
-    def __init__(self, device: torch.device, own: int, crowd: Crowd) -> None:
+    def __init__(self, device: torch.device, own: int, demand: ThreadDemand) -> None:
         self._on_cpu = device.type == "cpu"
         cpus = len(os.sched_getaffinity(0))
-        self.inferring = part_of(cpus, own, crowd.inferring)
-        self.training = part_of(cpus, own, crowd.training)
+        self.inferring = part_of(cpus, own, demand.inferring)
+        self.training = part_of(cpus, own, demand.training)
 
     def infer(self) -> None:
         """Forward passes come."""

@@ -140,7 +140,7 @@ def by_pairs(count: int, pairs: np.ndarray) -> list[int]:
 
 @pytest.mark.parametrize("batch", [50, 300, 1000])
 def test_all_prompts_of_a_crowd_are_joined_whatever_the_batch(batch: int) -> None:
-    """One key that all share, and nothing else: the oldest too are in the one group, and nobody walks the crowd."""
+    """One key that all share, and nothing else: the oldest too are in the one group, and nobody walks the demand."""
     count = 3 * LONGEST_CHAIN
     texts = [f"text number {number}" for number in range(count)]
     buckets = np.random.default_rng(0).integers(0, 2**32, (count, 17), np.uint32)

@@ -15,7 +15,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig, LagrangianConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import CostConstraint, Costs, constraint_of
-from rlhf_ray.experience.experience import Experience, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
 from rlhf_ray.tracking.names import describe
 
 BETA = 0.3
@@ -70,7 +70,7 @@ class Batch:
     def experience(self, algorithm: AlgorithmConfig, constraint: CostConstraint | None) -> Experience:
         samples = self.samples()
         costs = Costs(torch.tensor(self.costs, dtype=torch.float32), torch.from_numpy(self.cost_values))
-        measured = Measurements(
+        measured = RoleOutputs(
             logprobs=torch.from_numpy(self.logprobs),
             reference_logprobs=torch.from_numpy(self.reference),
             values=torch.from_numpy(self.values),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.experience.experience import Experience, Greedy, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, Greedy, RoleOutputs, estimate
 
 COEFFICIENT = 0.3
 NAMES = ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
@@ -82,7 +82,7 @@ def estimated(rows: list[Row], algorithm: AlgorithmConfig) -> Experience:
     if algorithm.advantages == "remax":
         greedy = Greedy(samples, torch.tensor([row.greedy for row in rows]))
     scores = torch.tensor([row.score for row in rows])
-    measured = Measurements(logprobs, reference, None, scores, greedy)
+    measured = RoleOutputs(logprobs, reference, None, scores, greedy)
     return estimate(samples, TokenBatch.from_samples(samples), measured, algorithm, COEFFICIENT, longest=8)
 
 

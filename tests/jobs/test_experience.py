@@ -14,7 +14,7 @@ from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
-from rlhf_ray.experience.experience import Experience, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
 
 KL_COEFFICIENT = 0.3
 LONGEST = 8
@@ -76,7 +76,7 @@ def estimated(made: list[Row], algorithm: AlgorithmConfig, reference: bool = Tru
         for number, row in enumerate(made)
     ]
     engine = algorithm.old_logprobs == "engine"
-    measured = Measurements(
+    measured = RoleOutputs(
         logprobs=flat([row.behaviour if engine else row.logprobs for row in made]),
         reference_logprobs=flat([row.reference for row in made]) if reference else None,
         values=flat([row.values for row in made]),

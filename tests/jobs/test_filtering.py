@@ -16,7 +16,7 @@ from rlhf_ray.jobs.ppo.step import ROUND_SEEDS
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.schedule import GENERATE, SCORE, Turns
+from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
 WANTED, SAMPLES = 4, 3
@@ -145,7 +145,7 @@ def test_roles_that_share_devices_take_turns() -> None:
         def sleep(self) -> None:
             events.append(f"{self.name} sleeps")
 
-    turns = Turns({"engine": Role("engine"), "reward": Role("reward")}, {GENERATE: ["engine"], SCORE: ["reward"]})
+    turns = DeviceTurns({"engine": Role("engine"), "reward": Role("reward")}, {GENERATE: ["engine"], SCORE: ["reward"]})
     turns.begin(GENERATE)
     events.clear()
     engines = Engines(Cursor([str(number) for number in range(9)], seed=0, shuffle=False))

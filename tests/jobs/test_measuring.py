@@ -9,7 +9,7 @@ import pytest
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo import scoring as measuring
-from rlhf_ray.jobs.ppo.scoring import Measuring
+from rlhf_ray.jobs.ppo.scoring import PendingScores
 from rlhf_ray.roles.trainer import SharedBatch
 
 GROUPS, SAMPLES = 5, 3
@@ -81,7 +81,7 @@ def test_each_sample_has_what_is_its_own(
         policy=policy, critics={"critic": critic}, submit_reference=reference.submit_logprobs, rewards=rewards
     )
     # Two groups make a chunk, and one is left for the end.
-    found = Measuring(roles, tokens=20, greedy_last=greedy_last, engine_logprobs=engine_logprobs)
+    found = PendingScores(roles, tokens=20, greedy_last=greedy_last, engine_logprobs=engine_logprobs)
     groups = [[sample(group, index, 1 + (group + index) % 4) for index in range(SAMPLES)] for group in range(GROUPS)]
     for group in groups:
         found.add(group)

@@ -23,8 +23,8 @@ from rlhf_ray.jobs.plan.memory import (
     RAY,
     SCORER,
     TRAINER,
-    Memory,
     ModelShape,
+    WorkerMemory,
     engine_memory,
     forward_memory,
     other_processes,
@@ -152,7 +152,7 @@ def test_presets_can_be_planned(path: Path, seven_b: Path, capsys: pytest.Captur
     assert cli.main(["plan", verb, str(path), *models]) == 0
     shown = capsys.readouterr().out
     assert "Placement" in shown
-    assert "Memory of each device" in shown
+    assert "WorkerMemory of each device" in shown
     if verb == "ppo":
         algorithm = load_job(verb, [str(path)], check_files=False).algorithm
         assert ("critics.value" in shown) == algorithm.has_critic, "what does not run has no place in the plan"
@@ -230,7 +230,7 @@ def test_larger_presets_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "config.json").write_text(json.dumps(SEVENTY_B if "70b" in preset.name else SEVEN_B))
     assert cli.main(["plan", deduce_verb(str(preset)), str(preset), "--model.path", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Memory of each device" in shown
+    assert "WorkerMemory of each device" in shown
     assert not unexpected_warnings(shown)
 
 
@@ -389,7 +389,7 @@ def test_roles_that_are_awake_together_add_up() -> None:
 
     def found(policy: float, rollout: float, critic: float, reward: float) -> tuple[str, float]:
         sizes = {"policy": policy, "rollout": rollout, "critics.value": critic, "reference": 1, "rewards.0": reward}
-        loads = device_loads(part, {role: Memory(weights=size) for role, size in sizes.items()})
+        loads = device_loads(part, {role: WorkerMemory(weights=size) for role, size in sizes.items()})
         peaks = {(most.phase, most.size) for most in (peak(part, load) for load in loads.values())}
         assert len(loads) == 8
         assert len(peaks) == 1
@@ -404,7 +404,7 @@ def test_roles_that_are_awake_together_add_up() -> None:
 def test_roles_that_do_not_share_are_always_awake() -> None:
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml")], check_files=False)
     [part] = checked_parts(config)
-    loads = device_loads(part, {"reference": Memory(weights=3), "rewards.0": Memory(weights=5)})
+    loads = device_loads(part, {"reference": WorkerMemory(weights=3), "rewards.0": WorkerMemory(weights=5)})
     # Two workers of half a GPU each.
     found = {(most.phase, most.size) for most in (peak(part, load) for load in loads.values())}
     assert found == {(ALWAYS, 6), (ALWAYS, 10)}
@@ -421,7 +421,7 @@ def test_jobs_without_turns_hold_all_their_roles_at_once(verb: str, tmp_path: Pa
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     config = load_job(verb, [str(tmp_path / "job.yaml")], check_files=False)
     [part] = checked_parts(config)
-    loads = device_loads(part, {role: Memory(weights=3) for role in part.layout.slots})
+    loads = device_loads(part, {role: WorkerMemory(weights=3) for role in part.layout.slots})
     assert [peak(part, load).size for load in loads.values()] == [6]
 
 

@@ -15,10 +15,10 @@ from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.jobs.plan.run import checked_parts
 from rlhf_ray.jobs.ppo import start as ppo_start
-from rlhf_ray.jobs.ppo.roles import critic_units, crowd_of, role_placements, uses
+from rlhf_ray.jobs.ppo.roles import critic_units, role_placements, thread_demand, uses
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.runs.phases import ppo_phases
-from rlhf_ray.training.threads import Crowd
+from rlhf_ray.training.threads import ThreadDemand
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -114,13 +114,15 @@ def test_networks_count_the_threads_of_those_beside_them() -> None:
         rollout={"threads": 2},
         rewards=[{"kind": "function", "function": "judge.py:right", "threads": 2}],
     )
-    assert crowd_of("policy", grpo) == Crowd(inferring=3, training=2)
-    assert crowd_of("reference", grpo) == Crowd(inferring=3)
+    assert thread_demand("policy", grpo) == ThreadDemand(inferring=3, training=2)
+    assert thread_demand("reference", grpo) == ThreadDemand(inferring=3)
     sampled = grpo.model_copy(update={"algorithm": grpo.algorithm.model_copy(update={"old_logprobs": "engine"})})
-    assert crowd_of("policy", sampled) == Crowd(inferring=0, training=2), "it takes the engines' log-probabilities"
-    assert crowd_of("reference", sampled) == Crowd(inferring=1)
+    assert thread_demand("policy", sampled) == ThreadDemand(inferring=0, training=2), (
+        "it takes the engines' log-probabilities"
+    )
+    assert thread_demand("reference", sampled) == ThreadDemand(inferring=1)
     adapted = sampled.model_copy(update={"policy": sampled.policy.model_copy(update={"lora": LoraConfig()})})
-    assert crowd_of("policy", adapted).inferring > 0, "with its adapter off it is the reference"
+    assert thread_demand("policy", adapted).inferring > 0, "with its adapter off it is the reference"
     ppo = crowded_run(
         policy={"threads": 2, "workers": 2},
         critics={"value": {"threads": 3}},
@@ -128,7 +130,7 @@ def test_networks_count_the_threads_of_those_beside_them() -> None:
         rollout={"cpus_per_worker": 0.1},
         groups={"main": {"cpus_per_node": 4}},
     )
-    assert crowd_of("policy", ppo) == crowd_of("critic", ppo) == Crowd(inferring=9, training=7)
+    assert thread_demand("policy", ppo) == thread_demand("critic", ppo) == ThreadDemand(inferring=9, training=7)
 
 
 def test_machines_and_gpus_of_their_own_crowd_nobody() -> None:
@@ -141,8 +143,8 @@ def test_machines_and_gpus_of_their_own_crowd_nobody() -> None:
         rollout={"on": "other"},
         groups={"main": {"nodes": 2, "cpus_per_node": 2}, "other": {"gpus_per_node": 1}},
     )
-    assert crowd_of("policy", config) == Crowd(inferring=2, training=2)
-    assert crowd_of("reference", config) == Crowd(inferring=1)
+    assert thread_demand("policy", config) == ThreadDemand(inferring=2, training=2)
+    assert thread_demand("reference", config) == ThreadDemand(inferring=1)
 
 
 def test_a_critic_begins_in_the_units_of_the_rewards_that_it_foretells(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from rlhf_ray.jobs.ppo.step import PPOActs
 from rlhf_ray.rollout.interfaces import NoEngineLeft
 from rlhf_ray.runs import engines as engines_module
 from rlhf_ray.runs.engines import open_pool
-from rlhf_ray.schedule import GENERATE, SYNC, Turns
+from rlhf_ray.schedule import GENERATE, SYNC, DeviceTurns
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 
 
@@ -39,11 +39,11 @@ def sync(errors: list[Exception]) -> list[Exception]:
         sync=attempt,
         replace_broken_engines=replaced.append,
     )
-    PPOActs.sync(acts_with(roles, Turns()), 3)
+    PPOActs.sync(acts_with(roles, DeviceTurns()), 3)
     return replaced
 
 
-def acts_with(roles: Any, turns: Turns) -> Any:
+def acts_with(roles: Any, turns: DeviceTurns) -> Any:
     return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None), done=3, turns=turns)
 
 
@@ -72,7 +72,7 @@ def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
         ),
         sync=SimpleNamespace(stuck=[]),
         pool=SimpleNamespace(serving=serving, replace=replaced.__setitem__),
-        turns=Turns(),
+        turns=DeviceTurns(),
     )
     roles._start_engine = partial(PPORoles._start_engine, roles)
     return roles
@@ -157,7 +157,9 @@ def test_an_engine_that_gets_no_weights_is_started_once_more(
 
     monkeypatch.setattr(ppo_start, "restart_engine", restart)
     expected_starts = len(failures) + (outcome == "serves")
-    turns = Turns({"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]})
+    turns = DeviceTurns(
+        {"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]}
+    )
     turns.begin(GENERATE)
 
     def catch_up(number: int) -> None:
@@ -195,7 +197,9 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
         raise RoleLost("failed 4 times", "rollout", number, "restart")
 
     monkeypatch.setattr(ppo_roles, "restart_engine", restart)
-    turns = Turns({"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]})
+    turns = DeviceTurns(
+        {"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]}
+    )
     turns.begin(SYNC)
     asleep: list[set[str]] = []
 

@@ -11,7 +11,7 @@ from training_cases import DIVISIONS, PolicyLoss, make_batch, make_columns, trai
 from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.training.rank import TrainerRank
-from rlhf_ray.training.threads import Crowd, Threads, part_of
+from rlhf_ray.training.threads import ThreadDemand, Threads, part_of
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,7 @@ def test_each_gets_its_part_of_the_cpus(cpus: int, own: int, together: int, thre
 
 def test_a_gpu_leaves_threads_as_they_are() -> None:
     torch.set_num_threads(2)
-    threads = Threads(torch.device("cuda"), 1, Crowd(inferring=4, training=4))
+    threads = Threads(torch.device("cuda"), 1, ThreadDemand(inferring=4, training=4))
     threads.infer()
     threads.train()
     assert torch.get_num_threads() == 2
@@ -55,7 +55,7 @@ def test_a_rank_infers_beside_others_and_trains_alone(tiny_model) -> None:
         total_steps=2,
         seed=0,
         master=("127.0.0.1", free_port()),
-        crowd=Crowd(inferring=3, training=2),
+        demand=ThreadDemand(inferring=3, training=2),
     )
     seen: list[int] = []
     rank.network.base_model.register_forward_hook(lambda *_: seen.append(torch.get_num_threads()))

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, put, say, seated
+from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, say, seated, set_sheet
 from rlhf_ray.feedback.labelling.desk import Sheet
 
 __all__ = ["draw", "fail", "keep_draft", "save", "skip", "take_up", "type_prompt", "undo"]
@@ -12,9 +12,9 @@ __all__ = ["draw", "fail", "keep_draft", "save", "skip", "take_up", "type_prompt
 def take_up() -> None:
     """At the beginning of a session: what its annotator was at."""
     try:
-        put(seated().current(annotator()))
+        set_sheet(seated().current(annotator()))
     except RlhfError as error:
-        put(None)
+        set_sheet(None)
         fail(error)
 
 
@@ -30,7 +30,7 @@ def _next() -> None:
     except RlhfError as error:
         fail(error)
         return
-    put(new, why_empty="nothing_left")
+    set_sheet(new, why_empty="nothing_left")
 
 
 def type_prompt() -> None:
@@ -38,7 +38,7 @@ def type_prompt() -> None:
     clear_notice()
     try:
         with st.spinner(say("writing")):
-            put(desk().typed(annotator(), st.session_state.get("own-prompt") or ""))
+            set_sheet(desk().typed(annotator(), st.session_state.get("own-prompt") or ""))
         st.session_state["own-prompt"] = ""
     except RlhfError as error:
         fail(error)
@@ -96,5 +96,5 @@ def undo(current: Sheet | None = None) -> None:
     if taken_back is None:
         notify("nothing_to_undo", "info")
         return
-    put(taken_back)
+    set_sheet(taken_back)
     notify("undone")

@@ -14,8 +14,8 @@ from rlhf_ray.feedback.app.session import (
     language,
     notify,
     plain,
-    put,
     say,
+    set_sheet,
 )
 from rlhf_ray.feedback.app.sheet_view import Action, Work, choice_actions, show_sheet, undo_action
 from rlhf_ray.feedback.clips.clips import Choice
@@ -61,7 +61,7 @@ def _look_for_clips() -> None:
         st.error(plain(say("failed", error=error)))
         return
     if found is not None:
-        put(found)
+        set_sheet(found)
         st.rerun()
 
 
@@ -75,6 +75,6 @@ def _take(work: Work) -> None:
         try:
             if not clip_desk().choose(annotator(), current, CHOICES[work.act]):
                 notify("too_late", "warning")
-            put(clip_desk().current(annotator()))
+            set_sheet(clip_desk().current(annotator()))
         except RlhfError as error:
             fail(error)

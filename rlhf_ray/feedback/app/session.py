@@ -103,7 +103,7 @@ def clip_sheet() -> ClipSheet | None:
     return current
 
 
-def put(new: Sheet | ClipSheet | None, why_empty: str = "nothing_yet") -> None:
+def set_sheet(new: Sheet | ClipSheet | None, why_empty: str = "nothing_yet") -> None:
     """Lay another sheet on the desk, or clear it; the name of the text that says why there is none."""
     st.session_state["sheet"] = new
     st.session_state["why_empty"] = why_empty

@@ -11,7 +11,7 @@ from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.cleaning.cleaner import Cleaned, Removed
 from rlhf_ray.data.loading import NOTHING_ASKED
-from rlhf_ray.jobs.data.parts import Part, Parts
+from rlhf_ray.jobs.data.parts import OutputPart, Parts
 from rlhf_ray.jobs.data.sieve import Sieve
 from rlhf_ray.jobs.data.sources import OpenSource
 
@@ -32,7 +32,7 @@ class Account:
         self.index_bytes = 0
         self.kept = 0
         """Rows; known at the end."""
-        self._parts: list[Part] = []
+        self._parts: list[OutputPart] = []
         self._groups: list[int] = []
         """Prompts of each group of near ones."""
         self._unchecked = 0
@@ -150,7 +150,7 @@ class Account:
             yield f"  duplicate index: {self.index_bytes / max(self.kept, 1):,.0f} bytes for each kept row"
 
 
-def _part(part: Part) -> dict[str, Any]:
+def _part(part: OutputPart) -> dict[str, Any]:
     told: dict[str, Any] = {
         "file": part.file,
         "content": part.content,

@@ -38,7 +38,7 @@ class Measured(io.RawIOBase):
 
 
 @dataclass
-class Part:
+class OutputPart:
     """One file."""
 
     name: str
@@ -72,7 +72,7 @@ class Parts:
         self._config = config
         self._folder = folder
         self._sieve = sieve
-        self.parts: list[Part] = []
+        self.parts: list[OutputPart] = []
         self.wanted: dict[str, int] | None = None
         """Rows of each class in the sample; None where all are taken."""
         self.not_sampled: Counter[str] = Counter()
@@ -93,16 +93,16 @@ class Parts:
                     continue
                 _put(self.parts[split_of(place_of(row.group_key, seed, "split"), shares)], row)
 
-    def _open(self, stack: ExitStack, name: str, split: SplitConfig) -> Part:
+    def _open(self, stack: ExitStack, name: str, split: SplitConfig) -> OutputPart:
         file = part_file(name)
         stream = Measured(stack.enter_context((self._folder / file).open("wb")))
         table = None
         if file.endswith(PARQUET):
             table = stack.enter_context(ParquetRows(stream, self._sieve.tables.schema(split.content)))
-        return Part(name, file, split.content, stream, table)
+        return OutputPart(name, file, split.content, stream, table)
 
 
-def _put(part: Part, row: Sieved) -> None:
+def _put(part: OutputPart, row: Sieved) -> None:
     if part.content == "rows":
         part.write(row.line, row.class_name)
         return

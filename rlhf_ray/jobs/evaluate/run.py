@@ -19,7 +19,7 @@ from rlhf_ray.jobs.evaluate.answers import answer_all, answers_keys, read_all_pr
 from rlhf_ray.jobs.evaluate.logprobs import check_reference, divergences, read_texts
 from rlhf_ray.jobs.evaluate.scores import score_all
 from rlhf_ray.jobs.evaluate.verdicts import check_judges, judge_all
-from rlhf_ray.runs.folder import alone_in
+from rlhf_ray.runs.folder import lock_folder
 from rlhf_ray.runs.model_checks import check_reward_sources
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.run_record import RunRecord
@@ -47,7 +47,7 @@ def run(config: EvaluateConfig) -> None:
     prompts = read_all_prompts(config)
     texts = read_texts(config)
     folder = Path(config.output).expanduser()
-    with alone_in(folder), ExitStack() as stack:
+    with lock_folder(folder), ExitStack() as stack:
         replace_file(folder / "config.yaml", dump_config(config).encode())
         for line in next(iter(prompts.values())).report.lines():
             say(line)

@@ -18,7 +18,14 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.rewards import ModelReward, RewardConfig
 from rlhf_ray.jobs.plan.arithmetic import longest_sample
-from rlhf_ray.jobs.plan.memory import Memory, ModelShape, engine_memory, forward_memory, trainer_memory, worker_process
+from rlhf_ray.jobs.plan.memory import (
+    ModelShape,
+    WorkerMemory,
+    engine_memory,
+    forward_memory,
+    trainer_memory,
+    worker_process,
+)
 
 CONFIG_FILE = "config.json"
 
@@ -26,9 +33,9 @@ HUB_SECONDS = 8.0
 """For the hub to give a model's config file, which is small: a plan shall come at once."""
 
 
-def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, Memory], list[str]]:
+def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, WorkerMemory], list[str]]:
     """Return bytes of one worker of each role, and a warning for each model whose size is not known."""
-    footprints: dict[str, Memory] = {}
+    footprints: dict[str, WorkerMemory] = {}
     shapes = _Shapes()
     if isinstance(config, SupervisedConfig):
         shape = shapes.of(config.model.path, config.model.trust_remote_code)
@@ -54,7 +61,7 @@ def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, Memory
     return {role: memory for role, memory in footprints.items() if memory.total}, shapes.unknown
 
 
-def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> dict[str, Memory]:
+def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> dict[str, WorkerMemory]:
     """Of the largest model: one at a time is loaded."""
     found = ((shapes.of(model.path, model.trust_remote_code), model.dtype) for model in config.models.values())
     known = [(shape, dtype) for shape, dtype in found if shape]
@@ -65,8 +72,8 @@ def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> di
     return {"rollout": engine, "measure": forward_memory(shape, dtype, config.tokens_per_microbatch, scalar=False)}
 
 
-def _trained_roles(config: PPOConfig, shapes: "_Shapes") -> dict[str, Memory]:
-    footprints: dict[str, Memory] = {}
+def _trained_roles(config: PPOConfig, shapes: "_Shapes") -> dict[str, WorkerMemory]:
+    footprints: dict[str, WorkerMemory] = {}
     model, tokens = config.model, max(config.tokens_per_microbatch, longest_sample(config))
     shape = shapes.of(model.path, model.trust_remote_code)
     if shape:
@@ -81,13 +88,13 @@ def _trained_roles(config: PPOConfig, shapes: "_Shapes") -> dict[str, Memory]:
     return footprints
 
 
-def _reward_models(rewards: Mapping[KeyPath, RewardConfig], shapes: "_Shapes") -> dict[str, Memory]:
-    footprints: dict[str, Memory] = {}
+def _reward_models(rewards: Mapping[KeyPath, RewardConfig], shapes: "_Shapes") -> dict[str, WorkerMemory]:
+    footprints: dict[str, WorkerMemory] = {}
     for key, reward in rewards.items():
         role = ".".join(map(str, key))
         shape = shapes.of(reward.path, False) if isinstance(reward, ModelReward) else None
         if not isinstance(reward, ModelReward):
-            footprints[role] = Memory()
+            footprints[role] = WorkerMemory()
         elif shape:
             one = forward_memory(shape, reward.dtype, reward.max_tokens, scalar=True)
             footprints[role] = replace(one, weights=one.weights * (1 + len(reward.ensemble)))

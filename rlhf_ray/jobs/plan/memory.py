@@ -1,4 +1,4 @@
-"""Memory that the roles of a job need, estimated from parameter counts; nothing is loaded.
+"""WorkerMemory that the roles of a job need, estimated from parameter counts; nothing is loaded.
 
 Weights, gradients and optimizer state follow ZeRO (Rajbhandari et al. 2020); activations are 34 bytes a token, hidden
 unit and layer in 16 bits, or the layers' inputs and one layer's activations where they are recomputed (Korthikanti et
@@ -52,7 +52,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
-class Memory:
+class WorkerMemory:
     """Bytes of one worker."""
 
     weights: float = 0
@@ -71,7 +71,7 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.cache + self.process
 
 
-def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, tokens: int, scalar: bool) -> Memory:
+def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, tokens: int, scalar: bool) -> WorkerMemory:
     """One rank of a trained model.
 
     Args:
@@ -99,7 +99,7 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, toke
         # What is frozen has neither gradients nor optimizer state.
         trained = shape.adapter_parameters(trainer.lora)
         weights = trained * size + parameters * (QUANTIZED_BYTES if trainer.lora.load_in_4bit else size)
-    return Memory(
+    return WorkerMemory(
         weights=weights / (ranks if stage == 3 else 1),
         gradients=trained * gradient_bytes / (ranks if stage >= 2 else 1),
         optimizer=0 if optimizer_offloaded else trained * optimizer_bytes / (ranks if stage >= 1 else 1),
@@ -107,14 +107,16 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, toke
     )
 
 
-def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, shards: int = 1) -> Memory:
+def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, shards: int = 1) -> WorkerMemory:
     """One worker of a model that only computes forward passes, one layer at a time; its weights may be sharded."""
     parameters = shape.parameters - (shape.output_head if scalar else 0)
     size = DTYPE_BYTES[dtype]
-    return Memory(weights=parameters * size / shards, activations=ACTIVATION_BYTES * size / 2 * tokens * shape.hidden)
+    return WorkerMemory(
+        weights=parameters * size / shards, activations=ACTIVATION_BYTES * size / 2 * tokens * shape.hidden
+    )
 
 
-def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_bytes: float) -> Memory:
+def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_bytes: float) -> WorkerMemory:
     """One vLLM engine, per device: weights of its slice, and the cache that fills the rest of its share.
 
     On CPU all its tensor-parallel workers are on one device, each with a cache of the size that is asked for.
@@ -129,7 +131,7 @@ def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_b
         cache = max(0.0, share * gpu_bytes - weights)
     token = 2 * shape.layers * shape.kv_width * DTYPE_BYTES[dtype] / parallel
     here = 1 if rollout.gpus_per_worker else parallel
-    return Memory(weights=weights * here, cache=cache * here, cached_tokens=cache / token)
+    return WorkerMemory(weights=weights * here, cache=cache * here, cached_tokens=cache / token)
 
 
 MIB = 2.0**20

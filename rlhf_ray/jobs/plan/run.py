@@ -19,7 +19,7 @@ from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
 from rlhf_ray.jobs.plan.arithmetic import adapter_lines, batch_lines, longest_sample, warnings_of
 from rlhf_ray.jobs.plan.footprints import role_footprints
-from rlhf_ray.jobs.plan.memory import Memory, other_processes
+from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
 from rlhf_ray.jobs.plan.models import refuse_models
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.runs.phases import Part, parts_of
@@ -43,7 +43,7 @@ class Peak:
     """Bytes of them all."""
 
 
-def device_loads(part: Part, footprints: Mapping[str, Memory]) -> dict[Device, dict[str, float]]:
+def device_loads(part: Part, footprints: Mapping[str, WorkerMemory]) -> dict[Device, dict[str, float]]:
     """Bytes of each role of a part on each device."""
     layout = part.layout
     loads: dict[Device, dict[str, float]] = {}
@@ -214,18 +214,18 @@ def _turns(layout: Layout, role: str) -> str:
     return f"all on {group}" if others and sharing == others else ", ".join(sorted(sharing))
 
 
-def _memory_table(footprints: dict[str, Memory], processes: Mapping[str, float]) -> Table:
-    table = Table(title="Memory of one worker, GiB (estimate)", title_justify="left")
+def _memory_table(footprints: dict[str, WorkerMemory], processes: Mapping[str, float]) -> Table:
+    table = Table(title="WorkerMemory of one worker, GiB (estimate)", title_justify="left")
     for name in ("role", "weights", "gradients", "optimizer", "activations", "KV cache", "process", "sum"):
         table.add_column(name, justify="left" if name == "role" else "right")
-    beside = {name: Memory(process=size) for name, size in processes.items()}
+    beside = {name: WorkerMemory(process=size) for name, size in processes.items()}
     for role, memory in (footprints | beside).items():
         parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.cache, memory.process)
         table.add_row(role, *(_gib(part) for part in (*parts, memory.total)))
     return table
 
 
-def _cache_lines(config: Section, footprints: dict[str, Memory]) -> Iterator[str]:
+def _cache_lines(config: Section, footprints: dict[str, WorkerMemory]) -> Iterator[str]:
     """How much an engine can write at once."""
     engine = footprints.get("rollout")
     if engine is not None and engine.cached_tokens and isinstance(config, PPOConfig | GenerateConfig):
@@ -259,7 +259,7 @@ class _Load:
         return f"{group} node {node} " + (f"GPU {device}" if self.on_gpu else "CPU")
 
 
-def _loads(config: Section, parts: list[Part], footprints: dict[str, Memory]) -> list[_Load]:
+def _loads(config: Section, parts: list[Part], footprints: dict[str, WorkerMemory]) -> list[_Load]:
     """Loads of all devices in all parts; where there are several, each has the name of its phase."""
     found = []
     for part in parts:
@@ -273,7 +273,7 @@ def _loads(config: Section, parts: list[Part], footprints: dict[str, Memory]) ->
 
 
 def _device_table(loads: list[_Load], gpu_gib: float) -> Table:
-    table = Table(title="Memory of each device, GiB (estimate)", title_justify="left")
+    table = Table(title="WorkerMemory of each device, GiB (estimate)", title_justify="left")
     for name in ("devices", "at once", "of", "in phase", "roles"):
         table.add_column(name, justify="right" if name in {"at once", "of"} else "left")
     alike: dict[tuple[Any, ...], list[_Load]] = {}
@@ -287,7 +287,7 @@ def _device_table(loads: list[_Load], gpu_gib: float) -> Table:
     return table
 
 
-def _overfull(loads: list[_Load], footprints: dict[str, Memory], gpu_gib: float) -> list[str]:
+def _overfull(loads: list[_Load], footprints: dict[str, WorkerMemory], gpu_gib: float) -> list[str]:
     found: dict[str, None] = {}
     for load in loads:
         most = load.most

@@ -14,7 +14,7 @@ from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import Loaded, read_prompts, read_supervised
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
-from rlhf_ray.training.microbatch import Beside
+from rlhf_ray.training.microbatch import ExtraBatch
 
 
 class Pretraining:
@@ -26,14 +26,14 @@ class Pretraining:
         ids = [str(row) for row in range(len(texts.rows))]
         self._cursor = Cursor(ids, seed, config.data.shuffle, texts.fingerprint)
 
-    def draw(self) -> Beside:
+    def draw(self) -> ExtraBatch:
         """The next `batch_size` rows, whose mean negative log-likelihood is weighed by the coefficient."""
         taken = self._cursor.take(self._config.batch_size)
         self._cursor.finish(taken)
         batch = supervised_batch([self._rows[int(row)] for row in taken])
         learned, offsets = torch.from_numpy(batch.written), torch.from_numpy(batch.response_offsets)
         weight = token_weights("token_mean", learned, offsets).numpy()
-        return Beside(batch, PretrainingLoss(self._config.coefficient), {"weight": weight})
+        return ExtraBatch(batch, PretrainingLoss(self._config.coefficient), {"weight": weight})
 
     def state(self) -> dict[str, Any]:
         """All that `load` needs."""

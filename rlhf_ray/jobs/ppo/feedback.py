@@ -30,8 +30,8 @@ from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.runs.model_checks import job_tokenizer
 from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
-from rlhf_ray.runs.untouched import ANSWERS_FILE
 from rlhf_ray.schedule import TRAIN, Groups, Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
 from rlhf_ray.tracking.tracker import Tracker

@@ -8,7 +8,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo.scoring import put_rewards, rewards_of
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
 from rlhf_ray.rollout.recording import Groups
-from rlhf_ray.schedule import GENERATE, SCORE, Turns
+from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 
 Group = list[Sample]
 Start = Callable[[int, int], Groups]
@@ -33,7 +33,7 @@ class InformativeGroups:
         wanted: int,
         most: int,
         greedy_last: bool = False,
-        turns: Turns | None = None,
+        turns: DeviceTurns | None = None,
     ) -> None:
         """Start the first round, of `wanted` prompts.
 
@@ -48,7 +48,7 @@ class InformativeGroups:
         self._start, self._rewards = start, rewards
         self._wanted, self._most = wanted, most
         self._drawn = -1 if greedy_last else None
-        self._turns = turns or Turns()
+        self._turns = turns or DeviceTurns()
         self.dropped: list[Group] = []
         """Answered, and not kept."""
         self.kept = 0

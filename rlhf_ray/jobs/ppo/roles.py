@@ -29,8 +29,8 @@ from rlhf_ray.rollout.recording import GroupSource
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.runs.engines import engine_or_reason, restart_engine
 from rlhf_ray.runs.phases import ppo_phases
-from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, Turns
-from rlhf_ray.training.threads import Crowd
+from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, DeviceTurns
+from rlhf_ray.training.threads import ThreadDemand
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class PPORoles:
     """The pool, or a recording of it, or a replay in its place."""
     sync: PolicySync
     tokenizer: Any
-    turns: Turns
+    turns: DeviceTurns
     """Who works in which phase; only roles that share devices take turns."""
     adapter_off: bool = False
     """Whether the reference is the policy with its adapter switched off."""
@@ -178,13 +178,13 @@ def turn_takers(config: PPOConfig) -> set[str]:
     return {role.partition(".")[0] for role in layout.slots if layout.sharing(role)}
 
 
-def crowd_of(role: str, config: PPOConfig) -> Crowd:
+def thread_demand(role: str, config: PPOConfig) -> ThreadDemand:
     """Compute threads that the networks on a role's machines ask for, where it and they are on CPU.
 
     Raises:
         DoesNotFit: the roles do not fit their groups.
     """
-    return Crowd(inferring=_threads_beside(role, SCORE, config), training=_threads_beside(role, TRAIN, config))
+    return ThreadDemand(inferring=_threads_beside(role, SCORE, config), training=_threads_beside(role, TRAIN, config))
 
 
 def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:

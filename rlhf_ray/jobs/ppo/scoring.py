@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE, Costs
-from rlhf_ray.experience.experience import Greedy, Measurements, behaviour_logprobs
+from rlhf_ray.experience.experience import Greedy, RoleOutputs, behaviour_logprobs
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.roles.scorer import PendingRewards
 from rlhf_ray.roles.trainer import Pending, SharedBatch
@@ -45,7 +45,7 @@ class Chunk:
 
 
 @dataclass
-class Measuring:
+class PendingScores:
     """What `schedule.Acts.score` starts and `evaluate_experience` waits for."""
 
     roles: PPORoles
@@ -90,7 +90,7 @@ class Measuring:
             )
         )
 
-    def finish(self) -> tuple[list[Sample], Measurements]:
+    def finish(self) -> tuple[list[Sample], RoleOutputs]:
         """Wait for everything: the samples, group after group, and what was found of them."""
         self._dispatch()
         chunks, self._chunks, self.samples = self._chunks, [], 0
@@ -109,7 +109,7 @@ class Measuring:
             role: _joined([chunk.values[role].result() for chunk in chunks]) for role in self.roles.critics if chunks
         }
         samples = [sample for chunk in chunks for sample in chunk.samples]
-        measured = Measurements(
+        measured = RoleOutputs(
             logprobs=behaviour_logprobs(samples) if self.engine_logprobs else _joined(logprobs),
             reference_logprobs=_joined(references) if references else None,
             values=values.get("critic"),

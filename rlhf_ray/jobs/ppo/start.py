@@ -23,8 +23,8 @@ from rlhf_ray.jobs.ppo.roles import (
     critic_model,
     critic_role,
     critic_units,
-    crowd_of,
     longest_sequence,
+    thread_demand,
     turn_takers,
     uses,
 )
@@ -42,7 +42,7 @@ from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
 from rlhf_ray.runs.phases import adapter_off_is_reference, compares
 from rlhf_ray.runs.recovery import RESTARTS
-from rlhf_ray.schedule import GENERATE, SYNC, Sleeper, Turns
+from rlhf_ray.schedule import GENERATE, SYNC, DeviceTurns, Sleeper
 from rlhf_ray.transfer.errors import ManifestMismatch
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import probe_sequences
@@ -74,7 +74,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     rewards.ready()
 
     sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
-    turns = Turns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
+    turns = DeviceTurns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
     turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
@@ -185,7 +185,7 @@ class _Start:
             self.asleep.add(name)
 
 
-def _renew(engines: ActorGroup, sync: PolicySync, turns: Turns, number: int) -> RemoteEngine:
+def _renew(engines: ActorGroup, sync: PolicySync, turns: DeviceTurns, number: int) -> RemoteEngine:
     """Start an engine again, with the weights of the others.
 
     Raises:
@@ -274,7 +274,7 @@ def _trainer(
         temperature=config.rollout.temperature,
         trainable=trainable,
         max_restarts=RESTARTS,
-        crowd=crowd_of(name, config),
+        demand=thread_demand(name, config),
         units=units,
     )
 

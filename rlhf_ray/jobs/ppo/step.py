@@ -16,16 +16,16 @@ from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.evaluation.held_out import evaluate
 from rlhf_ray.experience.costs import CostConstraint
-from rlhf_ray.experience.experience import Experience, Measurements, estimate
+from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
 from rlhf_ray.experience.objectives import policy_loss
 from rlhf_ray.jobs.ppo.data import Pretraining
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
 from rlhf_ray.jobs.ppo.roles import PPORoles
-from rlhf_ray.jobs.ppo.scoring import Measuring, put_rewards
+from rlhf_ray.jobs.ppo.scoring import PendingScores, put_rewards
 from rlhf_ray.jobs.ppo.update import optimise
 from rlhf_ray.rollout import recording
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Groups, Turns
+from rlhf_ray.schedule import GENERATE, SCORE, SYNC, DeviceTurns, Groups
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
 from rlhf_ray.tracking.records import holds_evaluation
@@ -52,7 +52,7 @@ class PPOActs:
     tracker: Tracker
     checkpoints: Checkpoints
     kl: FixedKL | AdaptiveKL
-    turns: Turns = field(default_factory=Turns)
+    turns: DeviceTurns = field(default_factory=DeviceTurns)
     """Of the roles that share devices."""
     pretraining: Pretraining | None = None
     """Texts that are mixed in."""
@@ -74,7 +74,7 @@ class PPOActs:
     def __post_init__(self) -> None:
         config = self.config
         self._greedy = config.algorithm.advantages == "remax"
-        self._measuring = Measuring(
+        self._measuring = PendingScores(
             self.roles,
             tokens=config.tokens_per_microbatch * config.policy.workers,
             greedy_last=self._greedy,
@@ -152,7 +152,7 @@ class PPOActs:
             constraint=self.constraint,
         )
 
-    def _refuse_a_batch_without_rewards(self, samples: Sequence[Sample], measured: Measurements) -> None:
+    def _refuse_a_batch_without_rewards(self, samples: Sequence[Sample], measured: RoleOutputs) -> None:
         """A run that learns from nothing must not end as a success; failures of a source have a limit of their own."""
         known = measured.scores.isfinite()
         if measured.costs is not None:

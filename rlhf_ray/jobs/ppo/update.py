@@ -10,7 +10,7 @@ from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.experience.minibatches import Step, StepMetrics, draw_epochs
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
-from rlhf_ray.training.microbatch import Beside
+from rlhf_ray.training.microbatch import ExtraBatch
 
 StepResult = Pending[dict[str, float]]
 
@@ -23,7 +23,7 @@ def optimise(
     policy_loss: PolicyLoss,
     *,
     step: int,
-    draw_texts: Callable[[], Beside] | None = None,
+    draw_texts: Callable[[], ExtraBatch] | None = None,
 ) -> dict[str, float]:
     """Make `epochs` passes over the batch in `minibatches` optimizer steps each.
 
@@ -60,8 +60,8 @@ def optimise(
         critic_columns = {role: ray.put(epoch.critic_columns[role]) for role in critics}
         for one in epoch.steps:
             if learns and not _moved_too_far(policy_steps, algorithm.target_kl):
-                beside = None if draw_texts is None else draw_texts()
-                taken = policy.submit_train_step(shared, policy_loss, columns, rows=one.rows, beside=beside)
+                extra = None if draw_texts is None else draw_texts()
+                taken = policy.submit_train_step(shared, policy_loss, columns, rows=one.rows, extra=extra)
                 policy_steps.append((one, taken))
             for role, critic in critics.items():
                 taken = critic.submit_train_step(shared, value_loss, critic_columns[role], rows=one.rows)

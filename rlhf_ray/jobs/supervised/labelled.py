@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.preference_losses import KTOLoss, kto_baseline
 from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import LabelledRow, answers_batch, token_shares
-from rlhf_ray.jobs.supervised.loop import Lesson
+from rlhf_ray.jobs.supervised.loop import TrainingBatch
 from rlhf_ray.jobs.supervised.preferences import PreferenceLessons, column
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs, summed
 
@@ -54,7 +54,7 @@ class LabelledLessons(PreferenceLessons[LabelledRow]):
         if self._loss.kind == "kto":
             self._mismatched[training] = reference.sums(f"mismatched {which} answers", [row.mismatch for row in rows])
 
-    def _lesson(self, rows: Sequence[LabelledRow], training: bool) -> Lesson:
+    def _lesson(self, rows: Sequence[LabelledRow], training: bool) -> TrainingBatch:
         answers = [row.answer for row in rows]
         batch, numbers = answers_batch(answers), [row.number for row in rows]
         reference = self._reference[training][numbers]
@@ -72,4 +72,4 @@ class LabelledLessons(PreferenceLessons[LabelledRow]):
             policy = summed(self._logprobs(batch), answers)
             rewards = self._loss.beta * torch.from_numpy(policy - reference)
             row_columns["bco_statistic"] = column(self._shift(rewards, training), len(rows))
-        return Lesson(batch, {"written": token_shares(answers)}, row_columns)
+        return TrainingBatch(batch, {"written": token_shares(answers)}, row_columns)

@@ -35,7 +35,7 @@ class NothingLearned(RlhfError):
     """The first step has no gradient, so that no other step would have one."""
 
 
-class Memory(Protocol):
+class LossState(Protocol):
     """What a task keeps from step to step; a checkpoint holds it."""
 
     def state(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingBatch:
     """One optimizer step's rows, with the columns that the loss reads."""
 
     batch: TokenBatch
@@ -67,7 +67,7 @@ class Task(Generic[Row]):
     loss: Loss
     train: Loaded[Row]
     held_out: Loaded[Row] | None
-    lesson: Callable[[Sequence[Row]], Lesson]
+    lesson: Callable[[Sequence[Row]], TrainingBatch]
     evaluate: Callable[[TrainerGroup, Sequence[Row]], dict[str, float]]
     """Metrics of held-out rows, without the prefix `eval_`."""
     finish: Callable[[TrainerGroup, RunFolder], None] | None = None
@@ -77,7 +77,7 @@ class Task(Generic[Row]):
     for the person who watches."""
     report: Callable[[dict[str, float]], dict[str, float]] = dict
     """Turns the sums that the loss returned into metrics."""
-    memory: Memory | None = None
+    memory: LossState | None = None
 
 
 def learned_before(config: SupervisedConfig) -> bool:

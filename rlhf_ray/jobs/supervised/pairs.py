@@ -14,7 +14,7 @@ from rlhf_ray.algorithms.preferences import Kind, Pairs, PreferenceObjective
 from rlhf_ray.config.jobs.dpo import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, PairRow, answers_batch, token_shares
-from rlhf_ray.jobs.supervised.loop import Lesson
+from rlhf_ray.jobs.supervised.loop import TrainingBatch
 from rlhf_ray.jobs.supervised.preferences import PreferenceLessons, column
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs, summed
 
@@ -69,7 +69,7 @@ class PairLessons(PreferenceLessons[PairRow]):
         name = "training answers" if training else "held-out answers"
         self._reference[training] = reference.sums(name, self._answers(rows)).reshape(-1, 2)
 
-    def _lesson(self, rows: Sequence[PairRow], training: bool) -> Lesson:
+    def _lesson(self, rows: Sequence[PairRow], training: bool) -> TrainingBatch:
         answers = self._answers(rows)
         batch = answers_batch(answers)
         groups = np.repeat(np.arange(len(rows), dtype=np.int32), 2)
@@ -89,7 +89,7 @@ class PairLessons(PreferenceLessons[PairRow]):
             for objective in coupled:
                 sides = self._statistics(objective, pairs, training)
                 row_columns[f"{objective.kind}_statistic"] = torch.stack(sides, 1).flatten().numpy()
-        return Lesson(batch, columns, row_columns, groups)
+        return TrainingBatch(batch, columns, row_columns, groups)
 
     def _statistics(
         self, objective: PreferenceObjective, pairs: Pairs, training: bool

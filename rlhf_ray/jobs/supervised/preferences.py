@@ -14,7 +14,7 @@ from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.algorithms.segments import row_index
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
-from rlhf_ray.jobs.supervised.loop import Lesson
+from rlhf_ray.jobs.supervised.loop import TrainingBatch
 from rlhf_ray.jobs.supervised.reference import Model, ReferenceLogprobs
 
 Row = TypeVar("Row")
@@ -46,7 +46,7 @@ class PreferenceLessons(ABC, Generic[Row]):
             if self.held_out is not None:
                 self._read_reference(self.held_out.rows, reference, training=False)
 
-    def lesson(self, rows: Sequence[Row]) -> Lesson:
+    def lesson(self, rows: Sequence[Row]) -> TrainingBatch:
         """One optimizer step."""
         return self._lesson(rows, training=True)
 
@@ -76,7 +76,7 @@ class PreferenceLessons(ABC, Generic[Row]):
         """Keep the reference's log-probabilities of a data set."""
 
     @abstractmethod
-    def _lesson(self, rows: Sequence[Row], training: bool) -> Lesson:
+    def _lesson(self, rows: Sequence[Row], training: bool) -> TrainingBatch:
         """Batch and columns of some rows of a data set."""
 
     def _evaluate(self, rows: Sequence[Row]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from rlhf_ray.data.cost_pairs import CostPair, read_cost_pairs, signs_of
 from rlhf_ray.data.loading import Loaded, read_rankings
 from rlhf_ray.data.rows import RankedRow, ranked_batch
 from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE, Member, judge, member_configs, members_of, ranking_metrics
-from rlhf_ray.jobs.supervised.loop import Lesson, Task, learn, learned_before
+from rlhf_ray.jobs.supervised.loop import Task, TrainingBatch, learn, learned_before
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.runs.folder import RunFolder
@@ -45,11 +45,11 @@ def learn_costs(config: RewardTrainingConfig, cost: CostModelConfig) -> None:
     )
 
 
-def lesson(pairs: Sequence[CostPair]) -> Lesson:
+def lesson(pairs: Sequence[CostPair]) -> TrainingBatch:
     """One optimizer step's pairs, each of the same weight; both texts of a pair stay in one micro-batch."""
     ranked = ranked_batch([pair.ranking for pair in pairs])
     groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
-    return Lesson(
+    return TrainingBatch(
         ranked.batch,
         row_columns={
             "weight": ranking_weights(groups, ranks, "pairs").numpy(),
@@ -93,14 +93,14 @@ def _is_judged(config: RewardTrainingConfig) -> bool:
 def _learn(config: RewardTrainingConfig, train: Loaded[RankedRow], held_out: Loaded[RankedRow] | None) -> bool:
     """Train one model; whether it was done when the job ended."""
 
-    def lesson(rows: Sequence[RankedRow]) -> Lesson:
+    def lesson(rows: Sequence[RankedRow]) -> TrainingBatch:
         ranked = ranked_batch(rows)
         groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
         weight = ranking_weights(groups, ranks, config.aggregation).numpy()
         columns = {"weight": weight, "group": ranked.groups, "rank": ranked.ranks}
         if ranked.grades is not None:
             columns["margin"] = ranked.grades
-        return Lesson(ranked.batch, row_columns=columns, groups=ranked.groups)
+        return TrainingBatch(ranked.batch, row_columns=columns, groups=ranked.groups)
 
     def finish(trainer: TrainerGroup, folder: RunFolder) -> None:
         _statistics(trainer, train.rows).write(folder.final)

@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 from rlhf_ray.config.jobs.supervised import SFTConfig
 from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
-from rlhf_ray.jobs.supervised.loop import Lesson, Task, learn, learned_before
+from rlhf_ray.jobs.supervised.loop import Task, TrainingBatch, learn, learned_before
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
 
@@ -35,10 +35,10 @@ def run(config: SFTConfig) -> None:
     )
 
 
-def _lesson(rows: Sequence[SupervisedRow]) -> Lesson:
+def _lesson(rows: Sequence[SupervisedRow]) -> TrainingBatch:
     batch = supervised_batch(rows)
     learned, offsets = torch.from_numpy(batch.written), torch.from_numpy(batch.response_offsets)
-    return Lesson(batch, {"weight": token_weights("token_mean", learned, offsets).numpy()})
+    return TrainingBatch(batch, {"weight": token_weights("token_mean", learned, offsets).numpy()})
 
 
 def _evaluate(trainer: TrainerGroup, rows: Sequence[SupervisedRow]) -> dict[str, float]:

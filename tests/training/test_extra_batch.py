@@ -17,7 +17,7 @@ from training_cases import (
 
 from rlhf_ray.algorithms.supervised import PretrainingLoss
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.training.microbatch import Beside
+from rlhf_ray.training.microbatch import ExtraBatch
 
 GAMMA = 0.3
 TOLERANCE = 2e-5
@@ -25,17 +25,17 @@ DIVIDED = [[np.array([2]), np.array([0])], [np.array([1]), np.zeros(0, np.int64)
 """Of the texts, for two ranks."""
 
 
-def texts() -> Beside:
+def texts() -> ExtraBatch:
     generator = np.random.default_rng(5)
     rows = [generator.integers(5, 261, size).astype(np.int32) for size in (6, 11, 4)]
     batch = TokenBatch.from_sequences([row[:1] for row in rows], [row[1:] for row in rows])
     tokens = int(batch.response_lengths.sum())
-    return Beside(batch, PretrainingLoss(GAMMA), {"weight": np.full(tokens, 1 / tokens, np.float32)})
+    return ExtraBatch(batch, PretrainingLoss(GAMMA), {"weight": np.full(tokens, 1 / tokens, np.float32)})
 
 
 def both(model, batch, columns):
-    beside = texts()
-    logprobs, _ = plain_model.policy_outputs(model, beside.batch, temperature=1.0)
+    extra = texts()
+    logprobs, _ = plain_model.policy_outputs(model, extra.batch, temperature=1.0)
     return plain_model.policy_loss(model, batch, columns) - GAMMA * logprobs.mean()
 
 
@@ -67,7 +67,7 @@ def test_one_step_learns_from_both(tiny_model, expected, tmp_path, stage):
     trainer = start(tiny_model.tied, stage)
     rows = [np.array([1, 2]), np.array([0])]
     arguments = batch, DIVISIONS["several"], PolicyLoss(), make_columns(batch)
-    metrics = trainer.train_step(*arguments, beside=texts(), beside_microbatches=rows)
+    metrics = trainer.train_step(*arguments, extra=texts(), extra_microbatches=rows)
     trainer.save(str(tmp_path))
     check(saved_weights(tmp_path), metrics, expected)
 
@@ -77,7 +77,7 @@ def train(rank, world, port, model, out):
     for stage in (0, 2, 3):
         trainer = start(model, stage, rank=rank, world=world, port=port)
         arguments = batch, TWO_RANKS[rank], PolicyLoss(), make_columns(batch)
-        metrics = trainer.train_step(*arguments, beside=texts(), beside_microbatches=DIVIDED[rank])
+        metrics = trainer.train_step(*arguments, extra=texts(), extra_microbatches=DIVIDED[rank])
         trainer.save(str(out / str(stage)))
         torch.save(metrics, out / f"{stage}.pt")
 

@@ -31,7 +31,7 @@ def holds_steps(folder: Path) -> bool:
     )
 
 
-class Untouched:
+class FolderSnapshot:
     """What stands in a run folder before a start."""
 
     def __init__(self, folder: Path, written: tuple[str, ...]) -> None:
