@@ -23,7 +23,7 @@ EXIT_BROKEN_PIPE = 141
 """What shells report for a command whose output nobody reads any more."""
 
 ALGORITHMS = {
-    "ppo": ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"),
+    "ppo": ("grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"),
     "dpo": ("ipo", "kto", "bco", "orpo", "simpo", "cpo"),
 }
 """What other systems have a command for, by the verb that does it here."""

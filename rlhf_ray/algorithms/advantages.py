@@ -10,7 +10,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.rewards import token_rewards
 from rlhf_ray.algorithms.segments import backward_recurrence, row_index, row_sums
 from rlhf_ray.algorithms.shapes import check_shapes
-from rlhf_ray.algorithms.statistics import masked_mean, masked_variance, whiten
+from rlhf_ray.algorithms.statistics import whiten
 
 
 @dataclass(frozen=True)
@@ -102,19 +102,6 @@ def remax(scores: Float[Tensor, " rows"], greedy_scores: Float[Tensor, " rows"])
     return scores - greedy_scores
 
 
-def standardise(values: Float[Tensor, " rows"], epsilon: float = 1e-4) -> Float[Tensor, " rows"]:
-    """(value - mean) / (standard deviation + epsilon) over the batch, with Bessel's correction (TRL's RLOO)."""
-    everywhere = torch.ones_like(values, dtype=torch.bool)
-    deviation = masked_variance(values, everywhere).sqrt()
-    return ((values.double() - masked_mean(values, everywhere)) / (deviation + epsilon)).to(values.dtype)
-
-
-@check_shapes
-def informative_groups(scores: Float[Tensor, " rows"], groups: Shaped[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-    """Responses whose group's scores differ: what DAPO's filter keeps (Yu et al. 2025)."""
-    return _Groups.of(scores, groups).varied
-
-
 @check_shapes
 def gae(
     rewards: Float[Tensor, " tokens"],
@@ -122,7 +109,7 @@ def gae(
     written: Bool[Tensor, " tokens"],
     offsets: Int64[Tensor, " rows+1"],
     gamma: float,
-    gae_lambda: float | Float[Tensor, " rows"],
+    gae_lambda: float,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     """Advantages and returns of written tokens (Schulman et al. 2016).
 
@@ -136,7 +123,7 @@ def gae(
         written: tokens of the policy.
         offsets: boundaries of the rows.
         gamma: discount of a written token.
-        gae_lambda: decay, one for all or one for each row.
+        gae_lambda: decay.
 
     Returns:
         Advantages and returns, 0 where not written.
@@ -147,8 +134,7 @@ def gae(
     has_next[:-1] = own[1:] == own[:-1]
     following = torch.where(has_next, value.roll(-1), 0.0)
     delta = reward + gamma * following - value
-    lambdas = gae_lambda[own].to(value.dtype) if isinstance(gae_lambda, Tensor) else gae_lambda
-    decay = has_next.to(value.dtype) * (gamma * lambdas)
+    decay = has_next.to(value.dtype) * (gamma * gae_lambda)
     advantage = backward_recurrence(delta, decay, int(torch.bincount(own).max()) if len(own) else 0)
     advantages, returns = torch.zeros_like(values), torch.zeros_like(values)
     advantages[written] = advantage
@@ -166,15 +152,6 @@ def discounted_returns(
     """Sum of the discounted rewards from each written token on; tokens that others wrote do not discount."""
     returns, _ = gae(rewards, torch.zeros_like(rewards), written, offsets, gamma, 1.0)
     return returns
-
-
-@check_shapes
-def length_adaptive_lambda(
-    written: Bool[Tensor, " tokens"], offsets: Int64[Tensor, " rows+1"], alpha: float
-) -> Float[Tensor, " rows"]:
-    """Decay of GAE for each row by its written length: 1 - 1 / max(1, alpha x length) (VAPO, Yue et al. 2025)."""
-    lengths = row_sums(written.double(), row_index(offsets), len(offsets) - 1)
-    return 1 - 1 / (alpha * lengths).clamp(min=1)
 
 
 @check_shapes

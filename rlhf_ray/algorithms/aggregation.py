@@ -62,8 +62,3 @@ def token_weights(
     else:
         raise ValueError(f"no aggregation is named {mode!r}")
     return torch.where(learned, weights, 0.0).to(dtype)
-
-
-def row_weights(learned: Bool[Tensor, " rows"], dtype: torch.dtype = torch.float32) -> Float[Tensor, " rows"]:
-    """Weight of each row's loss: 1 / learned rows of the step; 0 where not learned."""
-    return learned.to(dtype) / learned.sum().clamp(min=1)

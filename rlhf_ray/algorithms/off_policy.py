@@ -125,21 +125,3 @@ def _diagnostics(
         "sampling/mismatch_kl_k1": masked_mean((behaviour - old).detach(), learned),
         "sampling/mismatch_kl_k3": masked_mean(k3, learned),
     }
-
-
-@check_shapes
-def off_policy_sequence_mask(
-    logprobs: Float[Tensor, " tokens"],
-    behaviour_logprobs: Float[Tensor, " tokens"],
-    advantages: Float[Tensor, " rows"],
-    learned: Bool[Tensor, " tokens"],
-    offsets: Int64[Tensor, " rows+1"],
-    delta: float,
-) -> Bool[Tensor, " rows"]:
-    """Rows to keep: all but those of negative advantage that the policy left far behind (DeepSeek-V3.2).
-
-    Far is a mean of behaviour minus current log-probability above `delta`, in nats a token.
-    """
-    rows = row_index(offsets)
-    drift = row_means(behaviour_logprobs - logprobs, learned, rows, len(offsets) - 1)
-    return ~((advantages < 0) & (drift > delta))

@@ -204,12 +204,3 @@ class SAPOLoss(PolicyLoss):
         tau = tau.masked_fill(batch.advantages > 0, self.temperature_positive)
         gate = torch.sigmoid(tau * (batch.log_ratio.exp() - 1)) * 4 / tau
         return -gate * batch.advantages, {}
-
-
-@dataclass(frozen=True)
-class ReinforceLoss(PolicyLoss):
-    """-A logprob (Williams 1992): no ratio, for one update on each batch."""
-
-    def surrogate(self, batch: PolicyBatch) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-        """-A logprob."""
-        return -batch.advantages * batch.logprobs, {}

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
@@ -34,7 +34,7 @@ def summed_logprobs(
 class PreferenceLoss:
     """Weighted sum of objectives of the DPO family over pairs, and a term that keeps the chosen likely.
 
-    Token columns: `rows`, `written` (1 for tokens of the response that count, or a share, see `length_desensitised`);
+    Token columns: `rows`, `written` (1 for tokens of the response that count, or a share, as LD-DPO gives);
     `nll_weight` if there is an NLL term, as `token_weights` makes it, 0 for rejected rows.
     Row columns: `group` (id of the pair), `rank` (0 chosen, 1 rejected), `weight` (of the pair, on both of its rows),
     `reference_logprobs` (summed like the policy's) unless no objective needs it, and `KIND_statistic` for each coupled
@@ -187,12 +187,6 @@ def aot_unpaired_statistics(chosen: PairValues, rejected: PairValues) -> tuple[P
 
 
 @check_shapes
-def bco_shift(chosen: PairValues, rejected: PairValues, beta: float) -> Float[Tensor, ""]:
-    """Mean reward, beta times log-ratio, of all responses of the step, chosen and rejected (Jung et al. 2024)."""
-    return beta * (chosen.mean() + rejected.mean()) / 2
-
-
-@check_shapes
 def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) -> Float[Tensor, ""]:
     """z0 of KTO: mean log-ratio of mismatched prompts and responses, at least 0 (Ethayarajh et al. 2024).
 
@@ -201,22 +195,6 @@ def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) 
         reference: those of the reference.
     """
     return (logprobs - reference).mean().clamp(min=0)
-
-
-@check_shapes
-def length_desensitised(
-    positions: Shaped[Tensor, " tokens"], shorter: Shaped[Tensor, " tokens"], alpha: float
-) -> Float[Tensor, " tokens"]:
-    """LD-DPO (Liu et al. 2024): tokens beyond the length of the pair's shorter response count only `alpha`.
-
-    The result takes the place of the `written` column, for policy and reference alike.
-
-    Args:
-        positions: of each token in its response, from 0.
-        shorter: for each token, the length of the pair's shorter response.
-        alpha: in [0, 1]; 1 is plain DPO.
-    """
-    return torch.ones_like(positions, dtype=torch.float64).masked_fill(positions >= shorter, alpha)
 
 
 def _of_equal_rank(own: PairValues, other: PairValues) -> PairValues:

@@ -202,7 +202,7 @@ def _bco_pair(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) ->
 
 
 def _bco(o: PreferenceObjective, pairs: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """-log s(beta c - shift) - log s(shift - beta r), the shift being the mean reward of the step (`bco_shift`)."""
+    """-log s(beta c - shift) - log s(shift - beta r), the shift being the mean reward seen so far."""
     shift, _ = pairs.statistics
     return -F.logsigmoid(o.beta * c - shift) - F.logsigmoid(shift - o.beta * r)
 
@@ -277,6 +277,3 @@ _FORMULAS: dict[str, Formula] = {
     "apo_zero": _apo_zero, "apo_down": _apo_down, "discopop": _discopop, "simpo": _simpo, "cpo": _sigmoid,
     "orpo": _orpo,
 }  # fmt: skip
-
-KINDS = tuple(_FORMULAS)
-"""Names of all objectives."""

@@ -64,15 +64,6 @@ def overlong_penalty(
     return (-exceeding / buffer * factor).clamp(max=0)
 
 
-@check_shapes
-def shape_truncated(
-    scores: Float[Tensor, " rows"], truncated: Bool[Tensor, " rows"], coefficient: float
-) -> Float[Tensor, " rows"]:
-    """Stop-properly penalty: scores of truncated responses times a coefficient in [0, 1], or set to it if negative."""
-    shaped = scores * coefficient if coefficient >= 0 else torch.full_like(scores, coefficient)
-    return torch.where(truncated, shaped, scores)
-
-
 SMALLEST_DEVIATION = 1e-20
 """Less is rounding; a single-precision number divided by it may be infinite."""
 

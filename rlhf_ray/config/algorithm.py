@@ -18,18 +18,20 @@ from rlhf_ray.config.numbers import (
     WrittenAsList,
 )
 
-Advantages = Literal["gae", "grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
+Advantages = Literal[
+    "gae", "grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"
+]
 PolicyLossName = Literal["clip", "clip_sequence", "gspo", "cispo", "sapo"]
 OffPolicy = Literal["none", "truncated", "icepop", "sequence_truncated", "sequence_mask", "geometric_mask"]
 Aggregation = Literal[
     "token_mean", "token_sum", "sequence_mean_token_mean", "sequence_mean_token_sum", "sequence_mean_token_sum_norm"
 ]
 
-COMPARES_GROUPS: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"})
+COMPARES_GROUPS: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline"})
 """Estimators that compare the responses to one prompt."""
 WHITENS: frozenset[Advantages] = frozenset({"gae", "reinforce_plus_plus", "reinforce_plus_plus_baseline"})
 """Estimators whose papers whiten over the batch."""
-ONE_ADVANTAGE_A_ROW: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo", "remax"})
+ONE_ADVANTAGE_A_ROW: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo", "opo", "remax"})
 """Estimators that give all tokens of a response the same advantage."""
 
 CLIP_RANGES: dict[PolicyLossName, tuple[float, float | None]] = {

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlhf_ray.evaluation.diversity import distinct_n
-from rlhf_ray.evaluation.statistics import Estimate, bootstrap_mean, is_known, mean, proportion
+from rlhf_ray.evaluation.statistics import Estimate, bootstrap_mean, is_known, proportion
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,27 +79,6 @@ def mean_difference(
     judged = [index for index, pair in enumerate(zip(candidate, baseline, strict=True)) if all(map(is_known, pair))]
     kept = None if groups is None else [groups[index] for index in judged]
     return bootstrap_mean(_differences(candidate, baseline), kept, confidence)
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What one model wrote, as token ids, and how it was scored: one entry a response."""
-
-    name: str
-    scores: Sequence[float | None]
-    tokens: Sequence[Sequence[int]]
-
-
-def comparison_table(models: Sequence[Answers]) -> list[dict[str, str]]:
-    """A row a model: mean score, win rate against the first, distinct-2 and length; as text, for a table."""
-    rows = []
-    for model in models:
-        row = {"model": model.name, "score": str(mean(model.scores))}
-        row["wins against the first"] = "" if model is models[0] else str(win_rate(model.scores, models[0].scores).rate)
-        row["distinct-2"] = f"{distinct_n(model.tokens):.3f}"
-        row["length"] = str(mean([float(len(tokens)) for tokens in model.tokens]))
-        rows.append(row)
-    return rows
 
 
 def _differences(candidate: Sequence[float | None], baseline: Sequence[float | None]) -> list[float]:

@@ -11,6 +11,7 @@ from rlhf_ray.algorithms.advantages import (
     dr_grpo,
     gae,
     grpo,
+    opo,
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
     remax,
@@ -86,6 +87,8 @@ def estimate_advantages(
         if judged.greedy_scores is None:
             raise ValueError("remax needs the scores of greedy responses")
         found = remax(chosen, judged.greedy_scores[judged.known])
+    elif name == "opo":
+        found = opo(chosen, groups, row_sums(judged.learned.long(), rows, len(judged.scores))[judged.known])
     else:
         found = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}[name](chosen, groups)
     learned = judged.learned

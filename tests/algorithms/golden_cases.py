@@ -22,7 +22,10 @@ TOKEN_WISE = "our reward and cost models score the last token; its loss would al
 
 NOT_OFFERED: dict[str, dict[str, str]] = {
     # Cases of these conventions whose rows have no gaps agree with ours, and are compared.
-    "gae": {"gaps_zero_convention": NO_BOOTSTRAP_IN_GAPS},
+    "gae": {
+        "gaps_zero_convention": NO_BOOTSTRAP_IN_GAPS,
+        "length_adaptive_lambda": "VAPO's lambda for each length comes with a second lambda for the critic's returns",
+    },
     "masked_stats": dict.fromkeys(("padded_biased_row", "gaps_biased_row", "full_biased_row"), WHITENED_BY_ROW),
     "kl_estimators": {
         **{f"extreme_{kind}_{peer}": CLAMPED_EVERYWHERE for kind in ("k1", "k2") for peer in ("nemo", "openrlhf")},
@@ -35,6 +38,7 @@ NOT_OFFERED: dict[str, dict[str, str]] = {
         "grpo_leave_one_out": "unbounded where all other scores agree, and unscaled where they agree exactly",
         "ragged_grpo": RAW_SINGLETON,
         "ragged_rloo_singleton_raw": RAW_SINGLETON,
+        "rloo_batch_normalised": "`whiten_advantages` does the same over tokens, for every estimator",
     },
     "reinforce_pp": {
         "gaps_discounted_openrlhf": NO_BOOTSTRAP_IN_GAPS,
@@ -42,6 +46,13 @@ NOT_OFFERED: dict[str, dict[str, str]] = {
     },
     "dpo_losses": {"wpo": "needs the sum of squared probabilities of each token, which the model does not compute"},
     "kto": {"paired_in_batch_kl": "gradients would flow through the baseline, which KTO takes as a constant"},
+    "is_weights": {
+        "opsm": "drops answers left far behind; max_staleness is 0, and target_kl ends a step"
+    },
+    "overlong_shaping": dict.fromkeys(
+        ("stop_properly_0.3", "stop_properly_0.0", "stop_properly_-0.5"), "missing_eos_penalty is for the same answers"
+    ),
+    "policy_loss_ppo": {"reinforce_no_ratio": "with one update on each batch the clipped loss has its gradient"},
     "reward_model": {"token_wise": TOKEN_WISE},
     "safe_rlhf_cost": {"token_wise": TOKEN_WISE},
 }

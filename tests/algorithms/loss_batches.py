@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -10,9 +11,9 @@ from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss
 from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.losses import Loss
-from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, ReinforceLoss, SAPOLoss
+from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
 from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preferences import COUPLED, KINDS, PreferenceObjective
+from rlhf_ray.algorithms.preferences import COUPLED, Kind, PreferenceObjective
 from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_weights
 from rlhf_ray.algorithms.segments import row_index, row_sums
 from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
@@ -157,7 +158,7 @@ SUBJECTS: dict[str, Subject] = {
     "gspo_sequence": Subject(GSPOLoss(0.1, 0.1, gradient="sequence"), policy_batch),
     "cispo": Subject(CISPOLoss(0.2, 0.2), policy_batch),
     "sapo": Subject(SAPOLoss(), policy_batch),
-    "reinforce": Subject(ReinforceLoss(kl=KLTerm(0.1, "k3", "ratio")), policy_batch),
+    "ppo_kl_by_ratio": Subject(ClippedPolicyLoss(0.2, 0.28, kl=KLTerm(0.1, "k3", "ratio")), policy_batch),
     "value": Subject(ClippedValueLoss(), critic_batch),
     "value_unclipped": Subject(ClippedValueLoss(None), critic_batch),
     "sft": Subject(NegativeLogLikelihood(), policy_batch),
@@ -170,5 +171,5 @@ SUBJECTS: dict[str, Subject] = {
     "several": Subject(
         PreferenceLoss(((objective("sigmoid"), 0.8), (objective("bco"), 0.2)), 0.5), pair_batch, BY_PAIR
     ),
-    **{kind: Subject(PreferenceLoss(((objective(kind), 1.0),)), pair_batch, BY_PAIR) for kind in KINDS},
+    **{kind: Subject(PreferenceLoss(((objective(kind), 1.0),)), pair_batch, BY_PAIR) for kind in get_args(Kind)},
 }

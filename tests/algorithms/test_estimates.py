@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rlhf_ray.algorithms
-from rlhf_ray.algorithms.advantages import discounted_returns, dr_grpo, gae, grpo, informative_groups, opo, remax, rloo
+from rlhf_ray.algorithms.advantages import discounted_returns, dr_grpo, gae, grpo, opo, remax, rloo
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL, kl_estimate
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
@@ -230,8 +230,6 @@ def test_arguments_of_another_shape_are_refused_by_name() -> None:
         kl_estimate(ones, ones[:, None], "k1")
     with pytest.raises(ValueError, match=r"gae: values .*\(4, 1\), but must have \[tokens\], with tokens = 4"):
         gae(ones, values=ones[:, None], written=ones.bool(), offsets=offsets, gamma=1.0, gae_lambda=1.0)
-    with pytest.raises(ValueError, match=r"gae: gae_lambda .*\(3,\).*rows = 2"):
-        gae(ones, ones, ones.bool(), offsets, 1.0, torch.ones(3))
     with pytest.raises(ValueError, match="values of pairs"):
         Pairs(ones, ones, ones, ones, ones, ones[:, None])
 
@@ -275,8 +273,6 @@ def test_group_advantages_equal_loops(rows) -> None:
     ):
         expected = torch.tensor(oracle.group_advantage(kind, scores, groups, lengths), dtype=torch.float64)
         torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-7)
-    varied = [len({s for s, g in zip(scores, groups, strict=True) if g == own}) > 1 for own in groups]
-    assert informative_groups(*tensors).tolist() == varied
 
 
 def test_equal_scores_give_exactly_nothing() -> None:

@@ -8,17 +8,15 @@ from rlhf_ray.algorithms.advantages import (
     dr_grpo,
     gae,
     grpo,
-    length_adaptive_lambda,
     opo,
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
     rloo,
-    standardise,
 )
 from rlhf_ray.algorithms.kl import AdaptiveKL, KLTerm, kl_estimate
 from rlhf_ray.algorithms.lagrangian import LagrangeMultiplier, combined_advantages
-from rlhf_ray.algorithms.off_policy import OffPolicyCorrection, off_policy_sequence_mask
-from rlhf_ray.algorithms.rewards import clip_scores, overlong_penalty, shape_truncated, token_rewards
+from rlhf_ray.algorithms.off_policy import OffPolicyCorrection
+from rlhf_ray.algorithms.rewards import clip_scores, overlong_penalty, token_rewards
 from rlhf_ray.algorithms.segments import row_means, row_sums
 from rlhf_ray.algorithms.statistics import explained_variance, masked_mean, masked_variance, whiten
 
@@ -95,8 +93,6 @@ def test_gae(case: Case) -> None:
         rewards = case.flat("rewards")
     values, gamma = case.flat("values"), params["gamma"]
     decay = params.get("lam", params.get("lam_advantages"))
-    if "alpha" in params:
-        decay = length_adaptive_lambda(mask, case.offsets, params["alpha"])
     advantages, returns = gae(rewards, values, mask, case.offsets, gamma, decay)
     if "lam_returns" in params:
         _, returns = gae(rewards, values, mask, case.offsets, gamma, params["lam_returns"])
@@ -123,8 +119,6 @@ def test_group_advantages(case: Case) -> None:
             advantages = dr_grpo(scores, groups)
         case "rloo":
             advantages = rloo(scores, groups)
-            if "normalise" in params:
-                advantages = standardise(advantages, params["eps"])
         case "opo":
             advantages = opo(scores, groups, row_sums(case.mask.long(), case.rows, len(scores)))
     case.check("advantages", advantages)
@@ -153,13 +147,9 @@ def test_reinforce_plus_plus(case: Case) -> None:
 @golden("overlong_shaping")
 def test_overlong_shaping(case: Case) -> None:
     rewards, params = case.flat("rewards"), case.params
-    if "coef" in params:
-        shaped = shape_truncated(rewards, case.flat("truncated").bool(), params["coef"])
-    else:
-        lengths = case.flat("response_lengths")
-        penalty = overlong_penalty(lengths, params["max_len"], params["buffer"], params["factor"], params["capped"])
-        shaped = rewards + penalty
-    case.check("rewards", shaped)
+    lengths = case.flat("response_lengths")
+    penalty = overlong_penalty(lengths, params["max_len"], params["buffer"], params["factor"], params["capped"])
+    case.check("rewards", rewards + penalty)
 
 
 CORRECTIONS = {
@@ -177,12 +167,6 @@ def test_importance_weights(case: Case) -> None:
     from test_golden_policy_losses import clipped_loss
 
     mask, offsets, params = case.mask, case.offsets, case.params
-    if params["kind"] == "opsm":
-        advantages = case.flat("advantages")
-        logprobs, behaviour = case.flat("logp"), case.flat("rollout_logp")
-        keep = off_policy_sequence_mask(logprobs, behaviour, advantages, mask, offsets, params["delta"])
-        case.check("keep", keep)
-        return
     low, high = params.get("lo", 0.0), params["hi"]
     settings = CORRECTIONS.get(params["kind"])
     if settings is None:

@@ -5,7 +5,7 @@ from golden_cases import Case, golden
 from torch import Tensor
 
 from rlhf_ray.algorithms.advantages import gae
-from rlhf_ray.algorithms.aggregation import row_weights, token_weights
+from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.losses import Metrics, weighted_sum
 from rlhf_ray.algorithms.policy_losses import (
@@ -13,7 +13,6 @@ from rlhf_ray.algorithms.policy_losses import (
     ClippedPolicyLoss,
     GSPOLoss,
     PolicyLoss,
-    ReinforceLoss,
     SAPOLoss,
 )
 from rlhf_ray.algorithms.statistics import whiten
@@ -62,9 +61,6 @@ def clipped_loss(case: Case, **columns: Tensor) -> None:
 def test_ppo(case: Case) -> None:
     if case.name == "tutorial_whole_step":
         return whole_step(case)
-    if case.params.get("ratio") == "none":
-        policy_loss(case, ReinforceLoss())
-        return None
     settings = {key: case.params[key] for key in ("clip_low", "clip_high", "dual_clip")}
     metrics = policy_loss(case, ClippedPolicyLoss(**settings, log_ratio_limit=case.params.get("log_ratio_clamp")))
     for key, name in (
@@ -164,8 +160,3 @@ def test_aggregation(case: Case) -> None:
 def micro_batches(case: Case) -> list[slice]:
     length = case.shape[1]
     return [slice(first * length, last * length) for first, last in case.params["row_splits"]]
-
-
-def test_row_weights_share_out_one() -> None:
-    weights = row_weights(torch.tensor([True, False, True, True]))
-    torch.testing.assert_close(weights, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]))

@@ -1,5 +1,6 @@
 """Reward and cost models and the DPO family against the golden numbers: values and gradients."""
 
+import numpy as np
 import torch
 from golden_cases import Case, golden
 from torch import Tensor
@@ -12,11 +13,11 @@ from rlhf_ray.algorithms.preference_losses import (
     aot_statistic,
     aot_unpaired_statistics,
     kto_baseline,
-    length_desensitised,
 )
 from rlhf_ray.algorithms.preferences import PreferenceObjective
 from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_quality, ranking_weights
 from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
+from rlhf_ray.data.preferences import PairRow
 
 
 @golden("rank_list")
@@ -202,9 +203,9 @@ def test_dpo_with_token_terms(case: Case) -> None:
         reference = torch.cat([case.flat("ref_chosen_token_logps"), case.flat("ref_rejected_token_logps")])
         written = masks
         if "ld_alpha" in case.params:
-            lengths = masks.reshape(2, pairs, length).sum(2).amin(0)
-            positions = torch.arange(length).repeat(2 * pairs)
-            written = masks * length_desensitised(positions, lengths.repeat(2)[rows], case.params["ld_alpha"])
+            lengths = masks.reshape(2, pairs, length).sum(2).int().tolist()
+            written = masks.clone()
+            written[masks.bool()] = desensitised(lengths, case.params["ld_alpha"])
         columns = {
             **pair_columns(pairs),
             "rows": rows,
@@ -220,6 +221,13 @@ def test_dpo_with_token_terms(case: Case) -> None:
     loss.backward()
     case.check("grad_chosen_tokens", chosen.grad)
     case.check("grad_rejected_tokens", rejected.grad if rejected.grad is not None else torch.zeros_like(rejected))
+
+
+def desensitised(lengths: list[list[int]], alpha: float) -> Tensor:
+    """What each token counts by `PairRow.answers`, for all chosen and then all rejected answers of these lengths."""
+    ids = [[np.zeros(length, np.int32) for length in side] for side in lengths]
+    pairs = [PairRow(0, ids[0][0], chosen, rejected).answers(alpha) for chosen, rejected in zip(*ids, strict=True)]
+    return torch.from_numpy(np.concatenate([answer.shares for side in zip(*pairs, strict=True) for answer in side]))
 
 
 REFERENCE_FREE = {"sigmoid": "cpo", "simpo": "simpo", "hinge": "hinge", "ipo": "ipo"}

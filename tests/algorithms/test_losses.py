@@ -1,6 +1,7 @@
 """What holds for every loss: micro-batches add up, masked tokens cannot leak, extremes stay finite."""
 
 import pickle
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from loss_batches import SUBJECTS, Subject, pair_batch, policy_batch
 from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.algorithms.policy_losses import ClippedPolicyLoss
 from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preferences import KINDS, PLAIN_SUMS, REFERENCE_FREE, Pairs, PreferenceObjective
+from rlhf_ray.algorithms.preferences import PLAIN_SUMS, REFERENCE_FREE, Kind, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.ranking import ranking_quality, ranking_weights
 from rlhf_ray.algorithms.segments import row_index
 
@@ -147,7 +148,7 @@ def test_entropy_gradient_reaches_the_entropy() -> None:
     [
         (divergence, kind)
         for divergence in ("reverse_kl", "forward_kl", "js", "alpha")
-        for kind in KINDS
+        for kind in get_args(Kind)
         if divergence == "reverse_kl" or kind not in REFERENCE_FREE | PLAIN_SUMS
     ],
 )

@@ -107,7 +107,7 @@ def test_contradictions_end_in_one_line(name: str, refuses: Any) -> None:
     refuses(*CASES[name])
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline", "remax"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus_baseline", "remax"])
 def test_estimators_without_a_critic_have_none(name: str, write_config: Any) -> None:
     config = load_config(PPOConfig, write_config({"algorithm.advantages": name, "samples_per_prompt": 4}))
     assert config.critics == {}

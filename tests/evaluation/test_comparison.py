@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlhf_ray.evaluation.comparison import (
-    Answers,
-    comparison_table,
     mean_difference,
     win_rate,
     win_rate_at_equal_length,
@@ -63,17 +61,3 @@ def test_mean_difference_is_paired():
 def test_what_does_not_pair_is_refused(wrong):
     with pytest.raises(ValueError, match="1"):
         wrong()
-
-
-def test_table():
-    rows = comparison_table(
-        [
-            Answers("before", [0.0, 1.0], [[1, 1, 1], [1, 1, 1]]),
-            Answers("after", [1.0, 2.0], [[1, 2, 3], [4, 5, 6]]),
-        ]
-    )
-    assert [row["model"] for row in rows] == ["before", "after"]
-    assert [row["distinct-2"] for row in rows] == ["0.250", "1.000"]
-    assert rows[0]["wins against the first"] == ""
-    assert rows[1]["wins against the first"].startswith("1.000")
-    assert comparison_table([]) == []

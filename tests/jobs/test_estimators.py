@@ -16,7 +16,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.experience import Experience, Greedy, RoleOutputs, estimate
 
 COEFFICIENT = 0.3
-NAMES = ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
+NAMES = ["grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
 
 
 @dataclass
@@ -111,6 +111,9 @@ def expected(rows: list[Row], algorithm: AlgorithmConfig) -> list[list[float]]:
             advantage = 0.0
         elif name == "rloo":
             advantage = score - (sum(group) - score) / (len(group) - 1)
+        elif name == "opo":
+            lengths = [sum(other.written) for other in known if other.group == row.group]
+            advantage = score - sum(map(math.prod, zip(group, lengths, strict=True))) / max(sum(lengths), 1)
         elif name == "grpo":
             advantage = (score - mean) / (statistics.stdev(group) + 1e-6)
         else:

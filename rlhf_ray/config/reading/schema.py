@@ -66,14 +66,6 @@ def reachable_sections(section: type[Section]) -> set[type[Section]]:
     return found
 
 
-def count_fields(section: type[Section]) -> int:
-    """Count the distinct fields of a schema; a shared type counts once, wherever it is used."""
-    return sum(
-        sum(not name.startswith("_") and name != "model_config" for name in vars(part).get("__annotations__", {}))
-        for part in reachable_sections(section)
-    )
-
-
 def child_types(annotation: Any, key: str | int) -> list[Any] | None:
     """Types that stand under a key of a value of this type. None: any key and type; an empty list: no such key."""
     bare = _bare(annotation)
