@@ -55,7 +55,7 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         yield None
 
     fakes = {
-        "_trainer": lambda cluster, _, name, __, trainer, **___: Placed(cluster, name, trainer),
+        "TrainerGroup": lambda cluster, name, _, __, trainer, **___: Placed(cluster, name, trainer),
         "place_engines": place_engines,
         "RewardSources": PlacedRewards,
         "open_pool": pool,

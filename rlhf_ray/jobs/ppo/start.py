@@ -165,14 +165,20 @@ class _Start:
         trainable: bool = True,
         units: ScoreStatistics | None = None,
     ) -> TrainerGroup:
-        role = _trainer(
+        config = self._config
+        role = TrainerGroup(
             self._cluster,
-            self._config,
             name,
+            "critic" if name in ("critic", COST_CRITIC_ROLE) else "policy",
             model,
             trainer,
+            tokens_per_microbatch=config.tokens_per_microbatch,
             total_steps=total_steps,
+            seed=config.seed,
+            temperature=config.rollout.temperature,
             trainable=trainable,
+            max_restarts=RESTARTS,
+            demand=thread_demand(name, config),
             units=units,
         )
         self._settle(name, role)
@@ -248,34 +254,6 @@ def _sync(
         transport=_transport(config, cluster),
         bucket_bytes=int(config.rollout.bucket_megabytes * MEGABYTE),
         **verified,
-    )
-
-
-def _trainer(
-    cluster: Cluster,
-    config: PPOConfig,
-    name: str,
-    model: ModelConfig,
-    trainer: TrainerConfig,
-    *,
-    total_steps: int,
-    trainable: bool = True,
-    units: ScoreStatistics | None = None,
-) -> TrainerGroup:
-    return TrainerGroup(
-        cluster,
-        name,
-        "critic" if name in ("critic", COST_CRITIC_ROLE) else "policy",
-        model,
-        trainer,
-        tokens_per_microbatch=config.tokens_per_microbatch,
-        total_steps=total_steps,
-        seed=config.seed,
-        temperature=config.rollout.temperature,
-        trainable=trainable,
-        max_restarts=RESTARTS,
-        demand=thread_demand(name, config),
-        units=units,
     )
 
 
