@@ -31,9 +31,9 @@ from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts
 from rlhf_ray.data.records import Sample
 from rlhf_ray.data.tokenization import Encoder
-from rlhf_ray.jobs.ppo.run import kl_controller
 from rlhf_ray.jobs.ppo.start import start_roles
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
+from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.interfaces import Generate, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
@@ -96,8 +96,8 @@ class StoppableClock:
         self._stopped += time.perf_counter() - since
 
 
-class InTurns(PPOActs):
-    """The driver's acts, with a pause after each step for the others."""
+class InTurns(PPODriver):
+    """The driver, with a pause after each step for the others."""
 
     between: Callable[[dict[str, float], int], None]
     clock: StoppableClock
@@ -208,9 +208,10 @@ def run(
         records = {record.prompt_id: record for record in prompts.rows}
         cursor = Cursor(list(records), config.seed, config.data.shuffle, prompts.fingerprint)
         checkpoints = Checkpoints(str(folder.checkpoints), config.checkpoint.keep)
-        acts = InTurns(config, roles, records, cursor, [], tracker, checkpoints, kl_controller(config.algorithm.kl))
-        acts.between, acts.clock = between, StoppableClock()
-        Loop(acts, Schedule(config.steps, config.prompts_per_step), timings=Timings(acts.clock)).run()
+        state = PPOState(cursor, kl_controller(config.algorithm.kl))
+        driver = InTurns(config, roles, records, [], tracker, checkpoints, state)
+        driver.between, driver.clock = between, StoppableClock()
+        Loop(driver, Schedule(config.steps, config.prompts_per_step), timings=Timings(driver.clock)).run()
     return rows, memory
 
 

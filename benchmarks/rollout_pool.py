@@ -27,6 +27,7 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool, make_tasks
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
@@ -74,7 +75,7 @@ class PoolUnderTest:
         """Time until the last group has come, texts made."""
         count = self._workload.samples_per_prompt
         started = time.perf_counter()
-        groups = list(self._pool.run(prompts, step=repeat, version=0, samples_per_prompt=count, seed=0))
+        groups = list(self._pool.run(PromptBatch(prompts, step=repeat, version=0, samples_per_prompt=count, seed=0)))
         seconds = time.perf_counter() - started
         if sum(len(sample.response_ids) for group in groups for sample in group) != self._workload.tokens:
             raise RuntimeError("the pool returned responses of another length")
@@ -92,7 +93,7 @@ def measure(workload: Workload, repeats: int, warm_up: int, directory: Path) -> 
     prompts = workload.prompts()
     speeds: dict[str, list[float]] = {"pool": [], "bare": []}
     for repeat in range(warm_up + repeats):
-        tasks = make_tasks(prompts, run=0, step=repeat, samples_per_prompt=workload.samples_per_prompt, seed=0)
+        tasks = make_tasks(PromptBatch(prompts, repeat, 0, workload.samples_per_prompt, 0), run=0)
         requests = [pool.rollout.request(task) for task in tasks]
         turns: dict[str, Callable[[], float]] = {
             "bare": partial(_bare_seconds, bare, requests),

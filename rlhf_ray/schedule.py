@@ -1,6 +1,6 @@
 """The one loop of policy-gradient jobs, the admission rule, and whose turn it is on shared devices.
 
-Nothing here knows Ray, models or data: the loop calls a job's acts, and what a test sees is their order.
+Nothing here calls Ray or a model: the loop calls a job's driver, and what a test sees is the order of its acts.
 """
 
 import time
@@ -8,14 +8,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.experience.experience import Experience
+from rlhf_ray.rollout.interfaces import Group, Groups
 
 Clock = Callable[[], float]
-Group = TypeVar("Group")
-GroupOut = TypeVar("GroupOut", covariant=True)
-Experience = TypeVar("Experience")
 
 GENERATE, SCORE, TRAIN, SYNC = "generate", "score", "train", "sync"
 EVALUATE, CHECKPOINT = "evaluate", "checkpoint"
@@ -183,18 +182,20 @@ class DeviceTurns:
         yield from finished
 
 
-class Groups(Protocol[GroupOut]):
-    """Groups of a batch as they finish, from a rollout that already runs."""
+@dataclass
+class Progress:
+    """How far a run is."""
 
-    def __iter__(self) -> Iterator[GroupOut]: ...
+    done: int = 0
+    """Steps that the policy has learned from."""
+    saved: int = 0
+    """Steps of them that the newest checkpoint holds."""
+    evaluated: bool = False
+    """Whether the policy was evaluated after the last of them; the run may have been asked to leave before."""
 
-    def close(self) -> None:
-        """End what still runs."""
-        ...
 
-
-class Acts(Protocol[Group, Experience]):
-    """What a job does in each phase.
+class Driver(Protocol):
+    """What a job does in each phase. Steps are counted from 0: step s learns from weights of version s.
 
     Nothing that a checkpoint holds may change before `update`, except that prompts are handed out; those that were, and
     were not learned from, are part of a checkpoint and are handed out again first. So a run may leave between any two
@@ -205,19 +206,19 @@ class Acts(Protocol[Group, Experience]):
         """Give the policy's weights to the engines as `version`, and verify them there; returns metrics."""
         ...
 
-    def rollout(self, step: int, prompts: int) -> Groups[Group]:
+    def rollout(self, step: int, prompts: int) -> Groups:
         """Send the next `prompts` prompts to the engines, at once; returns the groups to come."""
         ...
 
-    def score(self, group: Group) -> None:
+    def score(self, step: int, group: Group) -> None:
         """Start rewards and forward passes of a group, without waiting for them."""
         ...
 
-    def evaluate_experience(self, groups: list[Group]) -> Experience:
-        """Wait for the scores, then make rewards, advantages and returns of the batch."""
+    def make_experience(self, step: int) -> Experience:
+        """Wait for the scores of all groups, then make rewards, advantages and returns of the batch."""
         ...
 
-    def update(self, experience: Experience) -> Mapping[str, float]:
+    def update(self, step: int, experience: Experience) -> Mapping[str, float]:
         """Take the optimizer steps on a batch; returns metrics."""
         ...
 
@@ -229,8 +230,8 @@ class Acts(Protocol[Group, Experience]):
         """Record what step number `done` gave and where its time went."""
         ...
 
-    def checkpoint(self, done: int) -> None:
-        """Save the state after `done` steps."""
+    def checkpoint(self, done: int, *, evaluated: bool) -> None:
+        """Save the state after `done` steps, and whether the policy was evaluated since the last of them."""
         ...
 
 
@@ -240,113 +241,114 @@ class Stop(Protocol):
     def __bool__(self) -> bool: ...
 
 
-class Loop(Generic[Group, Experience]):
+class Loop:
     """The steps of a run. Weight version v is the policy after v steps.
 
     Args:
-        acts: what each phase does.
+        driver: what each phase does.
         schedule: how many steps, and what is due when.
-        done: steps that an earlier part of the run has made.
-        saved: steps of them that the newest checkpoint holds; all, unless said.
-        evaluated: whether that part also evaluated after them: it may have been asked to leave before.
+        progress: how far an earlier part of the run came; the loop counts on in it.
         stop: looked at between phases and as groups come; once true, the run saves what is done and leaves.
         turns: the roles that share devices.
-        timings: where time goes; acts may open parts of it, such as IDLE for their own arithmetic.
+        timings: where time goes; a driver may open parts of it, such as IDLE for its own arithmetic.
     """
 
     def __init__(
         self,
-        acts: Acts[Group, Experience],
+        driver: Driver,
         schedule: Schedule,
+        progress: Progress | None = None,
         *,
-        done: int = 0,
-        saved: int | None = None,
-        evaluated: bool = False,
         stop: Stop = False,
         turns: DeviceTurns | None = None,
         timings: Timings | None = None,
     ) -> None:
-        self.done = done
-        self._acts = acts
+        self.driver = driver
+        self.progress = progress or Progress()
         self._schedule = schedule
-        self._evaluated = evaluated
         self._stop = stop
         self._turns = turns or DeviceTurns()
         self._timings = timings or Timings()
+        done = self.progress.done
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
-        self._rollouts: deque[Groups[Group]] = deque()
+        self._rollouts: deque[Groups] = deque()
         self._started = done
-        self._saved = done if saved is None else saved
+
+    def again(self) -> "Loop":
+        """Return a loop that goes on from where this one is, in a step that broke off before anything was learned."""
+        return Loop(self.driver, self._schedule, self.progress, stop=self._stop, turns=self._turns)
 
     def run(self) -> int:
         """Make the steps that are left; returns how many are done. Ends what still runs when an act fails."""
-        evaluation_missing = self._schedule.evaluation_due(self.done) and not self._evaluated
-        if self.done == self._saved == self._schedule.steps and not evaluation_missing:
-            return self.done
+        progress, steps = self.progress, self._schedule.steps
+        evaluation_missing = self._schedule.evaluation_due(progress.done) and not progress.evaluated
+        if progress.done == progress.saved == steps and not evaluation_missing:
+            return progress.done
         try:
             self._sync()
             if evaluation_missing and not self._stop:
                 self._evaluate_if_due()
-            while self.done < self._schedule.steps and not self._stop:
+            while progress.done < steps and not self._stop:
                 self._step()
         finally:
             for groups in self._rollouts:
                 groups.close()
-        if self._saved < self.done:
+        if progress.saved < progress.done:
             self._checkpoint()
-        return self.done
+        return progress.done
 
     def _step(self) -> None:
+        step = self.progress.done
         with self._phase(GENERATE):
-            groups = self._collect()
+            self._collect(step)
         if self._stop:
             return
         with self._phase(SCORE):
-            experience = self._acts.evaluate_experience(groups)
+            experience = self.driver.make_experience(step)
         if self._stop:
             return
         with self._phase(TRAIN):
-            metrics = dict(self._acts.update(experience))
-        self.done += 1
+            metrics = dict(self.driver.update(step, experience))
+        self.progress.done, self.progress.evaluated = step + 1, False
         if not self._stop:
             metrics |= self._sync()
             self._evaluate_if_due()
-        self._acts.log(self.done, metrics, self._timings.take())
-        if self._schedule.checkpoint_due(self.done):
+        self.driver.log(self.progress.done, metrics, self._timings.take())
+        if self._schedule.checkpoint_due(self.progress.done):
             self._checkpoint()
 
-    def _collect(self) -> list[Group]:
+    def _collect(self, step: int) -> None:
         """Start what may start, and take the oldest batch, scoring its groups as they come."""
         batch = self._schedule.prompts_per_step
-        while self._started < self._schedule.steps and self._admission.room(version=self.done) >= batch:
-            self._admission.start(batch, version=self.done)
-            self._rollouts.append(self._acts.rollout(self._started, batch))
+        while self._started < self._schedule.steps and self._admission.room(version=step) >= batch:
+            self._admission.start(batch, version=step)
+            self._rollouts.append(self.driver.rollout(self._started, batch))
             self._started += 1
-        groups = []
+        taken = 0
         for group in self._turns.hand_over(self._rollouts[0], SCORE):
-            self._acts.score(group)
+            self.driver.score(step, group)
             self._admission.accept(1)
-            groups.append(group)
+            taken += 1
             if self._stop:
-                return groups
+                return
         # A prompt without a group had its place in this batch all the same; nothing starts early to replace it.
-        self._admission.accept(batch - len(groups))
+        self._admission.accept(batch - taken)
         self._rollouts.popleft()
-        return groups
 
     def _sync(self) -> Mapping[str, float]:
         with self._phase(SYNC):
-            return self._acts.sync(version=self.done)
+            return self.driver.sync(version=self.progress.done)
 
     def _evaluate_if_due(self) -> None:
-        if self._schedule.evaluation_due(self.done):
+        if self._schedule.evaluation_due(self.progress.done):
             with self._phase(EVALUATE, turn=GENERATE):
-                self._acts.evaluate(self.done)
+                self.driver.evaluate(self.progress.done)
+            self.progress.evaluated = True
 
     def _checkpoint(self) -> None:
         with self._phase(CHECKPOINT, turn=TRAIN):
-            self._acts.checkpoint(self.done)
-        self._saved = self.done
+            self.driver.checkpoint(self.progress.done, evaluated=self.progress.evaluated)
+        self.progress.saved = self.progress.done
 
     @contextmanager
     def _phase(self, name: str, turn: str | None = None) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """The loop's order, what it does when asked to stop, the admission rule, turns on shared devices, timings."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from rlhf_ray.schedule import (
     Admission,
     DeviceTurns,
     Loop,
+    Progress,
     Schedule,
     Timings,
 )
@@ -38,33 +40,34 @@ class FakeClock:
 class Asked:
     """A stop request that comes when the run has done something a given number of times."""
 
-    def __init__(self, acts: "RecordingActs", after: int | None) -> None:
-        self._acts = acts
+    def __init__(self, driver: "RecordingDriver", after: int | None) -> None:
+        self._driver = driver
         self._after = after
 
     def __bool__(self) -> bool:
-        return self._after is not None and len(self._acts.events) >= self._after
+        return self._after is not None and len(self._driver.events) >= self._after
 
 
 class Rollout:
-    def __init__(self, acts: "RecordingActs", step: int, prompts: int) -> None:
-        self._acts, self._step, self._prompts = acts, step, prompts
+    def __init__(self, driver: "RecordingDriver", step: int, prompts: int) -> None:
+        self._driver, self._step, self._prompts = driver, step, prompts
         self.closed = False
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         for index in range(self._prompts):
-            self._acts.did(f"group {self._step}.{index}", seconds=2)
+            self._driver.did(f"group {self._step}.{index}", seconds=2)
             yield f"{self._step}.{index}"
 
     def close(self) -> None:
         self.closed = True
 
 
-class RecordingActs:
+class RecordingDriver:
     def __init__(self) -> None:
         self.events: list[str] = []
         self.clock = FakeClock()
         self.rollouts: list[Rollout] = []
+        self.scored: list[str] = []
         self.logged: list[tuple[int, dict[str, float], dict[str, float]]] = []
         self.fails_at: str | None = None
 
@@ -83,14 +86,16 @@ class RecordingActs:
         self.rollouts.append(Rollout(self, step, prompts))
         return self.rollouts[-1]
 
-    def score(self, group: str) -> None:
+    def score(self, step: int, group: Any) -> None:
+        self.scored.append(group)
         self.did(f"score {group}", seconds=0)
 
-    def evaluate_experience(self, groups: list[str]) -> list[str]:
+    def make_experience(self, step: int) -> Any:
+        groups, self.scored = self.scored, []
         self.did(f"experience {','.join(groups)}", seconds=3)
         return groups
 
-    def update(self, experience: list[str]) -> Mapping[str, float]:
+    def update(self, step: int, experience: Any) -> Mapping[str, float]:
         self.did(f"update {','.join(experience)}", seconds=7)
         return {"loss": 0.5}
 
@@ -101,15 +106,20 @@ class RecordingActs:
         self.logged.append((done, dict(metrics), dict(seconds)))
         self.did(f"log {done}", seconds=0.5)
 
-    def checkpoint(self, done: int) -> None:
+    def checkpoint(self, done: int, *, evaluated: bool) -> None:
         self.did(f"checkpoint {done}", seconds=13)
 
 
 def loop_of(
-    acts: RecordingActs, schedule: Schedule, *, done: int = 0, evaluated: bool = False, stop_after: int | None = None
-) -> Loop[str, list[str]]:
-    stop = Asked(acts, stop_after)
-    return Loop(acts, schedule, done=done, evaluated=evaluated, stop=stop, timings=Timings(acts.clock))
+    driver: RecordingDriver,
+    schedule: Schedule,
+    *,
+    done: int = 0,
+    evaluated: bool = False,
+    stop_after: int | None = None,
+) -> Loop:
+    stop = Asked(driver, stop_after)
+    return Loop(driver, schedule, Progress(done, done, evaluated), stop=stop, timings=Timings(driver.clock))
 
 
 STEP_0 = [
@@ -125,24 +135,24 @@ STEP_0 = [
 
 
 def test_a_run_syncs_first_and_each_batch_is_learned_before_the_next_starts() -> None:
-    acts = RecordingActs()
+    driver = RecordingDriver()
     schedule = Schedule(steps=2, prompts_per_step=2, evaluate_every=2, checkpoint_every=1)
-    assert loop_of(acts, schedule).run() == 2
+    assert loop_of(driver, schedule).run() == 2
     step_1 = [event.replace("0.", "1.").replace("rollout 0", "rollout 1") for event in STEP_0[:-1]] + ["sync 2"]
-    assert acts.events == [
+    assert driver.events == [
         *["sync 0", "evaluate 0", *STEP_0, "log 1", "checkpoint 1"],
         *[*step_1, "evaluate 2", "log 2", "checkpoint 2"],
     ]
-    assert acts.logged[0][1] == {"loss": 0.5, "sync": 1.0}
+    assert driver.logged[0][1] == {"loss": 0.5, "sync": 1.0}
 
 
 def test_a_resumed_run_continues_where_it_was_and_a_finished_one_does_nothing() -> None:
-    acts = RecordingActs()
+    driver = RecordingDriver()
     schedule = Schedule(steps=3, prompts_per_step=1, evaluate_every=3)
-    assert loop_of(acts, schedule, done=2).run() == 3
-    assert acts.events[:2] == ["sync 2", "rollout 2"]
-    assert acts.events[-3:] == ["evaluate 3", "log 3", "checkpoint 3"]
-    finished = RecordingActs()
+    assert loop_of(driver, schedule, done=2).run() == 3
+    assert driver.events[:2] == ["sync 2", "rollout 2"]
+    assert driver.events[-3:] == ["evaluate 3", "log 3", "checkpoint 3"]
+    finished = RecordingDriver()
     assert loop_of(finished, schedule, done=3, evaluated=True).run() == 3
     assert finished.events == []
 
@@ -150,7 +160,7 @@ def test_a_resumed_run_continues_where_it_was_and_a_finished_one_does_nothing() 
 @given(stop_after=st.integers(0, 40), every=st.integers(0, 3))
 def test_stopped_anywhere_and_resumed_equals_not_stopped(stop_after: int, every: int) -> None:
     schedule = Schedule(steps=4, prompts_per_step=2, evaluate_every=2, checkpoint_every=every)
-    whole, first, second = RecordingActs(), RecordingActs(), RecordingActs()
+    whole, first, second = RecordingDriver(), RecordingDriver(), RecordingDriver()
     loop_of(whole, schedule).run()
     done = loop_of(first, schedule, stop_after=stop_after).run()
     saves = [event for event in first.events if event.startswith("checkpoint")]
@@ -160,62 +170,62 @@ def test_stopped_anywhere_and_resumed_equals_not_stopped(stop_after: int, every:
     # Without a checkpoint the second attempt begins anew, and the first one's evaluation is dropped.
     assert loop_of(second, schedule, done=done, evaluated=evaluated and done > 0).run() == 4
 
-    def learned(acts: RecordingActs) -> list[str]:
-        return [event for event in acts.events if event.startswith(("update", "log"))]
+    def learned(driver: RecordingDriver) -> list[str]:
+        return [event for event in driver.events if event.startswith(("update", "log"))]
 
     assert learned(first) + learned(second) == learned(whole)
-    evaluations = [event for acts in (first, second) for event in acts.events if event.startswith("evaluate")]
+    evaluations = [event for driver in (first, second) for event in driver.events if event.startswith("evaluate")]
     assert [event for event in evaluations if event != "evaluate 0"] == ["evaluate 2", "evaluate 4"]
     assert "evaluate 0" in evaluations
 
 
 def test_a_stop_while_groups_come_ends_the_rollout_and_does_not_train() -> None:
-    acts = RecordingActs()
-    assert loop_of(acts, Schedule(steps=2, prompts_per_step=3), stop_after=3).run() == 0
-    assert acts.events == ["sync 0", "rollout 0", "group 0.0", "score 0.0"]
-    assert acts.rollouts[0].closed
+    driver = RecordingDriver()
+    assert loop_of(driver, Schedule(steps=2, prompts_per_step=3), stop_after=3).run() == 0
+    assert driver.events == ["sync 0", "rollout 0", "group 0.0", "score 0.0"]
+    assert driver.rollouts[0].closed
 
 
 @pytest.mark.parametrize("done", [0, 2])
 def test_a_stop_before_the_first_step_does_not_wait_for_an_evaluation(done: int) -> None:
-    acts = RecordingActs()
+    driver = RecordingDriver()
     schedule = Schedule(steps=2, prompts_per_step=3, evaluate_every=1)
-    assert loop_of(acts, schedule, done=done, stop_after=1).run() == done
-    assert acts.events == [f"sync {done}"]
+    assert loop_of(driver, schedule, done=done, stop_after=1).run() == done
+    assert driver.events == [f"sync {done}"]
 
 
 @pytest.mark.parametrize("done", [47, 100])
 def test_steps_that_no_checkpoint_holds_are_saved_at_a_stop(done: int) -> None:
     """As after a death that lost no step: the loop begins again with steps that are done but not saved."""
-    acts = RecordingActs()
-    assert Loop(acts, Schedule(100, 2, checkpoint_every=50), done=done, saved=0, stop=Asked(acts, 0)).run() == done
-    assert acts.events[-1] == f"checkpoint {done}"
+    driver = RecordingDriver()
+    assert Loop(driver, Schedule(100, 2, checkpoint_every=50), Progress(done), stop=Asked(driver, 0)).run() == done
+    assert driver.events[-1] == f"checkpoint {done}"
 
 
 def test_a_failing_act_ends_what_still_runs_and_saves_nothing() -> None:
-    acts = RecordingActs()
-    acts.fails_at = "score 1.0"
+    driver = RecordingDriver()
+    driver.fails_at = "score 1.0"
     with pytest.raises(RuntimeError, match=r"score 1\.0"):
-        loop_of(acts, Schedule(steps=2, prompts_per_step=2)).run()
-    assert acts.rollouts[1].closed
-    assert not any(event.startswith("checkpoint") for event in acts.events)
+        loop_of(driver, Schedule(steps=2, prompts_per_step=2)).run()
+    assert driver.rollouts[1].closed
+    assert not any(event.startswith("checkpoint") for event in driver.events)
 
 
 def test_a_batch_with_a_missing_group_does_not_let_later_ones_start_early() -> None:
-    class Loses(RecordingActs):
+    class Loses(RecordingDriver):
         def rollout(self, step: int, prompts: int) -> Rollout:
             return super().rollout(step, prompts - 1)
 
-    acts = Loses()
-    loop_of(acts, Schedule(steps=4, prompts_per_step=2)).run()
-    order = [event.split()[0] for event in acts.events if event.startswith(("rollout", "update"))]
+    driver = Loses()
+    loop_of(driver, Schedule(steps=4, prompts_per_step=2)).run()
+    order = [event.split()[0] for event in driver.events if event.startswith(("rollout", "update"))]
     assert order == ["rollout", "update"] * 4
 
 
 def test_parts_of_a_step_sum_to_its_time() -> None:
-    acts = RecordingActs()
-    loop_of(acts, Schedule(steps=2, prompts_per_step=2, evaluate_every=1, checkpoint_every=1)).run()
-    first, second = (seconds for _, _, seconds in acts.logged)
+    driver = RecordingDriver()
+    loop_of(driver, Schedule(steps=2, prompts_per_step=2, evaluate_every=1, checkpoint_every=1)).run()
+    first, second = (seconds for _, _, seconds in driver.logged)
     assert first == {GENERATE: 5, SCORE: 3, TRAIN: 7, SYNC: 10, EVALUATE: 22, IDLE: 0, "step": 47}
     # What follows the log (0.5 s of it, the checkpoint) belongs to the next report, so that nothing is left out.
     assert second == {GENERATE: 5, SCORE: 3, TRAIN: 7, SYNC: 5, EVALUATE: 11, IDLE: 0.5, "checkpoint": 13, "step": 44.5}
@@ -240,13 +250,13 @@ def test_larger_staleness_is_refused() -> None:
 @given(
     batch=st.integers(1, 5),
     max_staleness=st.integers(0, 3),
-    acts=st.lists(st.sampled_from(["start", "finish", "learn"]), max_size=120),
+    driver=st.lists(st.sampled_from(["start", "finish", "learn"]), max_size=120),
 )
-def test_admission_bounds_staleness_and_never_starves(batch: int, max_staleness: int, acts: list[str]) -> None:
+def test_admission_bounds_staleness_and_never_starves(batch: int, max_staleness: int, driver: list[str]) -> None:
     """Against a model: every prompt remembers the version at its start, batches are learned in the order of ending."""
     admission = Admission(batch, max_staleness)
     version, running, ended = 0, [], []
-    for act in acts:
+    for act in driver:
         if act == "start":
             room = admission.room(version)
             with pytest.raises(ValueError, match="there is room for"):
@@ -297,10 +307,10 @@ ROLES = ["policy", "critic", "reference", "reward", "rollout"]
 
 
 def test_roles_that_share_devices_sleep_before_others_wake_and_scoring_waits_for_the_last_group() -> None:
-    acts = RecordingActs()
-    turns = DeviceTurns({name: RecordingRole(name, acts.events) for name in ROLES}, USES)
-    Loop(acts, Schedule(steps=1, prompts_per_step=2), turns=turns).run()
-    assert acts.events == [
+    driver = RecordingDriver()
+    turns = DeviceTurns({name: RecordingRole(name, driver.events) for name in ROLES}, USES)
+    Loop(driver, Schedule(steps=1, prompts_per_step=2), turns=turns).run()
+    assert driver.events == [
         *["sleep critic", "sleep reference", "sleep reward", "sync 0"],
         *["sleep policy", "rollout 0", "group 0.0", "group 0.1"],
         *["sleep rollout", "wake policy", "wake critic", "wake reference", "wake reward", "score 0.0", "score 0.1"],

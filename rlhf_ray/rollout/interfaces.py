@@ -1,12 +1,49 @@
 """The seams of a rollout: below it an engine, wherever that lives; above it any way from a prompt to samples."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
+
+Group = list[Sample]
+"""All samples of one prompt, index 0 first."""
+
+
+class Groups(Protocol):
+    """Groups of a batch of prompts as they finish, from a rollout that already runs."""
+
+    def __iter__(self) -> Iterator[Group]: ...
+
+    def close(self) -> None:
+        """End what still runs; no more groups come."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PromptBatch:
+    """Prompts that are answered together, and how."""
+
+    prompts: Sequence[PromptRecord]
+    step: int
+    """Of the run; with the seed it decides the seeds of requests."""
+    version: int
+    """Of the weights that write the answers, at least."""
+    samples_per_prompt: int
+    """Responses to each prompt, the greedy one included."""
+    seed: int
+    greedy_last: bool = False
+    """Whether the last response to each prompt is the most likely one, token by token, instead of drawn."""
+
+
+class GroupSource(Protocol):
+    """Whatever answers prompts: the pool, a recording of it, or a replay instead of it."""
+
+    def run(self, batch: PromptBatch) -> Groups:
+        """Start to answer a batch, at once; returns the groups to come."""
+        ...
 
 
 class EngineClient(Protocol):

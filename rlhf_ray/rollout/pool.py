@@ -10,10 +10,9 @@ from concurrent.futures import Future
 from typing import Any, Self
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
-from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.dispatch import Dispatch, DispatchInOrder
-from rlhf_ray.rollout.interfaces import EngineClient, Rollout, RolloutTask
+from rlhf_ray.rollout.interfaces import EngineClient, PromptBatch, Rollout, RolloutTask
 from rlhf_ray.rollout.seats import Seating
 
 # Engines take signed 64-bit seeds and add the sample's index.
@@ -29,30 +28,22 @@ def prompt_seed(run_seed: int, step: int, prompt_id: str, occurrence: int = 0) -
     return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") >> (64 - _SEED_BITS)
 
 
-def make_tasks(
-    prompts: Sequence[PromptRecord],
-    *,
-    run: int,
-    step: int,
-    samples_per_prompt: int,
-    seed: int,
-    greedy_last: bool = False,
-) -> list[RolloutTask]:
-    """One task for each prompt, in order. `run` numbers the calls of a pool and keeps request ids apart."""
+def make_tasks(batch: PromptBatch, *, run: int) -> list[RolloutTask]:
+    """Make one task for each prompt, in order. `run` numbers the calls of a pool and keeps request ids apart."""
     seen: Counter[str] = Counter()
     tasks = []
-    for prompt in prompts:
+    for prompt in batch.prompts:
         occurrence = seen[prompt.prompt_id]
         seen[prompt.prompt_id] += 1
-        group_id = f"{step}/{prompt.prompt_id}" + (f"/{occurrence}" if occurrence else "")
+        group_id = f"{batch.step}/{prompt.prompt_id}" + (f"/{occurrence}" if occurrence else "")
         tasks.append(
             RolloutTask(
                 prompt=prompt,
-                samples=samples_per_prompt,
+                samples=batch.samples_per_prompt,
                 group_id=group_id,
                 request_id=f"{run}/{group_id}/0",
-                seed=prompt_seed(seed, step, prompt.prompt_id, occurrence),
-                greedy_last=greedy_last,
+                seed=prompt_seed(batch.seed, batch.step, prompt.prompt_id, occurrence),
+                greedy_last=batch.greedy_last,
             )
         )
     return tasks
@@ -101,35 +92,21 @@ class RolloutPool:
             engines, queued=deterministic, deadline_seconds=deadline_seconds, restorable=restore is not None
         )
 
-    def run(
-        self,
-        prompts: Sequence[PromptRecord],
-        *,
-        step: int,
-        version: int,
-        samples_per_prompt: int,
-        seed: int,
-        greedy_last: bool = False,
-    ) -> Collection:
-        """Start `samples_per_prompt` responses to each prompt, and return an iterator over the finished groups.
+    def run(self, batch: PromptBatch) -> Collection:
+        """Start the responses to a batch, and return an iterator over the finished groups.
 
-        Generation runs whether or not groups are taken. Equal `seed`, `step` and prompts give equal request seeds.
-        Starting and taking a group raise NoEngineLeft when no engine is left; taking one, BadRollout on answers that
-        are not what was asked for or were written by weights older than `version`, and whatever a rollout itself
-        raises. With `greedy_last`, the last response to each prompt is the most likely one.
+        Generation runs whether or not groups are taken. Equal seeds, steps and prompts give equal request seeds.
+
+        Raises:
+            NoEngineLeft: no engine is left; at the start, or when a group is taken.
+            BadRollout: when a group is taken: answers are not what was asked for, or older weights wrote them. Whatever
+                a rollout itself raises comes at that time too.
         """
         self.restore_lost()
-        tasks = make_tasks(
-            prompts,
-            run=self._runs,
-            step=step,
-            samples_per_prompt=samples_per_prompt,
-            seed=seed,
-            greedy_last=greedy_last,
-        )
+        tasks = make_tasks(batch, run=self._runs)
         self._runs += 1
         kind = DispatchInOrder if self._deterministic else Dispatch
-        dispatch = kind(self._seating, self._rollout, tasks, version)
+        dispatch = kind(self._seating, self._rollout, tasks, batch.version)
         running = self._on_loop(dispatch.run())
         return Collection(
             dispatch.events,

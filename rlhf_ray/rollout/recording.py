@@ -2,15 +2,15 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
-from rlhf_ray.rollout.collection import Progress
+from rlhf_ray.rollout.interfaces import Groups, GroupSource, PromptBatch
 
 
 def json_line(value: dict[str, Any], where: str) -> bytes:
@@ -66,38 +66,6 @@ _Steps = dict[tuple[int, int], tuple[dict[str, Any], int]]
 """By step and seed: header, and offset of the samples."""
 
 
-class Groups(Protocol):
-    """Finished groups of a step, each a list of samples by index."""
-
-    @property
-    def progress(self) -> Progress:
-        """How far it is."""
-        ...
-
-    def __iter__(self) -> Iterator[list[Sample]]: ...
-
-    def close(self) -> None:
-        """End what still runs; no more groups come."""
-        ...
-
-
-class GroupSource(Protocol):
-    """Whatever answers prompts: the pool, a recording of it, or a replay instead of it."""
-
-    def run(
-        self,
-        prompts: Sequence[PromptRecord],
-        *,
-        step: int,
-        version: int,
-        samples_per_prompt: int,
-        seed: int,
-        greedy_last: bool = False,
-    ) -> Groups:
-        """`samples_per_prompt` samples of each prompt; with `greedy_last`, the last is the most likely response."""
-        ...
-
-
 class Recorder:
     """Passes on the groups of another source and writes each step to `path` once its last group has come.
 
@@ -118,35 +86,18 @@ class Recorder:
         except OSError as error:
             raise BadInput(f"rollout.record: cannot write to {path}: {error.strerror or error}") from error
 
-    def run(
-        self,
-        prompts: Sequence[PromptRecord],
-        *,
-        step: int,
-        version: int,
-        samples_per_prompt: int,
-        seed: int,
-        greedy_last: bool = False,
-    ) -> "Recording":
-        """The groups of the source; they are on the disk when the iteration has ended."""
-        groups = self._source.run(
-            prompts,
-            step=step,
-            version=version,
-            samples_per_prompt=samples_per_prompt,
-            seed=seed,
-            greedy_last=greedy_last,
-        )
+    def run(self, batch: PromptBatch) -> "Recording":
+        """Start the source's groups; they are on the disk when the iteration has ended."""
         header = {
             "format": "rlhf_ray samples 1",
-            "step": step,
-            "seed": seed,
-            "version": version,
-            "prompts": [prompt.prompt_id for prompt in prompts],
-            "samples_per_prompt": samples_per_prompt,
-            "greedy_last": greedy_last,
+            "step": batch.step,
+            "seed": batch.seed,
+            "version": batch.version,
+            "prompts": [prompt.prompt_id for prompt in batch.prompts],
+            "samples_per_prompt": batch.samples_per_prompt,
+            "greedy_last": batch.greedy_last,
         }
-        return Recording(groups, self._path, header)
+        return Recording(self._source.run(batch), self._path, header)
 
 
 class Recording:
@@ -172,11 +123,6 @@ class Recording:
         # Encoded before anybody adds rewards to it: what is recorded is what was generated.
         self._lines += [json_line(sample_to_json(sample), f"prompt {sample.prompt_id}") for sample in group]
         return group
-
-    @property
-    def progress(self) -> Progress:
-        """How far the source is."""
-        return self._groups.progress
 
     def close(self) -> None:
         """End what still runs; the step is not written."""
@@ -209,33 +155,27 @@ class Replay:
             raise BadInput(f"rollout.replay: there is no file {self._path}")
         self._steps, _ = _index(self._path)
 
-    def run(
-        self,
-        prompts: Sequence[PromptRecord],
-        *,
-        step: int,
-        version: int,
-        samples_per_prompt: int,
-        seed: int,
-        greedy_last: bool = False,
-    ) -> "Replayed":
-        """The recorded groups of this step, in the order in which they came.
+    def run(self, batch: PromptBatch) -> "Replayed":
+        """Return the recorded groups of this step, in the order in which they came.
 
-        Raises BadInput when the step was not recorded, or with other prompts, samples per prompt or weight version.
+        Raises:
+            BadInput: the step was not recorded, or with other prompts, samples per prompt or weight version.
         """
+        step, seed, prompts = batch.step, batch.seed, batch.prompts
         found = self._steps.get((step, seed))
         if found is None:
             held = ", ".join(f"{step} (seed {seed})" for step, seed in sorted(self._steps)) or "none"
             raise BadInput(f"rollout.replay: {self._path} has no step {step} with seed {seed}; its steps: {held}")
         header, offset = found
         where = f"rollout.replay: step {step} of {self._path}"
-        asked = {"samples_per_prompt": samples_per_prompt, "greedy_last": greedy_last, "version": version}
+        size = batch.samples_per_prompt
+        asked = {"samples_per_prompt": size, "greedy_last": batch.greedy_last, "version": batch.version}
         _check_header(header, [prompt.prompt_id for prompt in prompts], asked, where)
         with self._path.open("rb") as file:
             file.seek(offset)
             samples = [sample_from_json(json.loads(line)) for line in file.read(header["bytes"]).splitlines()]
         _check_prompts(samples, prompts, where)
-        groups = [samples[i : i + samples_per_prompt] for i in range(0, len(samples), samples_per_prompt)]
+        groups = [samples[i : i + size] for i in range(0, len(samples), size)]
         return Replayed(groups)
 
 
@@ -243,16 +183,13 @@ class Replayed:
     """Iterator over recorded groups."""
 
     def __init__(self, groups: list[list[Sample]]) -> None:
-        self.progress = Progress(groups=len(groups))
         self._groups = iter(groups)
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> list[Sample]:
-        group = next(self._groups)
-        self.progress.count(group)
-        return group
+        return next(self._groups)
 
     def close(self) -> None:
         """No more groups come."""

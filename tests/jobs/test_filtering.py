@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
 from rlhf_ray.jobs.ppo.step import ROUND_SEEDS
+from rlhf_ray.rollout.interfaces import GroupSource, PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
+from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
@@ -180,7 +181,7 @@ def test_rounds_are_recorded_and_replayed_each_by_itself(tmp_path: Path) -> None
             calls.append(taken)
             seed = 7 + ROUND_SEEDS * number
             chosen = [records[prompt] for prompt in taken]
-            return source.run(chosen, step=0, version=1, samples_per_prompt=SAMPLES, seed=seed)
+            return source.run(PromptBatch(chosen, step=0, version=1, samples_per_prompt=SAMPLES, seed=seed))
 
         groups = InformativeGroups(start, LengthRewards(set()), wanted=3, most=9)  # type: ignore[arg-type]
         return [[sample.response_ids.tobytes() for sample in group] for group in [*groups, *groups.dropped]]

@@ -17,8 +17,10 @@ from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints, Manifest
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.data.cursor import Cursor
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.state import PPOState
+from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.schedule import Progress
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import write_config, write_rows
 
@@ -188,15 +190,14 @@ def test_an_evaluation_after_the_last_checkpoint_is_not_repeated(
         "constraint": None,
         "ptx": None,
     }
-    acts = PPOActs(
+    driver = PPODriver(
         load_job("ppo", [str(config)]),  # type: ignore[arg-type]
         SimpleNamespace(trained={}),  # type: ignore[arg-type]
         {},
-        cursor,
         [],
         SimpleNamespace(resume_after=lambda step, source: None),  # type: ignore[arg-type]
         Checkpoints(str(folder / "checkpoints"), 1),
-        FixedKL(0.1),
+        PPOState(cursor, FixedKL(0.1)),
     )
-    acts.restore(Checkpoint("", Manifest(STEPS, {}, state)))
-    assert acts.evaluated == evaluated
+    progress = driver.restore(Checkpoint("", Manifest(STEPS, {}, state)))
+    assert progress == Progress(STEPS, STEPS, evaluated)

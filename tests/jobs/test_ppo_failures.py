@@ -22,9 +22,9 @@ from rlhf_ray.experience.experience import Experience
 from rlhf_ray.jobs.ppo import run as ppo
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.roles.weight_sync import WeightSync
-from rlhf_ray.rollout.recording import Groups
+from rlhf_ray.rollout.interfaces import Groups
 from rlhf_ray.rollout.remote import RemoteEngine
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
 
@@ -68,7 +68,7 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
     """A run with two engines and two ranks of the policy, of which one each is killed."""
     story = Story(folder=tmp_path_factory.mktemp("failures") / "run")
 
-    class Killing(PPOActs):
+    class Killing(PPODriver):
         def rollout(self, step: int, prompts: int) -> Groups:
             story.asked[step] = Counter()
             if step != ENGINE_DIES:
@@ -80,11 +80,10 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
             os.kill(pid, signal.SIGKILL)
             return groups
 
-        def update(self, experience: Experience) -> Mapping[str, float]:
-            step = self.done
+        def update(self, step: int, experience: Experience) -> Mapping[str, float]:
             if step == POLICY_DIES and not story.deaths:
                 os.kill(process_of(self.roles.policy.actors.handles[1]), signal.SIGKILL)
-            metrics = super().update(experience)
+            metrics = super().update(step, experience)
             story.trained[step] = list(experience.samples)
             story.serving[step] = self.roles.pool.serving
             if not story.deaths:
@@ -133,7 +132,7 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
         checkpoint={"every_steps": SAVED_EVERY},
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "PPOActs", Killing)
+        patch.setattr(ppo, "PPODriver", Killing)
         patch.setattr(RemoteEngine, "generate", generate)
         patch.setattr(PPORoles, "restart_trainer", restart_trainer)
         patch.setattr(PPORoles, "replace_broken_engines", replace_broken_engines)
@@ -231,20 +230,20 @@ def test_a_critic_and_the_only_engine_that_died_change_nothing(
         killed.append(process_of(actor))
         os.kill(killed[-1], signal.SIGKILL)
 
-    class Killing(PPOActs):
+    class Killing(PPODriver):
         def rollout(self, step: int, prompts: int) -> Groups:
             groups = super().rollout(step, prompts)
             if step == dies + 1 and len(killed) == 1:
                 kill(self.roles.engines.handles[0])
             return groups
 
-        def update(self, experience: Experience) -> Mapping[str, float]:
-            if self.done == dies and not killed:
+        def update(self, step: int, experience: Experience) -> Mapping[str, float]:
+            if step == dies and not killed:
                 kill(self.roles.critics["critic"].actors.handles[0])
-            return super().update(experience)
+            return super().update(step, experience)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "PPOActs", Killing)
+        patch.setattr(ppo, "PPODriver", Killing)
         ppo.run(PPOConfig.model_validate(ppo_settings(tmp_path / "run")))
     assert len(killed) == 2
     assert [untimed(row) for row in metrics_of(tmp_path / "run")] == [untimed(row) for row in metrics_of(learned)]

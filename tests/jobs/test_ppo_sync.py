@@ -11,7 +11,7 @@ from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.jobs.ppo import roles as ppo_roles
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.rollout.interfaces import NoEngineLeft
 from rlhf_ray.runs import engines as engines_module
 from rlhf_ray.runs.engines import open_pool
@@ -39,12 +39,13 @@ def sync(errors: list[Exception]) -> list[Exception]:
         sync=attempt,
         replace_broken_engines=replaced.append,
     )
-    PPOActs.sync(acts_with(roles, DeviceTurns()), 3)
+    PPODriver.sync(driver_with(roles, DeviceTurns()), 3)
     return replaced
 
 
-def acts_with(roles: Any, turns: DeviceTurns) -> Any:
-    return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None), done=3, turns=turns)
+def driver_with(roles: Any, turns: DeviceTurns) -> Any:
+    roles.turns = turns
+    return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None))
 
 
 def test_lost_engines_are_replaced_as_often_as_it_takes() -> None:
@@ -213,7 +214,7 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
     roles.turns, roles.pool.restore_lost = turns, lambda: None
     roles.sync = type("Sync", (), {"stuck": [], "__call__": staticmethod(attempt)})()
     roles.replace_broken_engines = lambda error: PPORoles.replace_broken_engines(roles, error)
-    PPOActs.sync(acts_with(roles, turns), 3)
+    PPODriver.sync(driver_with(roles, turns), 3)
     assert asleep == [set(), set()]
 
 

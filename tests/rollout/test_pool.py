@@ -18,7 +18,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout import collection
 from rlhf_ray.rollout import pool as pool_module
 from rlhf_ray.rollout.dispatch import Answered, EngineLost, StepFailed
-from rlhf_ray.rollout.interfaces import BadRollout, Generate, NoEngineLeft, RolloutTask
+from rlhf_ray.rollout.interfaces import BadRollout, Generate, NoEngineLeft, PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import Restore, RolloutPool, make_tasks, prompt_seed
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
@@ -43,7 +43,7 @@ def pool_of(
 
 def collect(pool: RolloutPool, count: int, **changes: int) -> list[list[Sample]]:
     arguments = {"step": 3, "version": 1, "samples_per_prompt": 2, "seed": 7} | changes
-    running = pool.run(prompts(count), **arguments)
+    running = pool.run(PromptBatch(prompts(count), **arguments))
     groups = list(running)
     assert running.progress.finished == running.progress.groups == count
     assert running.progress.tokens == sum(len(sample.response_ids) for group in groups for sample in group)
@@ -103,7 +103,7 @@ def test_seeds_depend_on_run_step_prompt_and_occurrence_only() -> None:
     different = {prompt_seed(*key) for key in [(0, 0, "1"), (1, 0, "1"), (0, 1, "1"), (0, 0, "2"), (0, 0, "1", 1)]}
     assert len(different) == 5
     with pool_of([FakeEngine()]) as pool:
-        twice = list(pool.run(prompts(1) * 2, step=0, version=1, samples_per_prompt=1, seed=0))
+        twice = list(pool.run(PromptBatch(prompts(1) * 2, step=0, version=1, samples_per_prompt=1, seed=0)))
     assert len({group[0].group_id for group in twice}) == 2
     assert len({group[0].seed for group in twice}) == 2
 
@@ -119,7 +119,7 @@ def test_groups_arrive_while_others_still_run() -> None:
     engine = FakeEngine()
     engine.hangs_on = {"3/1/"}
     with pool_of([engine]) as pool:
-        running = pool.run(prompts(4), step=3, version=1, samples_per_prompt=1, seed=0)
+        running = pool.run(PromptBatch(prompts(4), step=3, version=1, samples_per_prompt=1, seed=0))
         first = [next(running)[0].prompt_id for _ in range(3)]
         assert sorted(first) == ["0", "2", "3"]
         assert running.progress.finished == 3
@@ -217,7 +217,9 @@ def test_a_step_in_which_nothing_happens_ends_at_its_deadline(
         ) as e:
             collect(pool, 2)
         assert (e.value.role, e.value.phase) == ("rollout", "generate")
-        assert list(pool.run([], step=0, version=1, samples_per_prompt=1, seed=0)) == [], "the pool goes on"
+        assert list(pool.run(PromptBatch([], step=0, version=1, samples_per_prompt=1, seed=0))) == [], (
+            "the pool goes on"
+        )
 
 
 class Waits(SimpleQueue):
@@ -239,7 +241,7 @@ def test_each_answer_of_a_rollout_of_many_turns_begins_the_deadline_anew() -> No
     groups = collection.Collection(
         events,
         running,
-        make_tasks(prompts(1), run=0, step=0, samples_per_prompt=1, seed=0, greedy_last=False),
+        make_tasks(PromptBatch(prompts(1), step=0, version=0, samples_per_prompt=1, seed=0), run=0),
         in_order=False,
         engine_lost=lambda: lost.append(True),
         deadline_seconds=30,
@@ -255,7 +257,7 @@ def test_every_answer_and_every_lost_request_is_a_sign_of_life() -> None:
     silent = FakeEngine(0)
     silent.hangs_on = {"turn1"}
     with RolloutPool([silent], NeverEnds(answers=2), deadline_seconds=1) as pool:
-        running = pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+        running = pool.run(PromptBatch(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0))
         events = [running._events.get(timeout=60) for _ in range(4)]
     assert [type(event) for event in events] == [Answered, Answered, EngineLost, StepFailed]
 
@@ -273,7 +275,7 @@ def test_a_rollout_that_blocks_the_pool_does_not_hold_its_owner_up(
 
     pool = RolloutPool([FakeEngine()], blocks, deadline_seconds=30)
     try:
-        pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+        pool.run(PromptBatch(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0))
         assert began.wait(60)
         with pytest.raises(DeadlineExceeded, match=r"blocks the pool's thread, which did not restart within 0.1 s"):
             pool.replace(0, FakeEngine())
@@ -372,7 +374,7 @@ def test_closing_the_pool_ends_a_collection_that_still_waits() -> None:
     engine = FakeEngine()
     engine.hangs_on = {"3/0/"}
     pool = pool_of([engine])
-    running = pool.run(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0)
+    running = pool.run(PromptBatch(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0))
     threading.Timer(0.1, pool.close).start()
     with pytest.raises(BadRollout, match="closed before all groups had come"):
         next(running)

@@ -16,7 +16,7 @@ from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.roles.rollout import RolloutActor
-from rlhf_ray.rollout.interfaces import RolloutTask
+from rlhf_ray.rollout.interfaces import PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
@@ -55,7 +55,7 @@ def reviews(tokenizer: Any) -> list[PromptRecord]:
 
 
 def collect(pool: RolloutPool, prompts: list[PromptRecord], seed: int = 0) -> list[list[Sample]]:
-    return list(pool.run(prompts, step=0, version=0, samples_per_prompt=2, seed=seed))
+    return list(pool.run(PromptBatch(prompts, step=0, version=0, samples_per_prompt=2, seed=seed)))
 
 
 def test_deterministic_mode_gives_the_same_bits_again_and_another_seed_gives_others(

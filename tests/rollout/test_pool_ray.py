@@ -15,6 +15,7 @@ import ray
 
 from rlhf_ray.cluster.errors import RoleDied, RoleRaised
 from rlhf_ray.rollout.engine import EngineDirty
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
@@ -81,7 +82,7 @@ def start(ray_session: None) -> Iterator[Callable[..., RemoteEngine]]:
 
 
 def collect(pool: RolloutPool, count: int) -> list[Any]:
-    return list(pool.run(prompts(count), step=0, version=1, samples_per_prompt=2, seed=0))
+    return list(pool.run(PromptBatch(prompts(count), step=0, version=1, samples_per_prompt=2, seed=0)))
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_errors_of_a_request_end_the_step_with_the_engine_named(start: Callable[
 def test_groups_arrive_early_and_closing_tells_the_actor_to_stop(start: Callable[..., RemoteEngine]) -> None:
     engine = start(0, "", 0.2)
     with RolloutPool([engine], SINGLE_TURN, deadline_seconds=60) as pool:
-        collect_one = pool.run(prompts(60), step=0, version=1, samples_per_prompt=1, seed=0)
+        collect_one = pool.run(PromptBatch(prompts(60), step=0, version=1, samples_per_prompt=1, seed=0))
         next(collect_one)
         assert collect_one.progress.finished < 30
         collect_one.close()

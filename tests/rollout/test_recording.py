@@ -13,8 +13,9 @@ from hypothesis.extra import numpy as hnp
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.rollout.interfaces import GroupSource, PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay, json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import Recorder, Replay, json_line, sample_from_json, sample_to_json
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
@@ -36,7 +37,7 @@ def exactly(sample: Sample) -> dict[str, Any]:
 
 def collect(source: GroupSource, step: int, count: int = 4, **changes: Any) -> list[list[Sample]]:
     arguments: dict[str, Any] = {"version": 1, "samples_per_prompt": 2, "seed": 7} | changes
-    return list(source.run(arguments.pop("prompts", prompts(count)), step=step, **arguments))
+    return list(source.run(PromptBatch(arguments.pop("prompts", prompts(count)), step=step, **arguments)))
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_step_counts_only_when_whole_and_the_last_time_it_was_done(pool: Rollo
     recorder = Recorder(pool, path)
     collect(recorder, 0)
     whole = path.stat().st_size
-    left = recorder.run(prompts(3), step=1, version=1, samples_per_prompt=1, seed=7)
+    left = recorder.run(PromptBatch(prompts(3), step=1, version=1, samples_per_prompt=1, seed=7))
     next(left)
     left.close()
     assert list(left) == []

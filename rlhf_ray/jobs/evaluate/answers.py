@@ -18,6 +18,7 @@ from rlhf_ray.jobs.inference.generate import PROMPTS_AT_ONCE, sampling_of
 from rlhf_ray.jobs.inference.rows import RowProgress
 from rlhf_ray.models.identity import directory_identity
 from rlhf_ray.models.loading import load_tokenizer
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.single_turn import SingleTurn
 from rlhf_ray.runs.engines import fixed_pool
 from rlhf_ray.runs.model_checks import LONGEST_SAMPLE, check_engine, check_language_model, check_policy, text_lengths
@@ -150,9 +151,10 @@ def _generate(
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):
             asked = prompts[start : start + PROMPTS_AT_ONCE]
             # One step for all, so that a sample's seed depends on its prompt alone, and not on where a run stopped.
-            with pool.run(
+            batch = PromptBatch(
                 asked, step=0, version=0, samples_per_prompt=config.samples_per_prompt, seed=config.seed
-            ) as groups:
+            )
+            with pool.run(batch) as groups:
                 for group in groups:
                     for sample in group:
                         rows.append(_row(sample))

@@ -21,6 +21,7 @@ from rlhf_ray.jobs.inference.score import TOKENS_PER_MICROBATCH
 from rlhf_ray.jobs.plan.arithmetic import longest_sample
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.rollout.collection import Collection
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import fixed_pool
@@ -121,7 +122,7 @@ def _safety_filter(
     def draw_again(ids: Sequence[str], count: int, number: int) -> Iterator[list[Sample]]:
         # The number of the round in the place of a step's gives other seeds.
         asked = [by_id[prompt_id] for prompt_id in ids]
-        yield from pool.run(asked, step=number, version=0, samples_per_prompt=count, seed=config.seed)
+        yield from pool.run(PromptBatch(asked, step=number, version=0, samples_per_prompt=count, seed=config.seed))
 
     return SafetyFilter(config.safety, sources, draw_again)
 
@@ -134,8 +135,8 @@ def ordered_groups(
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         asked = prompts[start : start + PROMPTS_AT_ONCE]
         # One step for all, so that a sample's seed depends on its prompt alone.
-        collection = pool.run(asked, step=0, version=0, samples_per_prompt=config.samples_per_prompt, seed=config.seed)
-        with collection:
+        batch = PromptBatch(asked, step=0, version=0, samples_per_prompt=config.samples_per_prompt, seed=config.seed)
+        with pool.run(batch) as collection:
             yield from _in_order(collection, asked, progress, tokens)
         tokens += collection.progress.tokens
 

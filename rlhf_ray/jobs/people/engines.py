@@ -13,6 +13,7 @@ from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.identity import SHORT_HASH, model_identity
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.engine_arguments import choose_transport
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines
@@ -89,7 +90,7 @@ class RolloutWriter:
             record = PromptRecord(str(self._asked), prompt, ids)
             # Each asking is a step of its own, so that asking again gives other answers.
             collection = self._pool.run(
-                [record], step=self._asked, version=0, samples_per_prompt=count, seed=self._seed
+                PromptBatch([record], step=self._asked, version=0, samples_per_prompt=count, seed=self._seed)
             )
             with collection:
                 return [sample.response for group in collection for sample in group]

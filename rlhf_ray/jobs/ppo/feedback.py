@@ -10,7 +10,6 @@ from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.feedback import FeedbackConfig
-from rlhf_ray.data.records import Sample
 from rlhf_ray.feedback.scored_rows import (
     PERSON,
     PICTURE_FILE,
@@ -23,16 +22,17 @@ from rlhf_ray.feedback.scored_rows import (
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.roles import longest_sequence
-from rlhf_ray.jobs.ppo.run import announce, begin_acts, check_models, export, policy_finished_before, recover_acts
+from rlhf_ray.jobs.ppo.run import announce, begin_loop, check_models, export, policy_finished_before, recover
 from rlhf_ray.jobs.ppo.start import start_roles
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.step import PPODriver
+from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.runs.model_checks import job_tokenizer
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
-from rlhf_ray.schedule import TRAIN, Groups, Loop, Schedule
+from rlhf_ray.schedule import TRAIN, Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
 from rlhf_ray.tracking.tracker import Tracker
 
@@ -64,43 +64,44 @@ class Session:
 
 
 @dataclass
-class FeedbackActs(PPOActs):
-    """The acts of PPO, with a person in the place of reward sources."""
+class FeedbackDriver(PPODriver):
+    """The driver of PPO, with a person in the place of reward sources."""
 
     session: Session | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._measuring.rewarded = True
+    @property
+    def _comes_rewarded(self) -> bool:
+        """The person gave them."""
+        return True
 
     @property
     def _session(self) -> Session:
         if self.session is None:
-            raise ValueError("acts of feedback need a session")
+            raise ValueError("a driver of feedback needs a session")
         return self.session
 
-    def rollout(self, step: int, prompts: int) -> Groups[list[Sample]]:
+    def rollout(self, step: int, prompts: int) -> Groups:
         """Let the engine answer the next prompt, or take the answer that was scored before."""
         row = self._session.known(step + 1)
         if row is None:
             return super().rollout(step, prompts)
-        [prompt_id] = self.cursor.take(prompts)
+        [prompt_id] = self.state.cursor.take(prompts)
         return Replayed([[replace(row.sample, prompt_id=prompt_id, rewards=dict(row.sample.rewards))]])
 
-    def score(self, group: list[Sample]) -> None:
+    def score(self, step: int, group: Group) -> None:
         """Ask the person; a row is stored before anything is learned from it."""
-        session, step = self._session, self.done + 1
+        session, number = self._session, step + 1
         [sample] = group
         if not sample.rewards:
-            given = session.terminal.score(step, sample.prompt, sample.response)
+            given = session.terminal.score(number, sample.prompt, sample.response)
             if given is None:
                 session.stop.ask()
                 return
             sample.rewards = {PERSON: given.reward}
-            session.keep(ScoredRow(step, replace(sample), round(given.seconds, 3), session.vocabulary))
-        elif session.rows.of_step(step) is None:
-            session.keep(replace(session.replayed[step - 1], step=step))
-        super().score(group)
+            session.keep(ScoredRow(number, replace(sample), round(given.seconds, 3), session.vocabulary))
+        elif session.rows.of_step(number) is None:
+            session.keep(replace(session.replayed[number - 1], step=number))
+        super().score(step, group)
 
 
 def run(config: FeedbackConfig) -> None:
@@ -143,13 +144,9 @@ def run(config: FeedbackConfig) -> None:
             terminal = ScoringTerminal(*config.reward_range, config.language)
             session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
-            make = partial(FeedbackActs, session=session)
-            begin = partial(begin_acts, make, config, data, roles, tracker, checkpoints)
-
-            def make_steps(acts: PPOActs) -> int:
-                return Loop(acts, schedule, done=acts.done, saved=acts.saved, stop=stop, turns=acts.turns).run()
-
-            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            make = partial(FeedbackDriver, session=session)
+            begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
+            done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
             if done:
                 roles.turns.begin(TRAIN)
                 export(config, roles.policy, folder)

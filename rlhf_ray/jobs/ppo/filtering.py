@@ -4,13 +4,11 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo.scoring import put_rewards, rewards_of
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
-from rlhf_ray.rollout.recording import Groups
+from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 
-Group = list[Sample]
 Start = Callable[[int, int], Groups]
 """Sends the next prompts to the engines: the number of the round, from 0, and how many prompts."""
 

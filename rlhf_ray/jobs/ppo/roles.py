@@ -24,8 +24,8 @@ from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
+from rlhf_ray.rollout.interfaces import GroupSource
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.runs.engines import engine_or_reason, restart_engine
 from rlhf_ray.runs.phases import ppo_phases

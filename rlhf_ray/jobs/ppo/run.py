@@ -4,11 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from rlhf_ray.algorithms.kl import AdaptiveKL, FixedKL
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleDied
-from rlhf_ray.config.algorithm import KLConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
@@ -16,7 +14,8 @@ from rlhf_ray.experience.costs import constraint_of
 from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, longest_sequence, role_placements
 from rlhf_ray.jobs.ppo.start import start_roles
-from rlhf_ray.jobs.ppo.step import PPOActs
+from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
+from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.runs.finished import finished_before
@@ -34,7 +33,7 @@ from rlhf_ray.runs.model_checks import (
 )
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.stopping import stop_on_signals
-from rlhf_ray.schedule import TRAIN, Loop, Schedule
+from rlhf_ray.schedule import TRAIN, Loop, Schedule, Stop
 from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 
@@ -73,20 +72,8 @@ def run(config: PPOConfig) -> None:
             # After Ray, which sets handlers of its own; and until now there was nothing to save.
             stop_on_signals() as stop,
         ):
-            begin = partial(begin_acts, PPOActs, config, data, roles, tracker, checkpoints)
-
-            def make_steps(acts: PPOActs) -> int:
-                return Loop(
-                    acts,
-                    schedule,
-                    done=acts.done,
-                    saved=acts.saved,
-                    evaluated=acts.evaluated,
-                    stop=stop,
-                    turns=acts.turns,
-                ).run()
-
-            done = run_through_deaths(begin, make_steps, partial(recover_acts, begin), roles.trainers)
+            begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
+            done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
             if done == config.steps:
                 roles.turns.begin(TRAIN)
                 export(config, roles.policy, folder)
@@ -118,31 +105,38 @@ def schedule_of(config: PPOConfig) -> Schedule:
     )
 
 
-def begin_acts(
-    make: Callable[..., PPOActs],
+def begin_loop(
+    make: Callable[..., PPODriver],
     config: PPOConfig,
     data: PPOData,
     roles: PPORoles,
     tracker: Tracker,
     checkpoints: Checkpoints,
-) -> PPOActs:
-    """The state of a run at its newest checkpoint, or at the start; `make` is `PPOActs`, or a kind of it."""
-    acts = make(
-        config,
-        roles,
-        data.by_id,
-        data.cursor(),
-        data.held_out.rows if data.held_out is not None else [],
-        tracker,
-        checkpoints,
-        kl_controller(config.algorithm.kl),
-        roles.turns,
-        data.pretraining(),
-        constraint=constraint_of(config.algorithm),
-    )
+    schedule: Schedule,
+    stop: Stop,
+) -> Loop:
+    """Return the loop of a run at its newest checkpoint, or at the start; `make` is `PPODriver`, or a kind of it."""
+    algorithm = config.algorithm
+    state = PPOState(data.cursor(), kl_controller(algorithm.kl), data.pretraining(), constraint_of(algorithm))
+    held_out = data.held_out.rows if data.held_out is not None else []
+    driver = make(config, roles, data.by_id, held_out, tracker, checkpoints, state)
     roles.turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
-    acts.restore(checkpoints.latest())
-    return acts
+    progress = driver.restore(checkpoints.latest())
+    return Loop(driver, schedule, progress, stop=stop, turns=roles.turns)
+
+
+def recover(begin: Callable[[], Loop], loop: Loop, death: RoleDied) -> Loop:
+    """Start a dead model again: the reference learned nothing, the others go back to their checkpoint, see `begin`."""
+    driver: PPODriver = loop.driver  # type: ignore[assignment]  # as `begin` made it
+    keeps = driver.roles.is_reference(death.role)
+    driver.roles.restart_trainer(death, from_start=not keeps and driver.checkpoints.latest() is None)
+    if keeps:
+        driver.forget_step()
+        loop = loop.again()
+    else:
+        loop = begin()
+    driver.tracker.message(f"{death.role} runs again; going on from step {loop.progress.done}")
+    return loop
 
 
 def policy_finished_before(config: PPOConfig, steps: int, *, evaluates: bool = False) -> bool:
@@ -168,15 +162,6 @@ def refuse_fewer_steps(config: PPOConfig, saved: Checkpoint | None) -> None:
             f"steps: {config.steps}, but the run in {RunFolder.of(config).path} has made {saved.state['step']} "
             "already; ask for at least as many, or choose another output"
         )
-
-
-def recover_acts(begin: Callable[[], PPOActs], acts: PPOActs, death: RoleDied) -> PPOActs:
-    """Start a dead model again: the reference learned nothing, the others go back to their checkpoint, see `begin`."""
-    keeps = acts.roles.is_reference(death.role)
-    acts.roles.restart_trainer(death, from_start=not keeps and acts.checkpoints.latest() is None)
-    acts = acts.again() if keeps else begin()
-    acts.tracker.message(f"{death.role} runs again; going on from step {acts.done}")
-    return acts
 
 
 def export(config: PPOConfig, policy: TrainerGroup, folder: RunFolder) -> None:
@@ -208,10 +193,3 @@ def check_models(config: PPOConfig, tokenizer: Any) -> None:
         start = critic_model(config, name)
         check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)
         check_adapter(f"critics.{name}", start, critic.lora, scalar=True)
-
-
-def kl_controller(kl: KLConfig) -> FixedKL | AdaptiveKL:
-    """Fixed, or aiming at a target."""
-    if kl.target is None:
-        return FixedKL(kl.coefficient)
-    return AdaptiveKL(kl.coefficient, kl.target, kl.horizon)

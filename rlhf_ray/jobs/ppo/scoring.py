@@ -14,8 +14,7 @@ from rlhf_ray.experience.experience import Greedy, RoleOutputs, behaviour_logpro
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.roles.scorer import PendingRewards
 from rlhf_ray.roles.trainer import Pending, SharedBatch
-
-Group = list[Sample]
+from rlhf_ray.rollout.interfaces import Group
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Chunk:
 
 @dataclass
 class PendingScores:
-    """What `schedule.Acts.score` starts and `evaluate_experience` waits for."""
+    """What `PPODriver.score` starts and `make_experience` waits for."""
 
     roles: PPORoles
     tokens: int

@@ -35,8 +35,9 @@ from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.roles.weight_sync import WeightSync
 from rlhf_ray.rollout.engine_arguments import choose_transport
+from rlhf_ray.rollout.interfaces import GroupSource
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import GroupSource, Recorder, Replay
+from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
