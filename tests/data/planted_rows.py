@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any
 
-from rlhf_ray.data.cleaning.privacy import IDENTITY_CHECKS, IDENTITY_WEIGHTS
+from stdnum import luhn
+from stdnum.iso7064 import mod_11_2
+
 from rlhf_ray.data.cleaning.signatures import jaccard
 from rlhf_ray.data.cleaning.texts import normal
 
@@ -193,8 +195,7 @@ def identity(source: random.Random) -> str:
     """A Chinese identity number."""
     born = date(1940, 1, 1) + timedelta(days=source.randrange(25_000))
     start = f"{source.choice(['110101', '310104', '440305', '510107', '650102'])}{born:%Y%m%d}{_digits(source, 3)}"
-    total = sum(weight * int(digit) for weight, digit in zip(IDENTITY_WEIGHTS, start, strict=True))
-    check = IDENTITY_CHECKS[total % 11]
+    check = mod_11_2.calc_check_digit(start)
     return start + (check.lower() if source.random() < 0.5 else check)
 
 
@@ -202,8 +203,7 @@ def card(source: random.Random) -> str:
     """A bank card number that Luhn accepts, plain or in groups of four."""
     start = source.choice(["4", "51", "6222", "622848", "6217"])
     start += _digits(source, source.choice([15, 18]) - len(start))
-    doubled = [int(digit) * (2 if place % 2 == 0 else 1) for place, digit in enumerate(reversed(start))]
-    number = start + str(-sum(value // 10 + value % 10 for value in doubled) % 10)
+    number = start + luhn.calc_check_digit(start)
     between = source.choice(["", " ", "-"])
     return between.join(number[place : place + 4] for place in range(0, len(number), 4))
 

@@ -77,7 +77,9 @@ def test_checksums():
     assert not is_identity("11010519491331002X"), "there is no month 13"
     assert not is_identity("99010519491231002X"), "there is no province 99"
     assert sum(is_identity(f"1101051949123100{n:02}") for n in range(100)) == 9, "one check digit of ten or X each"
+    assert is_identity("911124198108030024"), "of a foreign resident"
     assert is_card("4111 1111 1111 1111")
+    assert is_card("٤١١١١١١١١١١١١١١١"), "in the digits of another script"
     assert sum(is_card(f"411111111111111{digit}") for digit in range(10)) == 1
     assert not is_card("4111111111")
 
