@@ -11,6 +11,7 @@ from torch import nn
 from rlhf_ray.config.checks.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
 from rlhf_ray.models.encoders import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
@@ -94,6 +95,7 @@ def policy_config(model: ModelConfig) -> Any:
             "language model"
         )
     _check_weights(model.path)
+    check_coherence(model.path, config, checkpoint_shapes(model.path))
     return config
 
 
@@ -121,9 +123,11 @@ def outline(model: ModelConfig, scalar: bool = False) -> Any:
     auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return auto.from_config(config, trust_remote_code=model.trust_remote_code)
+            network = auto.from_config(config, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # whatever layers say to sizes that do not fit one another
         raise BadInput(f"{model.path}: no network follows from its config.json: {_first_line(error)}") from error
+    check_shapes(model.path, network, checkpoint_shapes(model.path))
+    return network
 
 
 def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
@@ -187,6 +191,7 @@ def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: b
             f"architecture {config.model_type}; begin from another one, such as {', '.join(COMMON_TYPES)}"
         )
     _check_weights(model.path)
+    check_coherence(model.path, config, checkpoint_shapes(model.path))
     return config
 
 
@@ -257,7 +262,10 @@ def load_tokenizer(model: ModelConfig) -> Any:
         raise BadInput(f"{path}: holds no tokenizer; save it there beside the model (tokenizer.save_pretrained)")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # as in read_config
+        if (Path(path) / CONFIG_FILE).is_file():
+            # It is read on the way to the tokenizer, and what is wrong with it has a message of its own.
+            read_config(path, model.trust_remote_code)
         raise BadInput(f"{path}: {_unloaded(path, 'no usable tokenizer')}: {_first_line(error)}") from error
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         # An encoder's texts begin with CLS and end with SEP.
@@ -294,7 +302,8 @@ def read_config(path: str, trust_remote_code: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     except Exception as error:  # Transformers says by any kind what it cannot read
-        raise BadInput(f"{path}: {_unloaded(path, 'not a model that can be loaded')}: {_first_line(error)}") from error
+        file = Path(path) / CONFIG_FILE if Path(path).is_dir() else path
+        raise BadInput(f"{file}: {_unloaded(path, 'not a model that can be loaded')}: {_first_line(error)}") from error
 
 
 def _check_directory(path: str, has_tokenizer: bool = False) -> None:
@@ -341,4 +350,6 @@ def _unloaded(path: str, what: str) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = json.dumps(str(error)) if not str(error).strip() else str(error).strip()
-    return text.splitlines()[0]
+    first, *others = text.splitlines()
+    # What Transformers says of a wrong value stands below the line that names the key.
+    return f"{first} {others[0].strip()}" if first.endswith(":") and others else first

@@ -157,7 +157,13 @@ def check_engine(model: ModelConfig, rollout: RolloutConfig, max_tokens: int) ->
             "vLLM is not installed, and the engines that write are vLLM's: pip install 'rlhf_ray[cpu]', or with a GPU "
             "'rlhf_ray[gpu]'; `rlhf doctor` checks the rest"
         )
-    network = policy_config(model).get_text_config()
+    described = policy_config(model)
+    if not described.architectures:
+        raise BadInput(
+            f"{model.path}/config.json: architectures: names nothing, and the engines go by it; write the network's "
+            "class, such as [Qwen2ForCausalLM]"
+        )
+    network = described.get_text_config()
     heads = network.num_attention_heads
     size = getattr(network, "head_dim", None) or network.hidden_size // heads
     if rollout.gpus_per_worker == 0 and size not in CPU_HEAD_SIZES:

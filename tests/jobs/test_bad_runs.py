@@ -33,7 +33,13 @@ Settings = dict[str, Any]
 @pytest.fixture(scope="session")
 def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of models, of which one is good (`base`) and each other has one thing wrong."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+    )
 
     from rlhf_ray.models.tiny import build_tiny
 
@@ -47,6 +53,11 @@ def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         settings = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps(settings | values))
 
+    def cut_embeddings(path: Path, rows: int) -> None:
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        network.resize_token_embeddings(rows)
+        network.save_pretrained(path)
+
     changed("no_tokenizer", lambda path: [file.unlink() for file in path.glob("*token*")])
     changed("pickled", lambda path: (path / "model.safetensors").rename(path / "pytorch_model.bin"))
     changed(
@@ -54,7 +65,7 @@ def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     changed("not_json", lambda path: (path / "config.json").write_text("{"))
     changed("short", lambda path: write_settings(path, max_position_embeddings=32))
-    changed("few_rows", lambda path: write_settings(path, vocab_size=280))
+    changed("few_rows", lambda path: cut_embeddings(path, 280))
     index = {"weight_map": {"a": "model.safetensors", "b": "model-2-of-2.safetensors"}}
     changed("shard", lambda path: (path / "model.safetensors.index.json").write_text(json.dumps(index)))
     for width, heads in ((16, 4), (40, 2)):

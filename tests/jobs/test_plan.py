@@ -482,6 +482,30 @@ def test_a_file_that_fits_two_jobs_asks_which(tmp_path: Path, capsys: pytest.Cap
     assert "fits sft and reward and dpo and feedback; name the job" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("output: o\nmodel: {path: m}\nepoch: 3\n", "is as near to sft and reward and dpo and ppo"),
+        ("foo: 1\n", ", and no job has a key foo; name the job, such as: rlhf plan sft"),
+    ],
+)
+def test_a_file_that_is_as_near_to_two_jobs_asks_which(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the keys of one of them it would be told what is wrong with a job that was not meant."""
+    path = tmp_path / "either.yaml"
+    path.write_text(text)
+    assert cli.main(["plan", str(path)]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_the_job_that_was_deduced_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    path = CONFIGS / "kto_0.5b_1gpu.yaml"
+    cli.main(["plan", str(path)])
+    assert f"{path} is planned as a config of rlhf dpo\n" in capsys.readouterr().out
+
+
 def test_adapters_have_little_state_and_need_no_reference(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lora = LoraConfig(r=8, target_modules=["q_proj", "self_attn.v_proj"])
     shape = read_shape(ModelConfig(path=str(seven_b)))

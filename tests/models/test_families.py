@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.models.coherence import check_coherence
 from rlhf_ray.models.heads import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.loading import COMMON_TYPES, scalar_config
 from rlhf_ray.models.logit_transform import LogitTransform, UnknownTransform, measure_transform
@@ -123,6 +124,9 @@ def gradients(network: nn.Module, values: torch.Tensor) -> dict[str, torch.Tenso
 
 def check_policy(network: Any) -> None:
     """Compare log-probabilities in evaluation and in training mode, and gradients with recomputed activations."""
+    network.config.architectures = [type(network).__name__]
+    shapes = {name: tuple(weight.shape) for name, weight in network.named_parameters()}
+    check_coherence("tiny", network.config, shapes)
     measure_transform(network)
     expected = alone(network)
     wanted = gradients(network, expected)

@@ -1,4 +1,4 @@
-"""Whether the local files that a config names are there. Hub names are left to the hub."""
+"""Whether this machine has what a config names: local files, CPUs. Hub names are left to the hub."""
 
 import ast
 import glob
@@ -24,13 +24,17 @@ from rlhf_ray.config.run import JobConfig
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".gz", ".bz2", ".xz"}
 
+PROCESSES_PER_CPU = 4
+"""More of them wait for one another, and each holds Python, its libraries and a classifier."""
+
 MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {adapter} --output DIRECTORY"
 
 
 def missing_files(config: Section) -> list[Problem]:
     """Return the local models, data sets, reward functions and config files that are named but not there.
 
-    And what the user may not look at, and output folders that cannot be made, because a file is there.
+    And what the user may not look at, output folders that cannot be made, because a file is there, and processes for
+    which this machine has no CPUs.
     """
     return [
         *_models(config),
@@ -43,6 +47,7 @@ def missing_files(config: Section) -> list[Problem]:
         *_stages(config),
         *_output_folder(config),
         *_overwritten(config),
+        *_processes(config),
     ]
 
 
@@ -215,6 +220,16 @@ def is_among(file: str, data: str) -> bool:
         return Path(file).resolve().is_relative_to(Path(data).resolve())
     found = [data] if os.path.exists(data) else glob.glob(data, recursive=True)
     return any(os.path.samefile(file, one) for one in found if os.path.exists(one))
+
+
+def _processes(config: Section) -> Iterator[Problem]:
+    """More processes than this machine's CPUs can serve; on a cluster Ray knows its CPUs."""
+    if isinstance(config, DataJobConfig) and config.cluster.address is None:
+        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        most = PROCESSES_PER_CPU * cpus
+        if config.processes > most:
+            text = f"{config.processes}, but this machine has {cpus} CPUs; set {most} or fewer, or cluster.address"
+            yield Problem(("processes",), text)
 
 
 def _stages(config: Section) -> Iterator[Problem]:

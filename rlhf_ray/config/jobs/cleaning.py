@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.jobs.row_sources import FILE_NAME, FileSource, Source
-from rlhf_ray.config.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, Share
+from rlhf_ray.config.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, Share, Workers
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig
 
@@ -239,8 +239,9 @@ class DataJobConfig(Section):
     seed: Seed = 0
     """Chooses the sample and the split."""
 
-    processes: int = Field(default=1, ge=1, le=1024)
-    """Processes that clean rows. More than 1 takes Ray Data; the output is the same, byte for byte."""
+    processes: Workers = 1
+    """Processes that clean rows, on this machine up to 4 for each of its CPUs. More than 1 takes Ray Data; the output
+    is the same, byte for byte."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
     """Which Ray to use where there is more than one process; sources must then be on storage that every node sees."""

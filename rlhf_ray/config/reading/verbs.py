@@ -77,15 +77,23 @@ def deduce_verb(source: str | Document, how: str = "rlhf plan {verb} {path}") ->
         how: what to write where it fits several jobs, so that it is told which one is meant.
 
     Raises:
-        BadInput: it fits several jobs.
+        BadInput: it fits several jobs, or is as near to several.
     """
     document = source if isinstance(source, Document) else read_document(source)
     keys = set(document.data)
     fits = _fitting(document, keys)
-    if len(fits) > 1:
-        such = how.format(verb=fits[0], path=document.path)
-        raise BadInput(f"{_named(document)}: fits {' and '.join(fits)}; name the job, such as: {such}")
-    return fits[0] if fits else max(SCHEMAS, key=lambda verb: len(keys & _fields(verb).keys()))
+    if len(fits) == 1:
+        return fits[0]
+    known = {verb: len(keys & _fields(verb).keys()) for verb in SCHEMAS}
+    nearest = [verb for verb in SCHEMAS if known[verb] == max(known.values())]
+    if not fits and len(nearest) == 1:
+        return nearest[0]
+    such = f"name the job, such as: {how.format(verb=(fits or nearest)[0], path=document.path)}"
+    if fits:
+        raise BadInput(f"{_named(document)}: fits {' and '.join(fits)}; {such}")
+    strange = [key for key in document.data if not any(key in _fields(verb) for verb in SCHEMAS)]
+    of_none = f", and no job has a key {strange[0]}" if strange else ""
+    raise BadInput(f"{_named(document)}: is as near to {' and '.join(nearest)}{of_none}; {such}")
 
 
 def _named(document: Document) -> str:

@@ -107,19 +107,22 @@ def run(config: PlanConfig) -> int:
         BadInput: the config is wrong, or its roles do not fit their groups.
     """
     verb, *arguments = config.job
+    heading = ""
     if verb not in SCHEMAS:
         verb, arguments = deduce_verb(verb), list(config.job)
+        heading = f"{arguments[0]} is planned as a config of rlhf {verb}"
     job = load_job(verb, arguments, check_files=False)
-    return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)))
+    return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)), heading)
 
 
-def show(config: Section, gpu_gib: float, console: Console) -> int:
+def show(config: Section, gpu_gib: float, console: Console, heading: str = "") -> int:
     """Print the plan of a checked config.
 
     Args:
         config: of any job.
         gpu_gib: memory of each GPU.
         console: where to print.
+        heading: the first line, if any.
 
     Returns:
         0, or 1 where the config of a model could not be read, so that its memory is missing from the plan. A directory
@@ -132,6 +135,8 @@ def show(config: Section, gpu_gib: float, console: Console) -> int:
     parts = checked_parts(config)
     missing = missing_files(config)
     models = refuse_models(config, {problem.key for problem in missing})
+    if heading:
+        console.print(heading, soft_wrap=True, highlight=False, markup=False)
     if any(part.layout.slots for part in parts):
         console.print(_placement_table(parts, config))
     footprints, unknown = role_footprints(config, gpu_gib * GIB)
