@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.config.jobs.dpo import DPOConfig
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 from rlhf_ray.jobs.supervised import dpo, reward
-from rlhf_ray.jobs.supervised.loop import Task, TrainingBatch
+from rlhf_ray.jobs.supervised.loop import SupervisedTask, TrainingBatch
 
 JOBS = ("reward", "dpo")
 CORES = 2
@@ -74,22 +73,24 @@ class InTurns:
         self.rows: list[dict[str, dict[str, float]]] = []
         self.trainer_mib = 0.0
 
-    def wrap(self, task: Task[Any]) -> Task[Any]:
-        def lesson(rows: Sequence[Any]) -> TrainingBatch:
+    def wrap(self, task: SupervisedTask[Any]) -> SupervisedTask[Any]:
+        make_batch, read = task.batch, task.begin
+
+        def batch(rows: Sequence[Any]) -> TrainingBatch:
             self._end_of_step()
             self._started = time.perf_counter()
-            return task.lesson(rows)
+            return make_batch(rows)
 
         def begin(*arguments: Any) -> None:
             began = time.perf_counter()
-            if task.begin is not None:
-                task.begin(*arguments)
+            read(*arguments)
             self.reference = time.perf_counter() - began
 
         def finish(*_: Any) -> None:
             self._end_of_step()
 
-        return replace(task, lesson=lesson, begin=begin, finish=finish)
+        vars(task).update(batch=batch, begin=begin, finish=finish)
+        return task
 
     def _end_of_step(self) -> None:
         seconds = time.perf_counter() - self._started

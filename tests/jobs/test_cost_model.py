@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from rlhf_ray import cli
-from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
+from rlhf_ray.config.jobs.supervised import CostModelConfig, RewardTrainingConfig
+from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.cost_pairs import CostPair
+from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.rows import RankedRow
 from rlhf_ray.jobs.supervised import reward
-from rlhf_ray.jobs.supervised.reward import lesson
+from rlhf_ray.jobs.supervised.reward import CostTask
 from rlhf_ray.tracking.names import describe
 from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, write_config, write_rows
@@ -93,7 +95,7 @@ def test_it_loads_as_any_scalar_model(cost_model: Path) -> None:
 def test_pairs_of_a_step_weigh_the_same() -> None:
     ids = np.arange(3, dtype=np.int32)
     made = [CostPair(RankedRow((ids, ids[:2]), np.array(ranks, np.int32)), np.ones(2)) for ranks in ([0, 1], [1, 0])]
-    taught = lesson(made)
+    taught = CostTask(CostModelConfig(), Loaded([], ReadReport("rows", 0.0), ""), None).batch(made)
     assert taught.row_columns["weight"].tolist() == [0.5] * 4
     assert taught.row_columns["sign"].tolist() == [1] * 4
     assert taught.groups is not None

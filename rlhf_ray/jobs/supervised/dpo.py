@@ -1,6 +1,7 @@
 """`rlhf dpo`: a policy from preferences, by one actor (or N data-parallel ranks of it)."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -8,9 +9,10 @@ import numpy as np
 from rlhf_ray.config.jobs.dpo import OF_SINGLE_ANSWERS, DPOConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import check_mismatches, holds_labels, read_labelled, read_pairs
-from rlhf_ray.jobs.supervised.labelled import LabelledLessons
-from rlhf_ray.jobs.supervised.loop import Task, learn, learned_before
-from rlhf_ray.jobs.supervised.pairs import PairLessons
+from rlhf_ray.jobs.supervised.labelled import LabelledTask
+from rlhf_ray.jobs.supervised.loop import learn, learned_before
+from rlhf_ray.jobs.supervised.pairs import PairTask
+from rlhf_ray.jobs.supervised.preferences import PreferenceTask
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 from rlhf_ray.models.identity import model_identity
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
@@ -29,47 +31,34 @@ def run(config: DPOConfig) -> None:
         return
     tokenizer = job_tokenizer(config.model)
     check_supervised(config, tokenizer)
-    lessons = _lessons(config, tokenizer)
-    keeps = lessons.needs_reference and config.reference_cache is not None
+    task = _read_task(config, tokenizer)
+    keeps = task.needs_reference and config.reference_cache is not None
     identity = model_identity(config.model) if keeps else ""
-
-    def begin(trainer: TrainerGroup, say: Callable[[str], None]) -> None:
-        def policy(batch: TokenBatch, adapter: bool = True) -> np.ndarray:
-            return trainer.logprobs(SharedBatch.put(batch), adapter=adapter)["logprobs"]
-
-        def start(batch: TokenBatch) -> np.ndarray:
-            """The policy with its adapter off, or as it was loaded, if there is none."""
-            return policy(batch, adapter=config.trainer.lora is None)
-
-        tokens = MICROBATCHES_PER_CALL * config.tokens_per_microbatch * config.trainer.workers
-        reference = ReferenceLogprobs(config.reference_cache, identity, start, tokens, say)
-        lessons.begin(policy, reference if lessons.needs_reference else None)
-
-    learn(
-        config,
-        Task(
-            kind="policy",
-            loss=lessons.loss,
-            train=lessons.train,
-            held_out=lessons.held_out,
-            lesson=lessons.lesson,
-            evaluate=lambda _, rows: lessons.evaluate(rows),
-            begin=begin,
-            report=lessons.report,
-            memory=lessons,
-        ),
-    )
+    task.reference_of = partial(_reference_of, config, identity)
+    learn(config, task)
 
 
-def _lessons(config: DPOConfig, tokenizer: Any) -> PairLessons | LabelledLessons:
+def _reference_of(
+    config: DPOConfig, identity: str, trainer: TrainerGroup, say: Callable[[str], None]
+) -> ReferenceLogprobs:
+    """Return the policy as it began as the reference: with its adapter off, or as it was loaded, if there is none."""
+
+    def start(batch: TokenBatch) -> np.ndarray:
+        return trainer.logprobs(SharedBatch.put(batch), adapter=config.trainer.lora is None)["logprobs"]
+
+    tokens = MICROBATCHES_PER_CALL * config.tokens_per_microbatch * config.trainer.workers
+    return ReferenceLogprobs(config.reference_cache, identity, start, tokens, say)
+
+
+def _read_task(config: DPOConfig, tokenizer: Any) -> PreferenceTask[Any]:
     """Read the data in the form that the loss takes; bco takes either, as the data has it."""
     data, held_out, first = config.data, config.evaluation_data, config.loss.type[0]
     single = first in OF_SINGLE_ANSWERS or (config.loss.type == ["bco"] and holds_labels(data))
     if not single:
         pairs = read_pairs(data, tokenizer)
-        return PairLessons(config.loss, pairs, read_pairs(held_out, tokenizer) if held_out else None, config.batch_size)
+        return PairTask(config.loss, pairs, read_pairs(held_out, tokenizer) if held_out else None, config.batch_size)
     rows = read_labelled(data, tokenizer, config.batch_size)
     kept = read_labelled(held_out, tokenizer, config.batch_size) if held_out else None
     if first == "kto":
         check_mismatches(rows.rows, data.path)
-    return LabelledLessons(cast(Any, first), config.loss, rows, kept, config.batch_size)
+    return LabelledTask(cast(Any, first), config.loss, rows, kept, config.batch_size)

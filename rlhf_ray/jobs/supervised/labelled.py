@@ -12,13 +12,13 @@ from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import LabelledRow, answers_batch, token_shares
 from rlhf_ray.jobs.supervised.loop import TrainingBatch
-from rlhf_ray.jobs.supervised.preferences import PreferenceLessons, column
+from rlhf_ray.jobs.supervised.preferences import PreferenceTask, column
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs, summed
 
 SIDES = ("chosen", "rejected")
 
 
-class LabelledLessons(PreferenceLessons[LabelledRow]):
+class LabelledTask(PreferenceTask[LabelledRow]):
     """Batches of labelled answers; for KTO the policy also reads each prompt with another row's answer."""
 
     def __init__(
@@ -54,7 +54,7 @@ class LabelledLessons(PreferenceLessons[LabelledRow]):
         if self._loss.kind == "kto":
             self._mismatched[training] = reference.sums(f"mismatched {which} answers", [row.mismatch for row in rows])
 
-    def _lesson(self, rows: Sequence[LabelledRow], training: bool) -> TrainingBatch:
+    def _batch(self, rows: Sequence[LabelledRow], training: bool) -> TrainingBatch:
         answers = [row.answer for row in rows]
         batch, numbers = answers_batch(answers), [row.number for row in rows]
         reference = self._reference[training][numbers]

@@ -1,11 +1,12 @@
-"""The loop of jobs that learn from a fixed data set; `sft` and `reward` say what a batch is and how it is judged."""
+"""The loop of jobs that learn from a fixed data set; sft, reward and dpo each fill in a `SupervisedTask`."""
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
@@ -35,23 +36,11 @@ class NothingLearned(RlhfError):
     """The first step has no gradient, so that no other step would have one."""
 
 
-class LossState(Protocol):
-    """What a task keeps from step to step; a checkpoint holds it."""
-
-    def state(self) -> dict[str, Any]:
-        """All that `load` needs, as JSON can hold it."""
-        ...
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
-        ...
-
-
 @dataclass(frozen=True)
 class TrainingBatch:
     """One optimizer step's rows, with the columns that the loss reads."""
 
-    batch: TokenBatch
+    tokens: TokenBatch
     columns: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Of tokens, in flat order."""
     row_columns: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -59,25 +48,40 @@ class TrainingBatch:
     """Rows with the same number stay in one micro-batch."""
 
 
-@dataclass(frozen=True)
-class Task(Generic[Row]):
-    """What makes a supervised job."""
+class SupervisedTask(ABC, Generic[Row]):
+    """What a job that learns from a fixed data set fills in: kind of model, loss, rows and what they become."""
 
     kind: Kind
     loss: Loss
-    train: Loaded[Row]
-    held_out: Loaded[Row] | None
-    lesson: Callable[[Sequence[Row]], TrainingBatch]
-    evaluate: Callable[[TrainerGroup, Sequence[Row]], dict[str, float]]
-    """Metrics of held-out rows, without the prefix `eval_`."""
-    finish: Callable[[TrainerGroup, RunFolder], None] | None = None
-    """What is done beside the finished model."""
-    begin: Callable[[TrainerGroup, Callable[[str], None]], None] | None = None
-    """What is done with the model as it was loaded, before the first step or a resume; its last argument takes words
-    for the person who watches."""
-    report: Callable[[dict[str, float]], dict[str, float]] = dict
-    """Turns the sums that the loss returned into metrics."""
-    memory: LossState | None = None
+
+    def __init__(self, train: Loaded[Row], held_out: Loaded[Row] | None) -> None:
+        """Take the rows to learn from, and those kept aside."""
+        self.train, self.held_out = train, held_out
+
+    def begin(self, trainer: TrainerGroup, tracker: Tracker) -> None:
+        """Read what must be known of the model as it was loaded, before the first step or a resume."""
+
+    @abstractmethod
+    def batch(self, rows: Sequence[Row]) -> TrainingBatch:
+        """Make one optimizer step of some rows."""
+
+    def report(self, sums: dict[str, float]) -> dict[str, float]:
+        """Turn the sums that the loss returned into metrics."""
+        return sums
+
+    @abstractmethod
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Row]) -> dict[str, float]:
+        """Return metrics of rows kept aside, without the prefix `eval_`."""
+
+    def state(self) -> dict[str, Any] | None:
+        """Return what the task keeps from step to step, as JSON can hold it, for a checkpoint; None: nothing."""
+        return None
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+
+    def finish(self, trainer: TrainerGroup, folder: RunFolder) -> None:
+        """Do what belongs beside the finished model."""
 
 
 def learned_before(config: SupervisedConfig) -> bool:
@@ -89,7 +93,7 @@ def learned_before(config: SupervisedConfig) -> bool:
     return finished_before(config, deciding=("epochs", "batch_size"))
 
 
-def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
+def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
     """Run a supervised job to its end, or until it is asked to stop; begin, or resume from the newest checkpoint.
 
     Returns:
@@ -128,10 +132,8 @@ def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
         trainer.ready()
         # After Ray, which sets handlers of its own; and until now there was nothing to save.
         stop = stack.enter_context(stop_on_signals())
-        if task.begin is not None:
-            tracker.progress(0, "score")
-            task.begin(trainer, tracker.message)
-        begun = task.memory.state() if task.memory is not None else None
+        task.begin(trainer, tracker)
+        begun = task.state()
 
         def begin() -> _Job[Row]:
             """At the newest checkpoint, or at the start."""
@@ -149,8 +151,7 @@ def learn(config: SupervisedConfig, task: Task[Row]) -> bool:
         job = run_through_deaths(begin, lambda job: job.run(stop), recover, [trainer.name])
         if job.finished:
             trainer.export(str(folder.final))
-            if task.finish is not None:
-                task.finish(trainer, folder)
+            task.finish(trainer, folder)
             tracker.message(f"finished: the model is in {folder.final}")
         else:
             tracker.message(folder.stopped(job.done, passes.steps))
@@ -163,7 +164,7 @@ class _Job(Generic[Row]):
     def __init__(
         self,
         config: SupervisedConfig,
-        task: Task[Row],
+        task: SupervisedTask[Row],
         trainer: TrainerGroup,
         tracker: Tracker,
         checkpoints: Checkpoints,
@@ -197,9 +198,9 @@ class _Job(Generic[Row]):
         started = time.perf_counter()
         self._tracker.progress(self.done, "train")
         ids = self._cursor.take(self._passes.rows_of(self.done))
-        lesson = self._task.lesson([self._task.train.rows[int(row)] for row in ids])
+        batch = self._task.batch([self._task.train.rows[int(row)] for row in ids])
         metrics = self._trainer.train_step(
-            SharedBatch.put(lesson.batch), self._task.loss, lesson.columns, lesson.row_columns, groups=lesson.groups
+            SharedBatch.put(batch.tokens), self._task.loss, batch.columns, batch.row_columns, groups=batch.groups
         )
         if self.done == 0 and metrics["grad_norm"] == 0:
             raise NothingLearned(
@@ -210,7 +211,7 @@ class _Job(Generic[Row]):
         self._cursor.finish(ids)
         self.done += 1
         seconds = time.perf_counter() - started
-        tokens = float(lesson.batch.lengths.sum())
+        tokens = float(batch.tokens.lengths.sum())
         rates = {"tokens_per_second": tokens / seconds, "step_time": seconds, "epoch": self._cursor.epoch}
         if self._evaluation_due():
             self._tracker.progress(self.done, "evaluate")
@@ -232,20 +233,21 @@ class _Job(Generic[Row]):
             "cursor": self._cursor.state(),
             "tracker_run": self._tracker.run_id,
         }
-        if self._task.memory is not None:
-            state["memory"] = self._task.memory.state()
+        kept = self._task.state()
+        if kept is not None:
+            state["memory"] = kept
         self._checkpoints.commit(self.done, parts, state)
 
     def restore(self, checkpoint: Checkpoint | None, begun: dict[str, Any] | None) -> None:
-        """Continue from a checkpoint; None: begin with a fresh trainer, and with `begun` as the task's memory."""
+        """Continue from a checkpoint; None: begin with a fresh trainer, and with `begun` as the task's state."""
         if checkpoint is None:
-            if self._task.memory is not None and begun is not None:
-                self._task.memory.load(begun)
+            if begun is not None:
+                self._task.load(begun)
             self._tracker.truncate_after(-1)
             return
         self._trainer.load(checkpoint.role("trainer"))
         self._cursor.load(checkpoint.state["cursor"])
-        if self._task.memory is not None:
-            self._task.memory.load(checkpoint.state["memory"])
+        if "memory" in checkpoint.state:
+            self._task.load(checkpoint.state["memory"])
         self.done = checkpoint.state["step"]
         self._tracker.resume_after(self.done, checkpoint.directory)

@@ -15,7 +15,7 @@ from rlhf_ray.config.jobs.dpo import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, Pref
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, PairRow, answers_batch, token_shares
 from rlhf_ray.jobs.supervised.loop import TrainingBatch
-from rlhf_ray.jobs.supervised.preferences import PreferenceLessons, column
+from rlhf_ray.jobs.supervised.preferences import PreferenceTask, column
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs, summed
 
 
@@ -46,7 +46,7 @@ def _objective(config: PreferenceLossConfig, kind: Kind) -> PreferenceObjective:
     )
 
 
-class PairLessons(PreferenceLessons[PairRow]):
+class PairTask(PreferenceTask[PairRow]):
     """Batches of pairs, the chosen answer before the rejected one."""
 
     def __init__(
@@ -69,7 +69,7 @@ class PairLessons(PreferenceLessons[PairRow]):
         name = "training answers" if training else "held-out answers"
         self._reference[training] = reference.sums(name, self._answers(rows)).reshape(-1, 2)
 
-    def _lesson(self, rows: Sequence[PairRow], training: bool) -> TrainingBatch:
+    def _batch(self, rows: Sequence[PairRow], training: bool) -> TrainingBatch:
         answers = self._answers(rows)
         batch = answers_batch(answers)
         groups = np.repeat(np.arange(len(rows), dtype=np.int32), 2)

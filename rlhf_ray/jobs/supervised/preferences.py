@@ -1,39 +1,53 @@
 """What each optimizer step of `rlhf dpo` gives its loss: columns of pairs, or of single answers with labels."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
-from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.algorithms.segments import row_index
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
-from rlhf_ray.jobs.supervised.loop import TrainingBatch
+from rlhf_ray.jobs.supervised.loop import SupervisedTask, TrainingBatch
 from rlhf_ray.jobs.supervised.reference import Model, ReferenceLogprobs
+from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
+from rlhf_ray.tracking.tracker import Tracker
 
 Row = TypeVar("Row")
+ReferenceOf = Callable[[TrainerGroup, Callable[[str], None]], ReferenceLogprobs]
+"""Makes the reference from the policy as it was loaded; takes words for the person who watches too."""
 
 
-class PreferenceLessons(ABC, Generic[Row]):
+class PreferenceTask(SupervisedTask[Row]):
     """Batches, columns and metrics of one kind of preferences, for training rows and for rows kept aside."""
 
-    loss: Loss
+    kind = "policy"
     needs_reference: bool
+    reference_of: ReferenceOf | None = None
 
     def __init__(self, train: Loaded[Row], held_out: Loaded[Row] | None, rows_per_step: int) -> None:
         """Take the rows of both data sets, and how many of them make an optimizer step."""
-        self.train, self.held_out = train, held_out
+        super().__init__(train, held_out)
         self._rows_per_step = rows_per_step
         self._policy: Model | None = None
         self._moments = RunningMoments()
 
-    def begin(self, policy: Model, reference: ReferenceLogprobs | None) -> None:
+    def begin(self, trainer: TrainerGroup, tracker: Tracker) -> None:
+        """Read the log-probabilities of all rows under the reference, where the loss has one."""
+
+        def policy(batch: TokenBatch) -> np.ndarray:
+            return trainer.logprobs(SharedBatch.put(batch))["logprobs"]
+
+        asked = self.reference_of if self.needs_reference else None
+        tracker.progress(0, "score")
+        self.start_from(policy, asked(trainer, tracker.message) if asked is not None else None)
+
+    def start_from(self, policy: Model, reference: ReferenceLogprobs | None) -> None:
         """Give the policy, for first passes over a step, and get the reference's log-probabilities of all rows.
 
         Args:
@@ -46,12 +60,12 @@ class PreferenceLessons(ABC, Generic[Row]):
             if self.held_out is not None:
                 self._read_reference(self.held_out.rows, reference, training=False)
 
-    def lesson(self, rows: Sequence[Row]) -> TrainingBatch:
-        """One optimizer step."""
-        return self._lesson(rows, training=True)
+    def batch(self, rows: Sequence[Row]) -> TrainingBatch:
+        """Make one optimizer step of some training rows."""
+        return self._batch(rows, training=True)
 
-    def evaluate(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Loss and metrics of rows kept aside, as the mean of steps of the training's size."""
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Row]) -> dict[str, float]:
+        """Return loss and metrics of rows kept aside, as the mean of steps of the training's size."""
         totals: dict[str, float] = {}
         for start in range(0, len(rows), self._rows_per_step):
             part = rows[start : start + self._rows_per_step]
@@ -59,12 +73,8 @@ class PreferenceLessons(ABC, Generic[Row]):
                 totals[name] = totals.get(name, 0.0) + value * len(part) / len(rows)
         return self.report(totals)
 
-    def report(self, sums: dict[str, float]) -> dict[str, float]:
-        """Turn the loss's sums into metrics."""
-        return sums
-
     def state(self) -> dict[str, Any]:
-        """The running mean of rewards, for a checkpoint."""
+        """Return the running mean of rewards, for a checkpoint."""
         return asdict(self._moments)
 
     def load(self, state: dict[str, Any]) -> None:
@@ -76,21 +86,21 @@ class PreferenceLessons(ABC, Generic[Row]):
         """Keep the reference's log-probabilities of a data set."""
 
     @abstractmethod
-    def _lesson(self, rows: Sequence[Row], training: bool) -> TrainingBatch:
+    def _batch(self, rows: Sequence[Row], training: bool) -> TrainingBatch:
         """Batch and columns of some rows of a data set."""
 
     def _evaluate(self, rows: Sequence[Row]) -> dict[str, float]:
-        lesson = self._lesson(rows, training=False)
-        columns = {name: torch.from_numpy(values) for name, values in {**lesson.columns, **lesson.row_columns}.items()}
-        columns["rows"] = row_index(torch.from_numpy(lesson.batch.response_offsets))
-        logprobs = torch.from_numpy(self._logprobs(lesson.batch))
+        batch = self._batch(rows, training=False)
+        columns = {name: torch.from_numpy(values) for name, values in {**batch.columns, **batch.row_columns}.items()}
+        columns["rows"] = row_index(torch.from_numpy(batch.tokens.response_offsets))
+        logprobs = torch.from_numpy(self._logprobs(batch.tokens))
         value, metrics = self.loss({"logprobs": logprobs}, columns)
         return {"loss": float(value), **{name: float(metric) for name, metric in metrics.items()}}
 
     def _logprobs(self, batch: TokenBatch) -> Float32[np.ndarray, " response_tokens"]:
         """The policy's log-probabilities as it now is."""
         if self._policy is None:
-            raise RuntimeError("preferences: call begin first")
+            raise RuntimeError("preferences: call start_from first")
         return self._policy(batch)
 
     def _shift(self, rewards: torch.Tensor, training: bool) -> float:

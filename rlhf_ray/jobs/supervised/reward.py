@@ -12,54 +12,11 @@ from rlhf_ray.data.cost_pairs import CostPair, read_cost_pairs, signs_of
 from rlhf_ray.data.loading import Loaded, read_rankings
 from rlhf_ray.data.rows import RankedRow, ranked_batch
 from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE, Member, judge, member_configs, members_of, ranking_metrics
-from rlhf_ray.jobs.supervised.loop import Task, TrainingBatch, learn, learned_before
+from rlhf_ray.jobs.supervised.loop import SupervisedTask, TrainingBatch, learn, learned_before
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
-
-
-def learn_costs(config: RewardTrainingConfig, cost: CostModelConfig) -> None:
-    """Train a cost model from pairs with safety labels (Dai et al. 2024)."""
-    tokenizer = job_tokenizer(config.model)
-    check_supervised(config, tokenizer)
-    loss = CostLoss(cost.sign_coefficient, cost.regularisation)
-
-    def evaluate(trainer: TrainerGroup, pairs: Sequence[CostPair]) -> dict[str, float]:
-        taught = lesson(pairs)
-        costs = torch.from_numpy(trainer.scores(SharedBatch.put(taught.batch)))
-        columns = {name: torch.from_numpy(column) for name, column in taught.row_columns.items()}
-        _, found = loss({"scores": costs}, columns)
-        return {name: float(value) for name, value in found.items()} | {"mean_cost": float(costs.mean())}
-
-    learn(
-        config,
-        Task(
-            kind="reward",
-            loss=loss,
-            train=read_cost_pairs(config.data, tokenizer),
-            held_out=read_cost_pairs(config.evaluation_data, tokenizer) if config.evaluation_data else None,
-            lesson=lesson,
-            evaluate=evaluate,
-        ),
-    )
-
-
-def lesson(pairs: Sequence[CostPair]) -> TrainingBatch:
-    """One optimizer step's pairs, each of the same weight; both texts of a pair stay in one micro-batch."""
-    ranked = ranked_batch([pair.ranking for pair in pairs])
-    groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
-    return TrainingBatch(
-        ranked.batch,
-        row_columns={
-            "weight": ranking_weights(groups, ranks, "pairs").numpy(),
-            "group": ranked.groups,
-            "rank": ranked.ranks,
-            "sign": signs_of(pairs),
-        },
-        groups=ranked.groups,
-    )
-
 
 STATISTICS_TEXTS = 4096
 """Training texts whose scores the statistics describe: more move a median by less than a run's noise."""
@@ -69,16 +26,17 @@ def run(config: RewardTrainingConfig) -> None:
     """Learn scores whose differences explain the rankings (Bradley and Terry), once for each member; or costs."""
     if all(learned_before(member) for member in member_configs(config)) and _is_judged(config):
         return
-    if config.cost is not None:
-        learn_costs(config, config.cost)
-        return
     tokenizer = job_tokenizer(config.model)
     check_supervised(config, tokenizer)
+    if config.cost is not None:
+        kept = read_cost_pairs(config.evaluation_data, tokenizer) if config.evaluation_data else None
+        learn(config, CostTask(config.cost, read_cost_pairs(config.data, tokenizer), kept))
+        return
     train = read_rankings(config.data, tokenizer)
     held_out = read_rankings(config.evaluation_data, tokenizer) if config.evaluation_data else None
     members = members_of(config, len(train.rows))
     for member in members:
-        if not member.is_finished() and not _learn(member.config, train, held_out):
+        if not member.is_finished() and not learn(member.config, RankingTask(member.config, train, held_out)):
             return
     if len(members) > 1 and held_out is not None:
         judge(members, held_out.rows, Path(config.output).expanduser())
@@ -90,35 +48,73 @@ def _is_judged(config: RewardTrainingConfig) -> bool:
     return not asked or (Path(config.output).expanduser() / REPORT_FILE).is_file()
 
 
-def _learn(config: RewardTrainingConfig, train: Loaded[RankedRow], held_out: Loaded[RankedRow] | None) -> bool:
-    """Train one model; whether it was done when the job ended."""
+class RankingTask(SupervisedTask[RankedRow]):
+    """Scores whose differences explain the rankings of a step."""
 
-    def lesson(rows: Sequence[RankedRow]) -> TrainingBatch:
+    kind = "reward"
+
+    def __init__(
+        self, config: RewardTrainingConfig, train: Loaded[RankedRow], held_out: Loaded[RankedRow] | None
+    ) -> None:
+        super().__init__(train, held_out)
+        self._config = config
+        self.loss = RankingLoss(kind=config.loss, centering_coefficient=config.centering_coefficient)
+
+    def batch(self, rows: Sequence[RankedRow]) -> TrainingBatch:
+        """Keep the texts of a list in one micro-batch; weights by `aggregation`."""
         ranked = ranked_batch(rows)
         groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
-        weight = ranking_weights(groups, ranks, config.aggregation).numpy()
+        weight = ranking_weights(groups, ranks, self._config.aggregation).numpy()
         columns = {"weight": weight, "group": ranked.groups, "rank": ranked.ranks}
         if ranked.grades is not None:
             columns["margin"] = ranked.grades
         return TrainingBatch(ranked.batch, row_columns=columns, groups=ranked.groups)
 
-    def finish(trainer: TrainerGroup, folder: RunFolder) -> None:
-        _statistics(trainer, train.rows).write(folder.final)
-        if config.members > 1 and held_out is not None:
-            np.save(Member.scores_file(folder.path), _scores(trainer, held_out.rows))
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[RankedRow]) -> dict[str, float]:
+        """Return how well the scores order the texts of each list, and their mean."""
+        ranked = ranked_batch(rows)
+        scores = torch.from_numpy(_scores(trainer, rows))
+        metrics = ranking_metrics(scores, torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks))
+        return metrics | {"mean_reward": float(scores.mean())}
 
-    return learn(
-        config,
-        Task(
-            kind="reward",
-            loss=RankingLoss(kind=config.loss, centering_coefficient=config.centering_coefficient),
-            train=train,
-            held_out=held_out,
-            lesson=lesson,
-            evaluate=_evaluate,
-            finish=finish,
-        ),
-    )
+    def finish(self, trainer: TrainerGroup, folder: RunFolder) -> None:
+        """Write how scores lie on training texts, and a member's scores of the rows kept aside."""
+        _statistics(trainer, self.train.rows).write(folder.final)
+        if self._config.members > 1 and self.held_out is not None:
+            np.save(Member.scores_file(folder.path), _scores(trainer, self.held_out.rows))
+
+
+class CostTask(SupervisedTask[CostPair]):
+    """Costs whose differences say which answer is more harmful, and whose signs, which is safe (Dai et al. 2024)."""
+
+    kind = "reward"
+
+    def __init__(self, cost: CostModelConfig, train: Loaded[CostPair], held_out: Loaded[CostPair] | None) -> None:
+        super().__init__(train, held_out)
+        self.loss = CostLoss(cost.sign_coefficient, cost.regularisation)
+
+    def batch(self, rows: Sequence[CostPair]) -> TrainingBatch:
+        """Weigh each pair alike; both texts of a pair stay in one micro-batch."""
+        ranked = ranked_batch([pair.ranking for pair in rows])
+        groups, ranks = torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks)
+        return TrainingBatch(
+            ranked.batch,
+            row_columns={
+                "weight": ranking_weights(groups, ranks, "pairs").numpy(),
+                "group": ranked.groups,
+                "rank": ranked.ranks,
+                "sign": signs_of(rows),
+            },
+            groups=ranked.groups,
+        )
+
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[CostPair]) -> dict[str, float]:
+        """Return the loss's own metrics, and the mean cost."""
+        batch = self.batch(rows)
+        costs = torch.from_numpy(trainer.scores(SharedBatch.put(batch.tokens)))
+        columns = {name: torch.from_numpy(column) for name, column in batch.row_columns.items()}
+        _, found = self.loss({"scores": costs}, columns)
+        return {name: float(value) for name, value in found.items()} | {"mean_cost": float(costs.mean())}
 
 
 def _scores(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> np.ndarray:
@@ -135,10 +131,3 @@ def _statistics(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> ScoreStatis
         chosen.append(row)
         texts += len(row.texts)
     return ScoreStatistics.of(_scores(trainer, chosen))
-
-
-def _evaluate(trainer: TrainerGroup, rows: Sequence[RankedRow]) -> dict[str, float]:
-    ranked = ranked_batch(rows)
-    scores = torch.from_numpy(_scores(trainer, rows))
-    metrics = ranking_metrics(scores, torch.from_numpy(ranked.groups), torch.from_numpy(ranked.ranks))
-    return metrics | {"mean_reward": float(scores.mean())}

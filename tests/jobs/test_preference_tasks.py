@@ -15,8 +15,8 @@ from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, LabelledRow, PairRow
-from rlhf_ray.jobs.supervised.labelled import LabelledLessons
-from rlhf_ray.jobs.supervised.pairs import PairLessons
+from rlhf_ray.jobs.supervised.labelled import LabelledTask
+from rlhf_ray.jobs.supervised.pairs import PairTask
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 
 BETA = 0.2
@@ -55,30 +55,34 @@ def logprob(answer: Answer, of: Callable[[TokenBatch], np.ndarray] = POLICY) -> 
     return float(of(TokenBatch.from_sequences([answer.prompt_ids], [answer.response_ids])).astype(np.float64).sum())
 
 
+NO_TRAINER: Any = None
+"""Nobody asks it once the task knows the policy."""
+
+
 def loaded(rows: list[Any]) -> Loaded[Any]:
     return Loaded(rows, ReadReport("rows", 0.0, rows=len(rows)), "")
 
 
-def ready(lessons: Any) -> Any:
-    lessons.begin(POLICY, ReferenceLogprobs(None, "", REFERENCE, 1000, lambda _: None))
-    return lessons
+def ready(task: Any) -> Any:
+    task.start_from(POLICY, ReferenceLogprobs(None, "", REFERENCE, 1000, lambda _: None))
+    return task
 
 
-def pair_lessons(**loss: Any) -> PairLessons:
-    return ready(PairLessons(PreferenceLossConfig(beta=BETA, **loss), loaded(PAIRS), loaded(PAIRS), 5))
+def pair_task(**loss: Any) -> PairTask:
+    return ready(PairTask(PreferenceLossConfig(beta=BETA, **loss), loaded(PAIRS), loaded(PAIRS), 5))
 
 
-def labelled_lessons(kind: Any, **loss: Any) -> LabelledLessons:
+def labelled_task(kind: Any, **loss: Any) -> LabelledTask:
     config = PreferenceLossConfig(type=kind, beta=BETA, **loss)
-    return ready(LabelledLessons(kind, config, loaded(LABELLED), loaded(LABELLED), 5))
+    return ready(LabelledTask(kind, config, loaded(LABELLED), loaded(LABELLED), 5))
 
 
-def trained(lessons: Any, rows: list[Any]) -> float:
+def trained(task: Any, rows: list[Any]) -> float:
     """Loss of a training step, from the columns that the ranks get."""
-    lesson = lessons.lesson(rows)
-    columns = {name: torch.from_numpy(values) for name, values in {**lesson.columns, **lesson.row_columns}.items()}
-    columns["rows"] = torch.from_numpy(np.repeat(np.arange(lesson.batch.rows), lesson.batch.response_lengths))
-    return float(lessons.loss({"logprobs": torch.from_numpy(POLICY(lesson.batch))}, columns)[0])
+    batch = task.batch(rows)
+    columns = {name: torch.from_numpy(values) for name, values in {**batch.columns, **batch.row_columns}.items()}
+    columns["rows"] = torch.from_numpy(np.repeat(np.arange(batch.tokens.rows), batch.tokens.response_lengths))
+    return float(task.loss({"logprobs": torch.from_numpy(POLICY(batch.tokens))}, columns)[0])
 
 
 def sides(value: Callable[[Answer], float]) -> tuple[Tensor, Tensor]:
@@ -106,20 +110,20 @@ EXPECTED: dict[str, Tensor] = {
 
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_pairs(kind: str) -> None:
-    assert trained(pair_lessons(type=kind), PAIRS) == pytest.approx(float(EXPECTED[kind].mean()), abs=1e-5)
+    assert trained(pair_task(type=kind), PAIRS) == pytest.approx(float(EXPECTED[kind].mean()), abs=1e-5)
 
 
 def test_the_order_of_rows_does_not_matter() -> None:
     for kind in ("sigmoid", "aot", "bco"):
-        assert trained(pair_lessons(type=kind), PAIRS[::-1]) == pytest.approx(float(EXPECTED[kind].mean()), abs=1e-5)
+        assert trained(pair_task(type=kind), PAIRS[::-1]) == pytest.approx(float(EXPECTED[kind].mean()), abs=1e-5)
 
 
 def test_losses_are_weighed_and_the_likelihood_is_of_chosen_tokens() -> None:
-    lessons = pair_lessons(type=["sigmoid", "hinge"], weights=[0.5, 2.0], nll_coefficient=0.3)
+    task = pair_task(type=["sigmoid", "hinge"], weights=[0.5, 2.0], nll_coefficient=0.3)
     nll = -float(SUMS[0].sum() / LENGTHS[0].sum())
     expected = 0.5 * EXPECTED["sigmoid"].mean() + 2 * EXPECTED["hinge"].mean() + 0.3 * nll
-    assert trained(lessons, PAIRS) == pytest.approx(float(expected), abs=1e-5)
-    orpo = trained(pair_lessons(type="orpo"), PAIRS) - trained(pair_lessons(type="orpo", nll_coefficient=0), PAIRS)
+    assert trained(task, PAIRS) == pytest.approx(float(expected), abs=1e-5)
+    orpo = trained(pair_task(type="orpo"), PAIRS) - trained(pair_task(type="orpo", nll_coefficient=0), PAIRS)
     assert orpo == pytest.approx(nll, abs=1e-5), "its own coefficient is 1"
 
 
@@ -130,16 +134,16 @@ def test_desensitised_lengths_hold_for_policy_and_reference() -> None:
 
     differences = [ratio(a) - ratio(b) for a, b in (row.answers(0.4) for row in PAIRS)]
     expected = np.mean([math.log1p(math.exp(-BETA * difference)) for difference in differences])
-    assert trained(pair_lessons(length_desensitisation=0.4), PAIRS) == pytest.approx(expected, abs=1e-5)
+    assert trained(pair_task(length_desensitisation=0.4), PAIRS) == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["simpo", "cpo", "orpo"])
 def test_losses_without_a_reference_ask_for_none(kind: str) -> None:
     config = PreferenceLossConfig(type=kind)
-    lessons = PairLessons(config, loaded(PAIRS), None, 5)
-    assert not lessons.needs_reference
-    lessons.begin(POLICY, None)
-    assert math.isfinite(trained(lessons, PAIRS))
+    task = PairTask(config, loaded(PAIRS), None, 5)
+    assert not task.needs_reference
+    task.start_from(POLICY, None)
+    assert math.isfinite(trained(task, PAIRS))
 
 
 def labelled_values(value: Callable[[LabelledRow], float]) -> Tensor:
@@ -153,9 +157,9 @@ def test_kto_compares_with_mismatched_answers() -> None:
     desirable = torch.tensor([row.desirable for row in LABELLED])
     wanted, unwanted = 1 - torch.sigmoid(BETA * (ratios - kl)), 1 - torch.sigmoid(BETA * (kl - ratios))
     expected = torch.where(desirable, 1.5 * wanted, 0.5 * unwanted).mean()
-    lessons = labelled_lessons("kto", desirable_weight=1.5, undesirable_weight=0.5)
-    assert trained(lessons, LABELLED) == pytest.approx(float(expected), abs=1e-5)
-    metrics = lessons.evaluate(LABELLED)
+    task = labelled_task("kto", desirable_weight=1.5, undesirable_weight=0.5)
+    assert trained(task, LABELLED) == pytest.approx(float(expected), abs=1e-5)
+    metrics = task.evaluate(NO_TRAINER, LABELLED)
     assert metrics["kl"] == pytest.approx(float(kl), abs=1e-4)
     assert metrics["loss"] == pytest.approx(float(expected), abs=1e-5)
     assert metrics["rewards/chosen"] == pytest.approx(float(BETA * ratios[desirable].mean()), abs=1e-5)
@@ -165,13 +169,13 @@ def test_kto_compares_with_mismatched_answers() -> None:
 
 
 def test_metrics_of_a_side_that_is_not_there_are_left_out() -> None:
-    metrics = labelled_lessons("apo_zero_unpaired").evaluate([row for row in LABELLED if row.desirable])
+    metrics = labelled_task("apo_zero_unpaired").evaluate(NO_TRAINER, [row for row in LABELLED if row.desirable])
     assert "rewards/chosen" in metrics
     assert not {"rewards/rejected", "rewards/margins", "count/chosen"} & metrics.keys()
 
 
 def test_bco_compares_with_the_mean_of_the_run() -> None:
-    lessons = labelled_lessons("bco")
+    task = labelled_task("bco")
     rewards = BETA * labelled_values(lambda row: log_ratio(row.answer))
     desirable = torch.tensor([row.desirable for row in LABELLED])
 
@@ -179,18 +183,20 @@ def test_bco_compares_with_the_mean_of_the_run() -> None:
         advantage = torch.where(desirable, rewards - shift, shift - rewards)[rows]
         return float(-F.logsigmoid(advantage).mean())
 
-    assert trained(lessons, LABELLED[:3]) == pytest.approx(expected(slice(3), rewards[:3].mean()), abs=1e-5)
-    saved = lessons.state()
-    assert trained(lessons, LABELLED[3:]) == pytest.approx(expected(slice(3, 5), rewards.mean()), abs=1e-5)
-    assert lessons.evaluate(LABELLED[:3])["loss"] == pytest.approx(expected(slice(3), rewards.mean()), abs=1e-5)
-    resumed = labelled_lessons("bco")
+    assert trained(task, LABELLED[:3]) == pytest.approx(expected(slice(3), rewards[:3].mean()), abs=1e-5)
+    saved = task.state()
+    assert trained(task, LABELLED[3:]) == pytest.approx(expected(slice(3, 5), rewards.mean()), abs=1e-5)
+    assert task.evaluate(NO_TRAINER, LABELLED[:3])["loss"] == pytest.approx(
+        expected(slice(3), rewards.mean()), abs=1e-5
+    )
+    resumed = labelled_task("bco")
     resumed.load(saved)
     assert trained(resumed, LABELLED[3:]) == pytest.approx(expected(slice(3, 5), rewards.mean()), abs=1e-5)
 
 
 def test_an_evaluation_in_parts_is_their_mean_by_rows() -> None:
     config = PreferenceLossConfig(beta=BETA)
-    lessons = ready(PairLessons(config, loaded(PAIRS), loaded(PAIRS), rows_per_step=2))
-    metrics = lessons.evaluate(PAIRS)
+    task = ready(PairTask(config, loaded(PAIRS), loaded(PAIRS), rows_per_step=2))
+    metrics = task.evaluate(NO_TRAINER, PAIRS)
     assert metrics["loss"] == pytest.approx(float(EXPECTED["sigmoid"].mean()), abs=1e-5)
     assert metrics["rewards/accuracies"] == pytest.approx(float((C > R).double().mean()))
