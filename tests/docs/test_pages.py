@@ -11,18 +11,9 @@ import pytest
 from rlhf_ray import cli
 from rlhf_ray.config.reading.schema import describe
 from rlhf_ray.config.reading.verbs import import_schema, load_job
-from tests.conftest import TEXTS
 from tests.docs.clone import PLACEHOLDER, commands_of, target_of
 from tests.docs.pages import PYTHON, ROOT, Brought, Section, blocks_of, mentions, needs_of, pages
 from tests.docs.reading import Reader
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What stands for every model that a page makes or brings; engines on CPU take heads of its width."""
-    from rlhf_ray.models.tiny import build_tiny
-
-    return build_tiny(tmp_path_factory.mktemp("models") / "model", TEXTS, hidden=64, heads=2, tie=True)
 
 
 @pytest.mark.parametrize("page", pages(), ids=str)
