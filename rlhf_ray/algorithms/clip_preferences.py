@@ -88,7 +88,7 @@ def adapted_l2(
 
 
 def comparisons_due(steps: int, total_steps: int, budget: int, first_share: float, halving_steps: float) -> int:
-    """How many comparisons a run may have asked for after so many steps of the agent.
+    """Return how many comparisons a run may have asked for after so many steps of the agent.
 
     A first share is asked before the policy learns; then the rate falls as halving_steps / (steps + halving_steps)
     (section A.1), here integrated and scaled so that the budget is spent after `total_steps`.

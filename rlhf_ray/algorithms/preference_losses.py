@@ -176,13 +176,15 @@ PairValues = Float[Tensor, " pairs"]
 def aot_statistic(
     chosen: PairValues, rejected: PairValues, reference_chosen: PairValues, reference_rejected: PairValues
 ) -> PairValues:
-    """For each pair, the reference's difference of the same rank as the policy's own among the pairs of the step."""
+    """Return, for each pair, the reference's difference of the same rank as the policy's own among the pairs of the
+    step.
+    """
     return _of_equal_rank(chosen - rejected, reference_chosen - reference_rejected)
 
 
 @check_shapes
 def aot_unpaired_statistics(chosen: PairValues, rejected: PairValues) -> tuple[PairValues, PairValues]:
-    """For each chosen log-ratio the rejected one of equal rank, and the other way round."""
+    """Return, for each chosen log-ratio, the rejected one of equal rank, and the other way round."""
     return _of_equal_rank(chosen, rejected), _of_equal_rank(rejected, chosen)
 
 

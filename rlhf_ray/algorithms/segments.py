@@ -44,7 +44,7 @@ def dense_rows(rows: Int64[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
 
 @check_shapes
 def token_row_sums(values: Float[Tensor, " tokens"], rows: Int64[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
-    """For each token, the sum of the values of its row."""
+    """Return, for each token, the sum of the values of its row."""
     dense = dense_rows(rows)
     return row_sums(values, dense, len(values))[dense]
 
