@@ -51,7 +51,7 @@ class HashingStream(io.RawIOBase):
         return len(view)
 
     def part(self, path: str) -> Part:
-        """What was written so far, as a Part."""
+        """Describe what was written so far as a part of a checkpoint: path, number of bytes, SHA-256."""
         return Part(path, self.count, self._hash.hexdigest())
 
 
