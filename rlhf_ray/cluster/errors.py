@@ -72,7 +72,7 @@ class RoleRaised(RoleFailed):
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        """That of the original error: 2 for bad input."""
+        """Return the exit code of the original error: 2 for bad input."""
         return self.__cause__.exit_code if isinstance(self.__cause__, RlhfError) else RlhfError.exit_code
 
     def __str__(self) -> str:

@@ -96,7 +96,7 @@ class Layout:
         return shared
 
     def overlap(self, role: str, other: str) -> Literal["none", "some", "all"]:
-        """How many of a role's devices are also the other role's; a role without devices has none."""
+        """Return how many of a role's devices are also the other role's; a role without devices has none."""
         devices, others = (
             {(slot.group, slot.bundle, device) for slot in self.slots[name] for device in slot.devices}
             for name in (role, other)
