@@ -62,7 +62,7 @@ ADDRESS_FORMS = (
 
 
 def host_and_port(address: str) -> tuple[str, int] | None:
-    """Where a Ray cluster is told to listen; None for a text that says no such place."""
+    """Return where a Ray cluster is told to listen; None for a text that says no such place."""
     try:
         parts = urlsplit(address if "://" in address else f"ray://{address}")
         port = parts.port

@@ -12,7 +12,7 @@ from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
 
 
 def adapter_problems(config: Section) -> Iterator[Problem]:
-    """What is wrong with the adapters of a job."""
+    """Yield what is wrong with the adapters of a job."""
     for key, role in placements_of(config).items():
         if isinstance(role, TrainerConfig) and role.lora is not None:
             yield from _adapter((*key, "lora"), role)

@@ -34,7 +34,7 @@ from rlhf_ray.config.training import TrainerConfig
 
 
 def feedback_problems(config: Section) -> Iterator[Problem]:
-    """What is wrong between the fields of a feedback config."""
+    """Yield what is wrong between the fields of a feedback config."""
     if not isinstance(config, FeedbackConfig):
         return
     lowest, highest = config.reward_range

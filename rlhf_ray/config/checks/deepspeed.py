@@ -91,7 +91,7 @@ KNOWN = frozenset((*CLASSES, *TABLES, *OTHERS))
 
 
 def deepspeed_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """What DeepSpeed would ignore or refuse, by the key within its settings."""
+    """Yield what DeepSpeed would ignore or refuse, by the key within its settings."""
     for name, value in settings.items():
         if name in OWNED_DEEPSPEED_SETTINGS:
             yield Problem((name,), f"is set by {OWNED_DEEPSPEED_SETTINGS[name]}")

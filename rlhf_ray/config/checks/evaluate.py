@@ -12,7 +12,7 @@ from rlhf_ray.config.reading.documents import KeyPath, Problem
 
 
 def evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
-    """What contradicts itself."""
+    """Yield what contradicts itself in the config of an evaluation."""
     yield from _names(config)
     yield from _sources(config)
     yield from _divergence(config)

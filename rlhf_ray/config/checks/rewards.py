@@ -16,7 +16,7 @@ OWN_HEADERS = frozenset({"content-type", "content-length", "host", "accept", "tr
 
 
 def reward_problems(config: Section) -> Iterator[Problem]:
-    """What is wrong with the reward sources of a config."""
+    """Yield what is wrong with the reward sources of a config."""
     yield from _names(config)
     yield from _score_columns(config)
     for key, source in rewards_of(config).items():
