@@ -43,7 +43,7 @@ class ChatTemplate:
 
     @cached_property
     def shape(self) -> TurnShape:
-        """What stands around an answer, found by rendering one that is known."""
+        """Return what the template puts around an answer, found by rendering one that is known."""
         if not self._tokenizer.chat_template:
             return TurnShape()
         answered: list[Message] = [QUESTION, {"role": "assistant", "content": PROBE}]

@@ -142,7 +142,7 @@ def answers_batch(answers: Sequence[Answer]) -> TokenBatch:
 
 
 def token_shares(answers: Sequence[Answer]) -> Float32[np.ndarray, " response_tokens"]:
-    """How much each response token counts, in flat order."""
+    """Return how much each response token counts, in flat order."""
     shares = [np.ones(len(a.response_ids)) if a.shares is None else a.shares for a in answers]
     return np.concatenate(shares).astype(np.float32)
 

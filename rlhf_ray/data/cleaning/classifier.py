@@ -53,7 +53,7 @@ class Features:
 
     @property
     def scales(self) -> Float32[np.ndarray, " texts"]:
-        """What one n-gram of each text counts."""
+        """Return, for each text, what one of its n-grams counts."""
         return (1 / np.sqrt(np.diff(self.offsets))).astype(np.float32)
 
     def some(self, texts: Int64[np.ndarray, " chosen"]) -> "Features":

@@ -28,7 +28,7 @@ class DuplicateFinder:
         self.near = NearTexts(shingle, threshold, folder)
 
     def filter(self, texts: Sequence[str], places: Sequence[str], keys: TextKeys) -> list[Duplicate | None]:
-        """What each row repeats, or None; those are kept and numbered in their order.
+        """Return what each row repeats, or None; rows that repeat nothing are kept and numbered in their order.
 
         Args:
             texts: in their normal form.

@@ -38,7 +38,7 @@ class TextKeys:
     """Zeros where only same texts are wanted."""
 
     def of(self, texts: Sequence[int]) -> "TextKeys":
-        """Those of some of the texts, by their places."""
+        """Return the keys of some of the texts, by the texts' places."""
         chosen = np.asarray(texts, np.int64)
         return TextKeys(self.buckets[chosen], self.sketches[chosen])
 
@@ -119,7 +119,9 @@ class NearTexts:
         self._sketches[first : first + count] = keys.sketches
 
     def candidates(self, keys: TextKeys) -> dict[int, tuple[dict[int, int], dict[int, int]]]:
-        """For texts that share keys with earlier ones: how many, by number, and by place within `keys`."""
+        """Return, for each text that shares keys with earlier ones, how many it shares with each: by number, and by
+        place within `keys`.
+        """
         shared = self.shared(keys)
         known, among = _by_row(shared.known), _by_row(shared.among)
         return {row: (known.get(row, {}), among.get(row, {})) for row in known.keys() | among.keys()}
@@ -144,7 +146,7 @@ class NearTexts:
         return self._texts.text(number)
 
     def place(self, number: int) -> str:
-        """Where a text stands."""
+        """Return where a text stands: its file and line."""
         return self._texts.place(number)
 
     def similarity(self, ngrams: set[str], text: str, earlier: str) -> float:

@@ -77,7 +77,7 @@ class PromptGroups:
         return numbers[[position[row] for row in same]].tolist()
 
     def key(self, number: int) -> int:
-        """What all prompts of a prompt's group have in common: the key of the first of them."""
+        """Return what all prompts of a prompt's group have in common: the key of the first of them."""
         return self._keys[self._root(number)]
 
     def sizes(self) -> list[int]:

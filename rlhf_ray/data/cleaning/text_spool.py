@@ -35,7 +35,7 @@ class TextSpool:
         return self._read(number)[0]
 
     def place(self, number: int) -> str:
-        """Where the row of a text stood."""
+        """Return where the row of a text stood: its file and line."""
         return self._read(number)[1]
 
     def _read(self, number: int) -> tuple[str, str]:

@@ -64,7 +64,7 @@ def texts_of(row: Row) -> Texts:
 
 
 def prompt_alone(row: Row) -> Prompt:
-    """What a policy would be asked: the prompt of a row, or the turns before a conversation's last answer.
+    """Return what a policy would be asked: the prompt of a row, or the turns before a conversation's last answer.
 
     It is the prompt that `texts_of` finds, whatever other columns stand beside it; but a plain text is a prompt whole,
     as it is to jobs that read prompts.

@@ -91,7 +91,7 @@ def _calls(turn: Mapping[str, Any], speaker: str, given: Sequence[str]) -> list[
 
 
 def opening(system: Any, history: Any) -> list[Message]:
-    """What comes before a question: the system's text, then earlier questions with their answers.
+    """Return what comes before a question: the system's text, then earlier questions with their answers.
 
     Raises:
         BadRow: `history` is no list of pairs of texts.
