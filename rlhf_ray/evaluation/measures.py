@@ -91,7 +91,7 @@ def _cell(value: Estimate | float | None, show: Callable[[float], str]) -> tuple
 
 
 def shown(measure: Measure, values: Sequence[Estimate | float | None]) -> Callable[[float], str]:
-    """How a measure is written: models below and beside one another compare best with the same decimals."""
+    """Choose how the values of a measure are written: with the same decimals, so that they compare well."""
     if measure.show is not None:
         return measure.show
     known = [one.value if isinstance(one, Estimate) else one for one in values if one is not None and _known(one)]
@@ -99,7 +99,7 @@ def shown(measure: Measure, values: Sequence[Estimate | float | None]) -> Callab
 
 
 def same_decimals(values: Sequence[float]) -> Callable[[float], str]:
-    """How numbers that are compared are written: all with as many decimals as the largest has at three digits."""
+    """Choose how numbers that are compared are written: with as many decimals as the largest has at three digits."""
     size = max((abs(value) for value in values), default=0.0)
     if not SMALLEST <= size < LARGEST:
         return short_number

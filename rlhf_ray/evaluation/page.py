@@ -44,7 +44,7 @@ class ShownVerdict:
 
 
 def title_of(summary: Summary) -> str:
-    """What is compared, in a line."""
+    """Return a line that says what is compared."""
     others = [name for name in summary.models if name != summary.baseline]
     if not others:
         return summary.baseline
