@@ -41,7 +41,7 @@ class CostConstraint:
 
     @property
     def mean_cost(self) -> float:
-        """Of the newest episodes; NaN before the first."""
+        """Return the mean cost of the newest episodes; NaN before the first."""
         return sum(self.recent) / len(self.recent) if self.recent else float("nan")
 
     def after(self, costs: Sequence[float]) -> "CostConstraint":

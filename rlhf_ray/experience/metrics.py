@@ -65,7 +65,7 @@ def experience_metrics(
 def mismatch_metrics(
     logprobs: Float[Tensor, " tokens"], behaviour: Float[Tensor, " tokens"], written: Bool[Tensor, " tokens"]
 ) -> dict[str, float]:
-    """How far the trainer's log-probabilities and the engine's are apart."""
+    """Return how far the trainer's and the engine's log-probabilities are apart, over tokens that the policy wrote."""
     if not bool(written.any()):
         return {}
     mismatch = (logprobs - behaviour).abs()[written]

@@ -118,5 +118,5 @@ class StepMetrics:
             self._counts[full] = self._counts.get(full, 0) + 1
 
     def means(self) -> dict[str, float]:
-        """By name."""
+        """Return the mean of each metric over the optimizer steps added so far."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
