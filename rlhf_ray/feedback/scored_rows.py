@@ -39,7 +39,7 @@ class ScoredRow:
         return float(self.sample.rewards[PERSON] or 0.0)
 
     def to_json(self) -> dict[str, Any]:
-        """What a person looks for first, then the rest of the sample."""
+        """Return the row as values that JSON can hold: first what a person looks for, then the rest of the sample."""
         sample = sample_to_json(self.sample)
         first = {"prompt": sample.pop("prompt"), "response": sample.pop("response"), "reward": self.reward}
         return {

@@ -35,7 +35,7 @@ class AnyDesk(Protocol):
         ...
 
     def current(self, annotator: str) -> Sheet | ClipSheet | None:
-        """What the annotator was at."""
+        """Return what the annotator was judging when the page was left; None where there is nothing."""
         ...
 
     def undo(self, annotator: str) -> Sheet | ClipSheet | None:
@@ -43,7 +43,7 @@ class AnyDesk(Protocol):
         ...
 
     def progress(self, annotator: str) -> Progress:
-        """How far an annotator and all of them are."""
+        """Count what an annotator has judged, and what all annotators have."""
         ...
 
 
@@ -75,7 +75,7 @@ def clip_desk() -> ClipDesk:
 
 
 def language() -> Language:
-    """Of this session."""
+    """Return the language of the interface in this visitor's session."""
     chosen: Language = st.session_state.get("language", seated().settings.language)
     return chosen
 
@@ -86,13 +86,13 @@ def say(name: str, /, **values: object) -> str:
 
 
 def annotator() -> str:
-    """Whose session it is."""
+    """Return the name under which this session's visitor labels."""
     name: str = st.session_state["annotator"]
     return name
 
 
 def sheet() -> Sheet | None:
-    """What the annotator is judging."""
+    """Return the answers that the annotator is judging; None where there are none."""
     current: Sheet | None = st.session_state.get("sheet")
     return current
 

@@ -32,7 +32,7 @@ class Clips:
 
     @property
     def inputs(self) -> Float32[np.ndarray, "clips frames inputs"]:
-        """What a reward predictor sees of each step."""
+        """Return what a reward predictor sees of each step: observation and action, side by side."""
         return np.concatenate([self.observations, self.actions], axis=2)
 
     def take(self, places: Sequence[int] | Int64[np.ndarray, " chosen"]) -> Self:

@@ -72,7 +72,7 @@ class ClipDesk:
         return self._sheet(self._store.undo(annotator))
 
     def progress(self, annotator: str) -> Progress:
-        """How far an annotator and all of them are."""
+        """Count what an annotator has judged, and what all annotators have."""
         return self._store.progress(annotator)
 
     def _sheet(self, pair: ClipPair | None) -> ClipSheet | None:

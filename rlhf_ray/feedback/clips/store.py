@@ -157,7 +157,7 @@ class ClipStore:
             return _pair(connection.execute(select(clip_pairs).where(clip_pairs.c.id == found.pair_id)).one())
 
     def progress(self, annotator: str) -> Progress:
-        """How far an annotator and all of them are."""
+        """Count what an annotator has judged, and what all annotators have."""
         mine = (
             select(clip_choices.c.time, clip_choices.c.seconds)
             .join(clip_pairs, clip_choices.c.pair_id == clip_pairs.c.id)

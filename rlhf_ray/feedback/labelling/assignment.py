@@ -292,6 +292,6 @@ class Assignments:
 
 
 def draft_of(label: Any) -> Draft:
-    """What was chosen for a label, from its row of the table."""
+    """Read what was chosen for a label from its row of the table."""
     flags = tuple(tuple(flags) for flags in label.flags)
     return Draft(tuple(rank + 1 for rank in label.ranks), tuple(label.overall), flags, label.reason)

@@ -74,7 +74,7 @@ class Desk:
         return self.task == "label" and bool(self._writers)
 
     def current(self, annotator: str) -> Sheet | None:
-        """What the annotator holds already.
+        """Return the answers that were lent to the annotator before and are not judged yet; None where there are none.
 
         Raises:
             RlhfError: the store is busy, or nobody can answer the prompt.
@@ -121,7 +121,7 @@ class Desk:
         return None if assignment is None else self._sheet(annotator, assignment)
 
     def progress(self, annotator: str) -> Progress:
-        """How far an annotator and all of them are."""
+        """Count what an annotator has labelled, and what all annotators have."""
         return self.labels.progress(annotator)
 
     def save(self, annotator: str, sheet: Sheet) -> int:

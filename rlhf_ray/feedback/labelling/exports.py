@@ -26,7 +26,7 @@ class ExportReport:
     """Labels that the format or a reward model cannot take, by reason."""
 
     def lines(self, name: str) -> list[str]:
-        """For the console."""
+        """Return lines for the console: how many labels the file has, and how many were left out, by reason."""
         return [f"{self.rows} labels in {name}", *(f"  {n} left out: {why}" for why, n in self.left_out.items())]
 
 

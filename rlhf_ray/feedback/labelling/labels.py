@@ -155,7 +155,7 @@ class Labels:
             )
 
     def progress(self, annotator: str) -> Progress:
-        """How far an annotator and all of them are."""
+        """Count what an annotator has labelled, and what all annotators have."""
         mine = (labels.c.task == self._task, labels.c.annotator == annotator, labels.c.state == SAVED)
         with self._database.reading() as connection:
             counted = select(slots.c.state, func.count()).where(slots.c.task == self._task).group_by(slots.c.state)

@@ -75,5 +75,7 @@ class ModelWriter:
 
 
 def version_of(source: ModelAnswers) -> str:
-    """How labels name a model: its path, and a hash of its weights, since paths are written anew by the next run."""
+    """Return how labels name a model: its path, and a hash of its weights, since paths are written anew by the next
+    run.
+    """
     return f"{source.model.path}@{model_identity(source.model)[:SHORT_HASH]}"

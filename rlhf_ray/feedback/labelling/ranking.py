@@ -38,7 +38,7 @@ class Draft:
         return cls((None,) * answers, (None,) * answers, ((),) * answers)
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON can hold."""
+        """Return the draft as values that JSON can hold."""
         return {
             "ranks": list(self.ranks),
             "overall": list(self.overall),

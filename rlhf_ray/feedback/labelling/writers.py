@@ -34,7 +34,7 @@ class Writer(Protocol):
 
     @property
     def version(self) -> str:
-        """What writes: kept with each answer."""
+        """Name what writes the answers; the name is kept with each of them."""
         ...
 
     def write(self, prompt: Prompt, count: int) -> list[str]:
