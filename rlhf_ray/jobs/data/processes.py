@@ -24,7 +24,7 @@ Batches = Callable[[OpenSource], Iterator[Cleaned]]
 
 @contextmanager
 def open_processes(config: DataJobConfig, cleaner: Cleaner, folder: Path) -> Iterator[Batches]:
-    """What cleans a source, batch by batch, in the order of its rows.
+    """Open what cleans a source, batch by batch, in the order of its rows.
 
     Args:
         config: of the job.

@@ -66,7 +66,7 @@ def _one_by_one(types: ColumnTypes, kept: Sequence[Kept], rows: Sequence[Row]) -
 
 
 def prompt_row(row: Row, class_name: str) -> Row:
-    """What a policy is asked, with its class if it has one.
+    """Return a row of what a policy is asked, with its class if it has one.
 
     Raises:
         BadRow: the row has no prompt.

@@ -72,7 +72,7 @@ def max_tokens(config: EvaluateConfig) -> int:
 
 
 def answers_keys(config: EvaluateConfig, prompts: Prompts) -> dict[str, str]:
-    """By model, a hash of all that its answers depend on."""
+    """Return, by model, a hash of all that its answers depend on."""
     rollout = config.rollout
     drawn = [rollout.temperature, rollout.max_new_tokens, rollout.stop, config.sampling.model_dump()]
     drawn.append(rollout.skip_special_tokens)
@@ -90,7 +90,7 @@ def answers_keys(config: EvaluateConfig, prompts: Prompts) -> dict[str, str]:
 
 
 def identity_of(model: ComparedModel) -> list[Any]:
-    """What a model is."""
+    """Return values that change whenever the model does."""
     return [
         directory_identity(model.path),
         model.tokenizer and directory_identity(model.tokenizer),

@@ -95,7 +95,7 @@ def _row(sample: Sample, taken: Container[str]) -> Row:
 
 
 def sampling_of(config: GenerateConfig | EvaluateConfig) -> Sampling:
-    """How answers are drawn: unlike in training, from a part of the distribution if the config says so."""
+    """Return how answers are drawn: unlike in training, from a part of the distribution if the config says so."""
     rollout, sampling = config.rollout, config.sampling
     return Sampling(
         max_tokens=rollout.max_new_tokens,

@@ -88,7 +88,7 @@ class SafetyFilter:
             tally.check_all()
 
     def lines(self) -> list[str]:
-        """What became of the answers, and the first failure of each kind."""
+        """Return lines for the console: what became of the answers, and the first failure of each kind."""
         counts = ", ".join(f"{self._outcomes[outcome]} {outcome}" for outcome in self._outcomes)
         found = [f"safety: {counts} (threshold {self._safety.threshold:g})"]
         for tally in self._sources.tallies.values():

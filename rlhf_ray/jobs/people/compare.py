@@ -79,7 +79,7 @@ def _source(writers: Sequence[Writer]) -> str:
 
 
 def report_win_rates(labels: Labels) -> None:
-    """How often b was preferred to a, by class of prompt, on the console."""
+    """Print how often b was preferred to a, by class of prompt."""
     for line in win_rates(labels.all()):
         if line.rate.count:
             say(f"b preferred, {line.prompt_class}: {_percent(line.rate)}; a {line.a_wins}, equal {line.equal}")

@@ -38,7 +38,7 @@ def say(line: str) -> None:
 
 
 def settings_of(config: FeedbackPageConfig, answers_per_prompt: int) -> Settings:
-    """What the pages need of a config."""
+    """Take what the pages need out of a config."""
     return Settings(
         language=config.language,
         answers_per_prompt=answers_per_prompt,
@@ -73,7 +73,7 @@ def read_pool(source: RowSource) -> list[tuple[Prompt, str]]:
 
 
 def show(report: ReadReport) -> None:
-    """What was read, on the console."""
+    """Print what was read of a source of rows, and what was left out."""
     for line in report.lines():
         say(line)
 

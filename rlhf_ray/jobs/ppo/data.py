@@ -72,7 +72,7 @@ class PPOData:
         )
 
     def report(self) -> Iterator[str]:
-        """What was left out of each, and why."""
+        """Yield lines that say what was left out of each data set, and why."""
         for read in (self.prompts, self.held_out, self.texts):
             if read is not None:
                 yield from read.report.lines()

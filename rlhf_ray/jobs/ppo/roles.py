@@ -118,7 +118,7 @@ class PPORoles:
 
 
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:
-    """What a critic starts from, to be read with the policy's tokenizer."""
+    """Return the model that a critic starts from, to be read with the policy's tokenizer."""
     tokenizer = config.model.tokenizer or config.model.path
     return config.model.model_copy(update={"path": critic_path(config, name), "tokenizer": tokenizer})
 
@@ -136,7 +136,7 @@ def critic_units(config: PPOConfig, name: str) -> ScoreStatistics | None:
 
 
 def cost_weight(algorithm: AlgorithmConfig) -> float:
-    """What costs weigh in the reward itself; 0 where they have a critic, or are none."""
+    """Return what costs weigh in the reward itself; 0 where they have a critic, or are none."""
     lagrangian = algorithm.lagrangian
     return lagrangian.multiplier if lagrangian is not None and lagrangian.place == "reward" else 0.0
 
@@ -164,7 +164,7 @@ def uses(config: PPOConfig) -> dict[str, list[str]]:
 
 
 def role_placements(config: PPOConfig) -> dict[str, PlacementConfig]:
-    """Where the roles go, by the names that they have in the run, in the order in which they are placed."""
+    """Return where the roles go, by the names that they have in the run, in the order in which they are placed."""
     return {_role(config, key): placement for key, placement in placements_of(config).items()}
 
 

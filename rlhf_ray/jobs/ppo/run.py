@@ -91,7 +91,7 @@ def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
 
 
 def schedule_of(config: PPOConfig) -> Schedule:
-    """How long the run is, and what is due when.
+    """Return how long the run is, and what is due when.
 
     Raises:
         BadInput: it would learn from samples of older weights.
@@ -172,7 +172,7 @@ def export(config: PPOConfig, policy: TrainerGroup, folder: RunFolder) -> None:
 
 
 def averaged(config: PPOConfig) -> str | None:
-    """Where the average of the policy's weights is written; None where none is kept."""
+    """Return where the average of the policy's weights is written; None where none is kept."""
     return config.policy.ema_export if config.policy.ema_decay is not None else None
 
 

@@ -104,7 +104,7 @@ class _Start:
         return self._trainer("policy", config.model, config.policy, total_steps=max(steps, 1))
 
     def critics(self) -> dict[str, TrainerGroup]:
-        """Those of rewards and of costs, by role."""
+        """Start the critics: `critic` and, where costs are constrained, `cost_critic`."""
         config = self._config
         total_steps = config.steps * config.epochs * config.minibatches
         return {
