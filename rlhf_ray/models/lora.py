@@ -181,7 +181,7 @@ class Composed:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the whole weight, wherever its elements are."""
+        """Return the shape of the whole weight, wherever its elements are."""
         weight: Any = self.weight
         if hasattr(weight, "quant_state"):
             return tuple(weight.quant_state.shape)
@@ -206,7 +206,7 @@ def composed_weights(network: nn.Module) -> dict[str, Composed]:
 
 
 def quantization_settings(dtype: torch.dtype, scalar: bool) -> Any:
-    """How Transformers loads weights in 4 bits: NF4 with double quantization, as in the QLoRA paper.
+    """Return how Transformers loads weights in 4 bits: NF4 with double quantization, as in the QLoRA paper.
 
     The output layer stays as it is, by Transformers' own choice; of a `scalar` network the head does, which is trained.
 

@@ -77,7 +77,7 @@ def prepare(network: Any) -> bool:
 
 
 def arguments(ragged: RaggedRows | None, device: torch.device) -> dict[str, Any]:
-    """What a prepared network is called with so that its attention gets `ragged`."""
+    """Return the arguments with which a prepared network is called so that its attention gets `ragged`."""
     if ragged is None:
         return {}
     # A mask that was made already is handed on as it is, so none is made; one without places fits no other attention.
