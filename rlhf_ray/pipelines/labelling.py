@@ -136,7 +136,7 @@ def write_preferences(config: IterateConfig, now: Round) -> None:
 
 
 def people_file(labels: PeopleLabels, now: Round) -> Path:
-    """Where people's rankings of a round are looked for."""
+    """Return the file in which people's rankings of a round are looked for."""
     if labels.path is None:
         return now.folder / "labels.jsonl"
     return Path(labels.path.replace("{round}", f"{now.number:02d}")).expanduser()

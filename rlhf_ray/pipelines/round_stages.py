@@ -34,7 +34,7 @@ class Round:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """Return the name of the round's folder."""
         return self.folder.name
 
     @property
@@ -44,7 +44,7 @@ class Round:
 
     @property
     def answers(self) -> Path:
-        """What the policy said."""
+        """Return the file of the answers that the policy gave in the round."""
         return self.folder / "answers.jsonl"
 
     @property
