@@ -23,7 +23,7 @@ a small page costs ten times the copy that follows."""
 
 
 def choose_transport(rollout: RolloutConfig, overlap: Literal["none", "some", "all"]) -> Transport:
-    """How weights travel: what the config says, or what fits where engines and policy are.
+    """Choose how weights travel: as the config says, or as fits where engines and policy are.
 
     Args:
         rollout: the engines' section.

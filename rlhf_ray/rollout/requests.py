@@ -70,7 +70,9 @@ if TYPE_CHECKING:
 
 
 def sampling_params(request: GenerationRequest) -> "SamplingParams":
-    """What vLLM is told: one final output with sampled log-probabilities, decoded only where stop texts need it."""
+    """Translate a request for vLLM: one final output with sampled log-probabilities, decoded only where stop texts need
+    it.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 

@@ -92,7 +92,7 @@ class SingleTurn:
         return completions
 
     def request(self, task: RolloutTask) -> GenerationRequest:
-        """What is asked of the engine for `task`."""
+        """Write the request to the engine for a task."""
         how = self._sampling
         return GenerationRequest(
             request_id=task.request_id,
