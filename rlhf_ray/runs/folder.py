@@ -118,7 +118,7 @@ class RunFolder:
         return self.path / "exports"
 
     def stopped(self, done: int, steps: int) -> str:
-        """What to say of a run that was asked to leave before its last step."""
+        """Return the message of a run that was asked to leave before its last step."""
         message = f"stopped after step {done} of {steps}; the same command goes on from there"
         ends = [path for path in (self.final, self.final_average) if path.exists()]
         if ends:  # the run had ended before, and was then asked for more steps
@@ -152,7 +152,7 @@ class RunFolder:
         return self.path / "final_average"
 
     def changes(self, config: JobConfig) -> list[Change]:
-        """What differs from the config of the last start; nothing where there was none.
+        """Return what differs from the config of the last start; nothing where there was none.
 
         Raises:
             BadInput: the run has made steps, and a setting changed of which a run has one value; or the folder's
@@ -170,7 +170,7 @@ class RunFolder:
         return found
 
     def written_config(self) -> dict[str, Any]:
-        """What the config file holds.
+        """Read the config file of the run.
 
         Raises:
             BadInput: it is not the config of a run.

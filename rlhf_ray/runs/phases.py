@@ -57,7 +57,7 @@ def adapter_off_is_reference(config: PPOConfig) -> bool:
 
 
 def parts_of(config: Section) -> list[Part]:
-    """What a job places together; nearly all jobs are of one part.
+    """Return what a job places together; nearly all jobs are of one part.
 
     Raises:
         DoesNotFit: the roles of one of them do not fit their groups.
