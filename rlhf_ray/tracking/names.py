@@ -307,7 +307,7 @@ _PATTERNS = tuple(metric for metric in METRICS if "*" in metric.name)
 
 
 def describe(name: str) -> Metric:
-    """What is known of a metric; `eval_` is looked through, and an unknown name gets a panel of its own."""
+    """Look a metric up; `eval_` is looked through, and an unknown name gets a panel of its own."""
     plain = name.removeprefix(EVALUATION_PREFIX)
     known = _EXACT.get(plain) or next((metric for metric in _PATTERNS if fnmatchcase(plain, metric.name)), None)
     if known is None:
