@@ -57,7 +57,7 @@ def deepspeed_settings(trainer: TrainerConfig, dtype: Dtype, world: int, trainab
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """What DeepSpeed says against its settings while it starts is the user's to act on.
+    """Turn what DeepSpeed says against its settings while it starts into an error that the user can act on.
 
     Raises:
         BadInput: in place of DeepSpeed's own error.
