@@ -68,7 +68,7 @@ class WeightSender:
 
     @property
     def manifest(self) -> Manifest:
-        """What every transfer carries."""
+        """Return the names, types and shapes of what every transfer carries."""
         return self._source.manifest
 
     def open(self, generation: int, engine_workers: Sequence[int], host: str) -> TransferGroup:

@@ -34,7 +34,7 @@ class DeepSpeedWeightSource:
 
     @property
     def device(self) -> torch.device:
-        """Where the gathered weights lie."""
+        """Return the device on which the gathered weights lie."""
         return next(iter(self._weights.values())).weight.device
 
     def buckets(self, keep: bool) -> Iterator[list[Shaped[Tensor, " items"]]]:
