@@ -20,12 +20,12 @@ from rlhf_ray.tracking.panels import (
     TIME_PANEL,
     Panel,
     StepTimes,
-    leave_out_constants,
     make_panels,
     part_colour,
     short_number,
     step_times,
     tick_labels,
+    worth_drawing,
 )
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.text import one_line
@@ -64,8 +64,8 @@ def draw_curves(histories: Mapping[str, History], path: Path) -> None:
     """Draw runs (name -> history), laid over one another, and replace `path` whole."""
     times = step_times(next(iter(histories.values()))) if len(histories) == 1 else StepTimes([], {})
     last = max((history.last_step() for history in histories.values()), default=0)
-    panels, constant = leave_out_constants(make_panels(histories))
-    footer = f"The same at every step: {'; '.join(constant)}" if constant else ""
+    panels, left_out = worth_drawing(make_panels(histories))
+    footer = f"Without a curve: {'; '.join(left_out)}" if left_out else ""
     draw_panels("  |  ".join(histories), f"step {last}", panels, path, times=times, footer=footer)
 
 

@@ -1,7 +1,7 @@
 """Which curves belong on one panel, in which order, for picture and report alike."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from operator import itemgetter
 
@@ -14,6 +14,8 @@ TIME_PANEL = "Time of a step"
 ROUNDING = 1e-9
 # Colours of one family that colour-blind readers can tell apart, the first for what matters most.
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#db2777", "#0891b2", "#a16207", "#64748b")
+# Of a curve's height, about what a line is thick: two curves that are nowhere further apart are drawn as one.
+VISIBLE = 0.01
 # A logarithmic scale over less than this ratio has no ticks to read.
 LOG_SCALE_FROM = 20
 # Parts of a step keep their colour everywhere.
@@ -34,6 +36,8 @@ MOST_DIGITS = 16
 SMOOTH_FROM = 40
 # A curve that goes up and down by less than this, against its smoothed self, is drawn as it is.
 NOISE_FROM = 1.5
+# A curve that turns less often than at this share of its points is no noise, however steep it is.
+TURNS_FROM = 0.1
 # The smoothed line looks over about this share of the curve.
 SMOOTH_SHARE = 0.04
 
@@ -80,23 +84,45 @@ def make_panels(histories: Mapping[str, History]) -> list[Panel]:
     return [_panel(title, by_panel[place, title], histories) for place, title in sorted(by_panel, key=itemgetter(0))]
 
 
-def leave_out_constants(panels: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
-    """Return the panels with something to see, and title and value of those whose every curve stays where it began.
+def worth_drawing(panels: Sequence[Panel]) -> tuple[list[Panel], list[str]]:
+    """Return the panels with something to see, and a few words about each of the others.
 
-    A curve of one point may still move, so its panel is kept.
+    Nothing is to be seen of curves that stay where they began, of those that an earlier panel has too, and of single
+    points, unless nothing else has more of them yet.
     """
     kept: list[Panel] = []
-    constant = []
+    left_out = []
+    begun = any(len(line.values) > 1 for panel in panels for line in panel.lines)
     for panel in panels:
-        if all(len(line.values) > 1 and _is_constant(line.values) for line in panel.lines):
-            values = list(dict.fromkeys(short_number(line.values[0]) for line in panel.lines))
-            alike = (
-                values if len(values) == 1 else [f"{line.label} {short_number(line.values[0])}" for line in panel.lines]
-            )
-            constant.append(f"{panel.title} {', '.join(alike)}")
+        same = next((other.title for other in kept if _repeats(panel, other)), None)
+        if same is not None:
+            left_out.append(f"{panel.title} as {same}")
+        elif begun and all(len(line.values) == 1 for line in panel.lines):
+            left_out.append(f"{_first_values(panel)}, measured once")
+        elif all(len(line.values) > 1 and _is_constant(line.values) for line in panel.lines):
+            left_out.append(f"{_first_values(panel)} at every step")
         else:
             kept.append(panel)
-    return kept, constant
+    return kept, left_out
+
+
+def _repeats(panel: Panel, other: Panel) -> bool:
+    return all(any(_lies_on(line, drawn) for drawn in other.lines) for line in panel.lines)
+
+
+def _lies_on(line: Line, other: Line) -> bool:
+    """Whether nobody could tell two curves of one scale apart."""
+    ours, theirs = line.faint or line.values, other.faint or other.values
+    if line.held_out != other.held_out or line.steps != other.steps:
+        return False
+    visible = VISIBLE * (max(ours) - min(ours))
+    return all(abs(value - there) <= visible for value, there in zip(ours, theirs, strict=True))
+
+
+def _first_values(panel: Panel) -> str:
+    values = list(dict.fromkeys(short_number(line.values[0]) for line in panel.lines))
+    alike = values if len(values) == 1 else [f"{line.label} {short_number(line.values[0])}" for line in panel.lines]
+    return f"{panel.title} {', '.join(alike)}"
 
 
 def _is_constant(values: Sequence[float]) -> bool:
@@ -117,9 +143,23 @@ def _panel(title: str, names: list[str], histories: Mapping[str, History]) -> Pa
             if points := _points(history, name):
                 index = run_index if overlay else plain.index(name.removeprefix(EVALUATION_PREFIX))
                 lines.append(_line(name, run if overlay else "", COLOURS[index % len(COLOURS)], points))
+    if not overlay:
+        lines = _merged(lines)
     known = [describe(name) for name in names]
     log_scale = all(metric.log_scale for metric in known) and _spans_decades(lines)
     return Panel(one_line(title, LONGEST_LABEL), known[0].unit, log_scale, lines)
+
+
+def _merged(lines: Sequence[Line]) -> list[Line]:
+    """Curves that lie on one another become one, with all their labels: the last to be drawn would hide the others."""
+    merged: list[Line] = []
+    for line in lines:
+        place = next((place for place, drawn in enumerate(merged) if _lies_on(line, drawn)), None)
+        if place is None:
+            merged.append(line)
+        else:
+            merged[place] = replace(merged[place], label=f"{merged[place].label} and {line.label}")
+    return merged
 
 
 def _points(history: History, name: str) -> list[tuple[int, float]]:
@@ -161,10 +201,15 @@ def _decayed_sums(values: list[float], decay: float) -> list[float]:
 
 def smoothed(values: list[float]) -> list[float] | None:
     """The smoothed curve; None where there are few points, or no noise that it could take away."""
-    if len(values) < SMOOTH_FROM:
+    if len(values) < SMOOTH_FROM or _turns(values) < TURNS_FROM * len(values):
         return None
     even = smooth(values)
     return even if _variation(values) > NOISE_FROM * _variation(even) else None
+
+
+def _turns(values: list[float]) -> int:
+    moves = [after - before for before, after in pairwise(values) if after != before]
+    return sum((before > 0) != (after > 0) for before, after in pairwise(moves))
 
 
 def _variation(values: list[float]) -> float:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from rlhf_ray.tracking.charts import make_chart, time_bars, time_shares
 from rlhf_ray.tracking.history import History, Series
 from rlhf_ray.tracking.names import describe
-from rlhf_ray.tracking.panels import leave_out_constants, make_panels, short_number, step_times
+from rlhf_ray.tracking.panels import make_panels, short_number, step_times, worth_drawing
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.redaction import redact
 from rlhf_ray.tracking.run_record import RunRecord
@@ -37,7 +37,7 @@ HEADLINES = (
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A figure at the top: what it was at first and what it is now."""
+    """A figure at the top: what it was at first, empty where that is all there is, and what it is now."""
 
     title: str
     unit: str
@@ -70,7 +70,7 @@ def write_report(folder: Path, history: History, path: Path) -> None:
     """Write the report of one run folder, replacing `path` whole. Missing files leave their section out."""
     record = RunRecord.read(folder)
     times = step_times(history)
-    panels, constant = leave_out_constants(make_panels({folder.name: history}))
+    panels, left_out = worth_drawing(make_panels({folder.name: history}))
     pairs = read_sample_pairs(folder)
     page = _template("report.html.j2").render(
         title=harmless(folder.name),
@@ -78,7 +78,7 @@ def write_report(folder: Path, history: History, path: Path) -> None:
         status=record.status if record else "",
         headlines=_headlines(history),
         charts=[make_chart(panel) for panel in panels],
-        constant="; ".join(constant),
+        left_out="; ".join(left_out),
         shares=time_shares(times),
         bars=time_bars(times, *TIME_CHART),
         time_chart=TIME_CHART,
@@ -98,11 +98,11 @@ def write_report(folder: Path, history: History, path: Path) -> None:
 def write_comparison(histories: Mapping[str, History], path: Path) -> None:
     """Write a page that lays runs (name -> history) over one another, replacing `path` whole."""
     names = list(dict.fromkeys(name for history in histories.values() for name in history.series))
-    panels, constant = leave_out_constants(make_panels(histories))
+    panels, left_out = worth_drawing(make_panels(histories))
     page = _template("comparison.html.j2").render(
         title=harmless("  |  ".join(histories)),
         charts=[make_chart(panel) for panel in panels],
-        constant="; ".join(constant),
+        left_out="; ".join(left_out),
         columns=[harmless(run) for run in histories],
         metrics=[_compared_row(name, histories) for name in names],
     )
@@ -147,9 +147,9 @@ def _headlines(history: History) -> list[Headline]:
         points = next((points for name in names if (points := _points(history, name))), None)
         if points is not None:
             name = next(name for name in names if _points(history, name))
-            first, last = points[0][1], points[-1][1]
+            first = short_number(points[0][1]) if len(points) > 1 else ""
             title = f"{title}, held out" if name.startswith("eval_") else title
-            shown.append(Headline(title, describe(name).unit, short_number(first), short_number(last)))
+            shown.append(Headline(title, describe(name).unit, first, short_number(points[-1][1])))
     return shown
 
 

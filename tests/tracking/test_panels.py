@@ -11,12 +11,12 @@ from rlhf_ray.tracking.docs_page import metrics_page
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.names import METRICS, PANELS, describe
 from rlhf_ray.tracking.panels import (
-    leave_out_constants,
     make_panels,
     short_number,
     smooth,
     step_times,
     tick_labels,
+    worth_drawing,
 )
 
 
@@ -93,8 +93,10 @@ def test_smoothing_takes_noise_away_without_lag():
     by_title = {panel.title: panel.lines[0] for panel in noisy}
     assert by_title["Reward"].faint is not None
     assert max(map(abs, by_title["Reward"].values)) < 1
-    # A schedule has no noise: it is drawn as it is.
+    # A schedule has no noise, also one with a steep warm-up: it is drawn as it is.
     assert by_title["Learning rate"].faint is None
+    (warmed_up,) = make_panels({"run": history(learning_rate=[1e-4 * step for step in range(10)] + [1e-6] * 200)})
+    assert warmed_up.lines[0].faint is None
 
 
 def test_long_curves_are_shortened_without_loss_of_their_mean():
@@ -145,24 +147,42 @@ def test_smoothing_is_the_kernel_that_it_says():
     assert smooth(values) == pytest.approx(expected)
 
 
-def test_curves_that_never_move_are_named_and_not_drawn():
+def test_curves_that_show_nothing_are_named_and_not_drawn():
+    scores = [0.1, 0.2]
     panels = make_panels(
         {
             "run": history(
-                reward=[0.1, 0.2],
+                objective__scores=scores,
+                rewards__letters__mean=[0.1, 0.2 + 1e-7],
                 learning_rate=[1e-5, 1e-5],
                 grad_norm__value=[1.0, 1.0],
                 grad_norm__policy=[2.0, 2.0 + 1e-12],
-                loss=[3.0],
+                eval_perplexity=[3.0],
                 frac_reward_zero_std=[0, 0],
             )
         }
     )
-    kept, constant = leave_out_constants(panels)
-    assert [panel.title for panel in kept] == ["Reward", "Loss"], "a single point may still move"
-    assert "Learning rate 1e-05" in constant
-    assert "Gradient norm value 1, policy 2" in constant
-    assert len(constant) == len(panels) - 2
+    kept, left_out = worth_drawing(panels)
+    assert [panel.title for panel in kept] == ["Reward"]
+    assert "Reward by source as Reward" in left_out
+    assert "Learning rate 1e-05 at every step" in left_out
+    assert "Gradient norm value 1, policy 2 at every step" in left_out
+    assert "Perplexity 3, measured once" in left_out
+    assert len(left_out) == len(panels) - 1
+
+
+def test_at_the_first_step_all_panels_are_drawn():
+    panels = make_panels({"run": history(reward=[0.1], learning_rate=[1e-5])})
+    assert worth_drawing(panels) == (panels, [])
+
+
+def test_curves_on_one_another_are_one_with_both_names():
+    deviations = [0.3, 0.2, 0.4]
+    run = history(rewards__letters__std=deviations, reward_std=deviations, rewards__taste__std=[0.1] * 3)
+    (panel,) = make_panels({"run": run})
+    assert sorted(line.label for line in panel.lines) == ["letters and all sources", "taste"]
+    overlaid = make_panels({"one": run, "two": run})
+    assert all([line.label for line in panel.lines] == ["one", "two"] for panel in overlaid)
 
 
 def test_no_two_ticks_have_one_label():
