@@ -297,7 +297,7 @@ def _memory(peer: Peer | None) -> dict[str, float]:
     ours = {
         "largest_trainer": max(trainers),
         "all_trainers": sum(trainers),
-        "engine": sum(actors_mib("RolloutActor")),
+        "engine": sum(actors_mib("Engine")),
         "scorer": sum(actors_mib("ScorerActor")),
         "driver": peak_mib(os.getpid()),
     }

@@ -26,7 +26,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.models.tiny import build_tiny
-from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool, make_tasks
 from rlhf_ray.rollout.remote import RemoteEngine
@@ -66,7 +66,7 @@ class PoolUnderTest:
 
         sampling = Sampling(max_tokens=workload.response_tokens, ignore_eos=True)
         self.rollout = SingleTurn(Encoder(load_tokenizer(model)), sampling)
-        actor = _remote(RolloutActor).remote(model, rollout, transport="gloo", index=0, seed=0)
+        actor = _remote(Engine).remote(model, rollout, transport="gloo", index=0, seed=0)
         ray.get(actor.start.remote(), timeout=ANSWER_SECONDS)
         self._workload = workload
         self._pool = RolloutPool([RemoteEngine(actor, 0)], self.rollout, deadline_seconds=600)

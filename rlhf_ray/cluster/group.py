@@ -144,12 +144,18 @@ class ActorGroup:
         """Call a method on all ranks with the same arguments; put what is large into the store once and pass that."""
         return [getattr(handle, method).remote(*args, **kwargs) for handle in self.handles]
 
-    def submit_each(self, method: str, per_rank: Sequence[Any], *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
-        """Call a method on all ranks; the first argument is the item of the rank's data rank, the others are shared."""
-        items = self.mesh.spread(per_rank)
+    def submit_each(self, method: str, each: Mapping[str, Sequence[Any]], **shared: Any) -> list[ray.ObjectRef]:
+        """Call a method on all ranks.
+
+        Args:
+            method: its name.
+            each: by argument, an item for each data rank, which all its ranks get.
+            shared: arguments that are the same for all.
+        """
+        spread = {name: self.mesh.spread(items) for name, items in each.items()}
         return [
-            getattr(handle, method).remote(item, *args, **kwargs)
-            for handle, item in zip(self.handles, items, strict=True)
+            getattr(handle, method).remote(**shared, **{name: items[rank] for name, items in spread.items()})
+            for rank, handle in enumerate(self.handles)
         ]
 
     def submit_one(self, rank: int, method: str, *args: Any, **kwargs: Any) -> ray.ObjectRef:

@@ -135,7 +135,7 @@ class AdapterSync(PolicySync):
         self._wait(self._policy.submit("gather_adapter"), [], [], f"gathering the adapter of version {version}")
         gathered = time.perf_counter()
         # From the first rank's node to the engines', and not through the driver.
-        files = self._policy.submit_one(0, "adapter_files")
+        files = self._policy.submit_one(0, "gathered_adapter")
         loading = [self._engines.submit_one(engine, "load_adapter", files, version) for engine in members]
         self._receiving = dict(zip(members, loading, strict=True))
         _, loaded = self._wait([], members, loading, f"transfer of the adapter of version {version}")

@@ -150,7 +150,9 @@ class TrainerGroup:
         Without its `adapter` the model answers as it did before it got one.
         """
         plan = self._plan(shared.batch)
-        refs = self.actors.submit_each("logprobs", plan, shared.ref, entropy, adapter)
+        refs = self.actors.submit_each(
+            "logprobs", {"microbatches": plan}, batch=shared.ref, entropy=entropy, adapter=adapter
+        )
 
         def finish(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
             index = _flat_index(shared.batch, plan)
@@ -161,13 +163,13 @@ class TrainerGroup:
     def submit_values(self, shared: SharedBatch) -> Pending[Float32[np.ndarray, " tokens"]]:
         """Value of the state in which each response token was chosen, in flat order."""
         plan = self._plan(shared.batch)
-        refs = self.actors.submit_each("values", plan, shared.ref)
+        refs = self.actors.submit_each("values", {"microbatches": plan}, batch=shared.ref)
         return Pending(self.actors, "values", refs, lambda parts: _scatter(_flat_index(shared.batch, plan), parts))
 
     def submit_scores(self, shared: SharedBatch) -> Pending[Float32[np.ndarray, " rows"]]:
         """Score of each row."""
         plan = self._plan(shared.batch)
-        refs = self.actors.submit_each("scores", plan, shared.ref)
+        refs = self.actors.submit_each("scores", {"microbatches": plan}, batch=shared.ref)
         return Pending(self.actors, "scores", refs, lambda parts: _scatter(_rows(plan), parts))
 
     def submit_train_step(
@@ -193,13 +195,13 @@ class TrainerGroup:
             extra: another batch, all of whose rows the same step learns from.
         """
         plan = self._plan(shared.batch, rows, groups)
-        if extra is None:
-            refs = self.actors.submit_each("train_step", plan, shared.ref, loss, columns, row_columns or {})
-        else:
-            both = list(zip(plan, self._plan(extra.batch), strict=True))
-            refs = self.actors.submit_each(
-                "train_step_with_extra", both, shared.ref, loss, columns, row_columns or {}, ray.put(extra)
-            )
+        each: dict[str, Any] = {"microbatches": plan}
+        more: dict[str, Any] = {}
+        if extra is not None:
+            each["extra_microbatches"], more["extra"] = self._plan(extra.batch), ray.put(extra)
+        refs = self.actors.submit_each(
+            "train_step", each, batch=shared.ref, loss=loss, columns=columns, row_columns=row_columns or {}, **more
+        )
         return Pending(self.actors, "optimizer step", refs, lambda parts: parts[0])
 
     def logprobs(

@@ -40,6 +40,8 @@ class EngineDirty(RlhfError):
 class Engine:
     """A vLLM `AsyncLLM` that generates groups of completions and takes new weights; one asyncio loop uses it.
 
+    Jobs host it as a Ray actor, whose `generate` streams (call it with `num_returns="streaming"`).
+
     Args:
         model: the checkpoint that it starts from, and its type.
         rollout: devices, threads, further engine arguments.
@@ -92,8 +94,8 @@ class Engine:
         """Tensor-parallel size."""
         return self._arguments["tensor_parallel_size"]
 
-    async def start(self) -> None:
-        """Load the model; takes 10 s and more."""
+    async def start(self) -> int:
+        """Load the model, which takes 10 s and more; returns the number of the engine's workers."""
         with set_environment(self._environment):
             from vllm import AsyncEngineArgs
             from vllm.usage.usage_lib import UsageContext
@@ -103,6 +105,7 @@ class Engine:
             arguments = AsyncEngineArgs(**self._arguments)
             self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         await self._llm.update_weight_version(str(self.version))
+        return self.workers
 
     async def generate(
         self, requests: Sequence[GenerationRequest], *, queued: bool = False

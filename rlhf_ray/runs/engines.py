@@ -11,7 +11,7 @@ from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.interfaces import EngineClient, Rollout
 from rlhf_ray.rollout.pool import RolloutPool
@@ -58,7 +58,7 @@ def place_engines(
             "lora": lora,
         }
 
-    return ActorGroup(cluster, RolloutActor, rollout, "rollout", arguments, RESTARTS)
+    return ActorGroup(cluster, Engine, rollout, "rollout", arguments, RESTARTS)
 
 
 def fixed_pool(

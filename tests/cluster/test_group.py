@@ -93,10 +93,10 @@ def start(cluster: Cluster, name: str = "policy", workers: int = 2, **options: o
 def test_calls_go_to_all_ranks_or_by_slice(cluster: Cluster):
     group = start(cluster, workers=4, mesh=Mesh(data=2, tensor=2))
     assert group.call("add", 5) == [5, 105, 205, 305]
-    assert group.wait(group.submit_each("add", [1, 2], 10), phase="addition") == [11, 111, 212, 312]
+    assert group.wait(group.submit_each("add", {"item": [1, 2]}, shared=10), phase="addition") == [11, 111, 212, 312]
     assert group.call_one(3, "add", 1) == 301
     with pytest.raises(ValueError, match="3 slices for 2 data ranks"):
-        group.submit_each("add", [1, 2, 3])
+        group.submit_each("add", {"item": [1, 2, 3]})
 
 
 def test_workers_see_their_devices_and_threads(cluster: Cluster):

@@ -16,7 +16,7 @@ import ray
 
 from rlhf_ray.cluster.environment import worker_environment
 from rlhf_ray.cluster.group import ActorGroup
-from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.engine import Engine
 
 # Ray's workers cannot import this module, which pytest found by its path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -66,12 +66,11 @@ class ActorsHere(ActorGroup):
         """Nothing ends that this process does not end."""
 
 
-class KeptEngine(RolloutActor):
+class KeptEngine(Engine):
     """An engine that jobs start one after another."""
 
     async def start(self) -> int:
-        started = self._engine._started is not None
-        return self._engine.workers if started else await super().start()
+        return self.workers if self._started is not None else await super().start()
 
 
 class KeptEngines(ActorGroup):

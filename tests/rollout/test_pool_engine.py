@@ -15,7 +15,7 @@ from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
-from rlhf_ray.roles.rollout import RolloutActor
+from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.interfaces import PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
@@ -36,7 +36,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
 @pytest.fixture(scope="module")
 def engine(model: ModelConfig, ray_session: None) -> Iterator[RemoteEngine]:
     variables = worker_environment([], threads=1, one_node=True)
-    actor_class = ray.remote(RolloutActor).options(runtime_env={"env_vars": variables})
+    actor_class = ray.remote(Engine).options(runtime_env={"env_vars": variables})
     actor = actor_class.remote(model, RolloutConfig(), transport="gloo", index=0, seed=0, max_tokens=256)
     ray.get(actor.start.remote(), timeout=300)
     yield RemoteEngine(actor, 0)
