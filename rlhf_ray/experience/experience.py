@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from rlhf_ray.algorithms.kl import kl_estimate
-from rlhf_ray.algorithms.rewards import RunningMoments
+from rlhf_ray.algorithms.rewards import RunningMoments, clip_scores, overlong_penalty, penalise_missing_eos
 from rlhf_ray.algorithms.segments import row_index, row_sums
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.config.errors import RlhfError
@@ -23,7 +23,7 @@ from rlhf_ray.experience.costs import COST_CRITIC_ROLE, CostConstraint, Costs, c
 from rlhf_ray.experience.estimators import ScoredBatch, estimate_advantages
 from rlhf_ray.experience.metrics import experience_metrics, group_metrics, mismatch_metrics
 from rlhf_ray.experience.objectives import off_policy_correction
-from rlhf_ray.experience.rewards import shape_rewards
+
 
 UNSCORED_SHARE = 0.01
 """Share of the tokens for which engines may give no log-probability; they are counted and not learned from. One in a
@@ -172,6 +172,44 @@ def _judge(
         greedy_scores=greedy_scores,
         unscored=unscored,
     )
+
+
+def shape_rewards(
+    rewards: Float[Tensor, " rows"],
+    samples: Sequence[Sample],
+    algorithm: AlgorithmConfig,
+    moments: RunningMoments,
+    longest: int,
+) -> Float[Tensor, " rows"]:
+    """Baseline, normalisation, clipping and penalties, in this order; 0 where a source failed.
+
+    Args:
+        rewards: weighted sums of the sources; NaN where one failed.
+        samples: the responses.
+        algorithm: says what is done.
+        moments: of all rewards so far, these among them.
+        longest: tokens that a response may have.
+    """
+    scores = torch.where(torch.isfinite(rewards), rewards, 0.0)
+    if algorithm.reward_normalisation == "whiten":
+        scores = moments.normalise(scores)
+    elif algorithm.reward_normalisation == "scale":
+        scores = moments.normalise(scores - algorithm.reward_baseline, shift_mean=False)
+    elif algorithm.reward_baseline:
+        scores = scores - algorithm.reward_baseline
+    if algorithm.reward_clip is not None:
+        scores = clip_scores(scores, algorithm.reward_clip)
+    scores = penalise_missing_eos(scores, ended(samples), algorithm.missing_eos_penalty)
+    if algorithm.overlong_penalty is not None:
+        buffer, penalty = algorithm.overlong_penalty
+        lengths = torch.tensor([float(len(sample.response_ids)) for sample in samples])
+        scores = scores + overlong_penalty(lengths, longest, buffer, penalty)
+    return torch.where(torch.isfinite(rewards), scores, 0.0)
+
+
+def ended(samples: Sequence[Sample]) -> Bool[Tensor, " rows"]:
+    """Which responses ended by themselves."""
+    return torch.tensor([sample.finish_reason == "stop" for sample in samples])
 
 
 def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:

@@ -3,16 +3,22 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
+from rlhf_ray.cluster.endpoint import run_on
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.cluster.group import ActorGroup
-from rlhf_ray.cluster.outcome import Caller, wait_together
+from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.transfer.verification import TOLERANCE, verify_sync
+from rlhf_ray.transfer.group import TransferGroup, Transport
+from rlhf_ray.transfer.meeting import call_off
+from rlhf_ray.transfer.verification import TOLERANCE, sync_timings, verify_sync
 
 OWN_ERROR_SECONDS = 10.0
 """The driver waits this much longer than the members of a transfer, whose own errors name the cause."""
@@ -143,3 +149,128 @@ class AdapterSync(PolicySync):
         slowest = max(loaded, key=lambda seconds: sum(seconds.values()))
         wire = time.perf_counter() - gathered - sum(slowest.values())
         return {"gather": gathered - started, "wire": max(0.0, wire), **slowest}
+
+
+class WeightSync(PolicySync):
+    """Sends weights from all policy ranks to engines; an adapter is merged into them on the way.
+
+    Args:
+        policy, engines, dtype, tolerance, probes: see `PolicySync`.
+        engine_workers: tensor-parallel size of each engine, by number.
+        transport: how weights travel.
+        bucket_bytes: size of the pieces in which they are gathered and sent.
+    """
+
+    def __init__(
+        self,
+        policy: TrainerGroup,
+        engines: ActorGroup,
+        *,
+        engine_workers: Sequence[int],
+        transport: Transport,
+        bucket_bytes: int,
+        dtype: Dtype,
+        tolerance: float | None,
+        probes: Sequence[np.ndarray],
+    ) -> None:
+        self._transport: Transport = transport
+        self._bucket_bytes = bucket_bytes
+        self._engine_workers = engine_workers
+        self._generation = 0
+        super().__init__(policy, engines, dtype=dtype, tolerance=tolerance, probes=probes)
+
+    def prepare(self) -> None:
+        """Make the sending ends in the policy's processes, also in new ones."""
+        super().prepare()
+        prepared = self._policy.call(
+            "prepare_transfer", self._transport, self._dtype, self._bucket_bytes, self._seconds
+        )
+        self._manifest = ray.put(prepared[0])
+        self._members: list[int] = []
+        self._sending: list[ray.ObjectRef] = []
+
+    def catch_up(self, engine: int) -> None:
+        """Give the weights of the others to an engine that came back; only while the policy does not learn."""
+        # Its new process is in no group, whatever its number was in; nor are the others in the group that it gets.
+        self._members = []
+        super().catch_up(engine)
+        self._members = []
+
+    def _give(self, version: int, members: list[int]) -> dict[str, float]:
+        if members != self._members:
+            self._regroup(members)
+        sent, received = self._transfer(version)
+        return sync_timings(sent, received)
+
+    def _transfer(self, version: int) -> tuple[dict[str, float], list[dict[str, float]]]:
+        """Seconds on the sender, and on each engine."""
+        self._sending = sending = self._policy.submit("send_weights")
+        receiving = [self._engines.submit_one(n, "receive", self._manifest, version) for n in self._members]
+        self._receiving = dict(zip(self._members, receiving, strict=True))
+        sent, received = self._wait(sending, self._members, receiving, f"transfer of weights of version {version}")
+        self._receiving = {}
+        return sent[0], received
+
+    def _break_off(self) -> None:
+        """Leave the group of a sync that failed, so that engines waiting in it are free for the next one."""
+        self._members = []
+        self._free_senders()
+        try:
+            self._policy.call("close_transfer", phase="end of a broken transfer", seconds=BREAK_OFF_SECONDS)
+        except DeadlineExceeded:
+            # A rank hangs in a collective that cannot be ended from outside (NCCL); the next call finds the group dead.
+            self._policy.kill()
+        except RoleError:
+            pass
+        super()._break_off()
+
+    def _free_senders(self) -> None:
+        """Where an engine failed and the policy still sends to it, end the engine: a closed connection ends the wait.
+
+        A failed engine starts anew in any case; the policy would lose what it learned since its checkpoint.
+        """
+        count = len(self._sending)
+        if not count or not ray.wait(self._sending, num_returns=count, timeout=OWN_ERROR_SECONDS)[1]:
+            return
+        for engine, ref in self._receiving.items():
+            if ray.wait([ref], timeout=0)[0] and _raised(ref):
+                self._engines.kill_one(engine)
+
+    def _regroup(self, members: list[int]) -> None:
+        """Make the next generation of the transfer group."""
+        self._generation += 1
+        workers = [self._engine_workers[engine] for engine in members]
+        # Anew each time: a role whose machine died is on another one.
+        host = self._engines.cluster.host(self._policy.name, self._engines.name)
+        group = self._policy.call_one(0, "open_transfer", self._generation, workers, host, seconds=self._seconds)
+        joining = [self._policy.submit_one(0, "join_transfer")]
+        connecting = [
+            self._engines.submit_one(engine, "connect_transfer", group, position)
+            for position, engine in enumerate(members)
+        ]
+        self._receiving = dict(zip(members, connecting, strict=True))
+        try:
+            self._wait(joining, members, connecting, "rendezvous of the transfer group")
+        except RoleError as error:
+            self._call_off(group, joining[0], error)
+            raise
+        self._receiving = {}
+        self._members = members
+
+    def _call_off(self, group: TransferGroup, joining: ray.ObjectRef, error: RoleError) -> None:
+        """Tell those who came that they wait in vain, where the sender is: the driver may not reach its store."""
+        node = self._policy.cluster.node(self._policy.slots[0])
+        told = run_on(node, call_off, group, error.args[0])
+        # Where that fails too they end by their own deadline, or are started anew.
+        with suppress(RoleError):
+            phase = "end of a broken rendezvous"
+            wait([told, joining], role=self._policy.name, phase=phase, seconds=BREAK_OFF_SECONDS, ranks=[0, 0])
+
+
+def _raised(ref: ray.ObjectRef) -> bool:
+    """Whether a call that has ended did so by an error."""
+    try:
+        ray.get(ref, timeout=OWN_ERROR_SECONDS)
+    except RayError:
+        return True
+    return False

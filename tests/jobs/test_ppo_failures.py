@@ -23,7 +23,7 @@ from rlhf_ray.jobs.ppo import run as ppo
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.jobs.ppo.step import PPODriver
-from rlhf_ray.roles.weight_sync import WeightSync
+from rlhf_ray.roles.policy_sync import WeightSync
 from rlhf_ray.rollout.interfaces import Groups
 from rlhf_ray.rollout.remote import RemoteEngine
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.data.records import Sample
-from rlhf_ray.experience.rewards import shape_rewards
+from rlhf_ray.experience.experience import shape_rewards
 
 LONGEST = 10
 

@@ -10,8 +10,9 @@ import pytest
 from torch import nn
 
 from rlhf_ray.cluster.errors import RoleRaised
-from rlhf_ray.roles import policy_sync, weight_sync
-from rlhf_ray.roles.weight_sync import WeightSync
+from rlhf_ray.roles import policy_sync
+from rlhf_ray.roles import policy_sync as weight_sync
+from rlhf_ray.roles.policy_sync import WeightSync
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.meeting import join_store, meet
 from rlhf_ray.transfer.sender import WeightSender

@@ -30,10 +30,9 @@ from rlhf_ray.jobs.ppo.roles import (
 )
 from rlhf_ray.models.loading import load_tokenizer, policy_config
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.roles.policy_sync import AdapterSync, PolicySync
+from rlhf_ray.roles.policy_sync import AdapterSync, PolicySync, WeightSync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.roles.weight_sync import WeightSync
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.interfaces import GroupSource
 from rlhf_ray.rollout.pool import RolloutPool

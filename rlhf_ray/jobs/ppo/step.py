@@ -2,7 +2,7 @@
 
     act                                        passes on                            file, in rlhf_ray/
  1  give the policy's weights to the engines   version v, verified on both sides    roles/policy_sync.py,
-                                                                                    weight_sync.py, transfer/
+                                                                                    transfer/
  2  take the next prompts                      prompts, each once in a pass         data/cursor.py
  3  let the engines answer them                groups of samples as they finish     rollout/pool.py, single_turn.py
  4  drop groups of equal rewards (DAPO)        groups that teach; more prompts      jobs/ppo/filtering.py
@@ -10,14 +10,14 @@
       rewards                                    of log-probabilities               roles/scorer.py, scoring/
       policy, reference, critics                 and of values                      roles/trainer.py, training/rank.py
  6  wait for all of them                       the samples, and RoleOutputs         jobs/ppo/scoring.py
- 7  KL to the reference, shaped rewards        ScoredBatch                          experience/rewards.py
+ 7  KL to the reference, shaped rewards        ScoredBatch                          experience/experience.py
  8  advantages and returns                     Experience: columns of tokens        experience/estimators.py, costs.py
  9  divide the batch into minibatches          rows of each optimizer step          experience/minibatches.py
 10  optimizer steps of policy and critics      metrics                              jobs/ppo/update.py, training/rank.py
 11  evaluate, log, save                        metrics, samples, a checkpoint       evaluation/held_out.py, tracking/,
                                                                                     checkpoint/
 
-7 and 8 run once over the whole batch, in experience/experience.py: no rank and no micro-batch can change the numbers.
+7 and 8 run once over the whole batch: no rank and no micro-batch can change the numbers.
 What a driver keeps from step to step is in jobs/ppo/state.py; how the roles start, in jobs/ppo/start.py.
 """
 
