@@ -24,7 +24,6 @@ from rlhf_ray.experience.estimators import ScoredBatch, estimate_advantages
 from rlhf_ray.experience.metrics import experience_metrics, group_metrics, mismatch_metrics
 from rlhf_ray.experience.objectives import off_policy_correction
 
-
 UNSCORED_SHARE = 0.01
 """Share of the tokens for which engines may give no log-probability; they are counted and not learned from. One in a
 long batch is an accident of rounding; more mean that what the engines sample from is no distribution."""
