@@ -1,3 +1,4 @@
+import re
 from collections.abc import Iterator
 from math import inf, nan
 from pathlib import Path
@@ -54,6 +55,27 @@ def test_types_in_words() -> None:
 def test_the_page_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "configuration.md"
     assert page.read_text(encoding="utf-8") == configuration_page(), "run `make docs`"
+
+
+def test_the_page_tells_every_key_once_and_its_links_lead_there() -> None:
+    page = configuration_page()
+    tables = dict(re.findall(r"^##+ (.*?)$(.*?)(?=^##|\Z)", page, re.M | re.S))
+    anchors = {title.lower().replace(" ", "-"): title for title in tables}
+    links = set(re.findall(r"\[[^\]]*\]\(#([^)]*)\)", page))
+    assert links <= anchors.keys()
+
+    def keys(table: str, prefix: str = "") -> Iterator[str]:
+        for path, kind in re.findall(r"^\| `(.*?)` \| (.*?) \|", table, re.M):
+            yield prefix + path
+            step = ".NAME" if kind.startswith("mapping") else ".N" if kind.startswith("list") else ""
+            for link in re.findall(r"\(#(.*?)\)", kind):
+                yield from keys(tables[anchors[link]], f"{prefix}{path}{step}.")
+
+    for verb, schema in SCHEMAS.items():
+        expected = {field.path for field in describe(import_schema(schema))}
+        assert set(keys(tables[f"rlhf {verb}"])) == expected
+    shared = [title for title in tables if not title.startswith("rlhf ")]
+    assert len(shared) == len(set(shared))
 
 
 ALL_SECTIONS = {

@@ -4,7 +4,7 @@
 """
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -31,22 +31,32 @@ class FieldDoc:
     doc: str
 
 
-def describe(section: type[Section], prefix: str = "") -> Iterator[FieldDoc]:
-    """Yield all fields below a section, depth first, in the order of the schema."""
+def describe(
+    section: type[Section], prefix: str = "", elsewhere: Mapping[type[Section], str] | None = None
+) -> Iterator[FieldDoc]:
+    """Yield all fields below a section, depth first, in the order of the schema.
+
+    Args:
+        section: the class of a config, or of a part of it.
+        prefix: what its keys stand under.
+        elsewhere: sections whose fields are left out, and what is written for them.
+    """
+    told = elsewhere or {}
     for name, info in section.model_fields.items():
         path = f"{prefix}{name}"
-        sections = list(_sections_of(info.annotation))
+        sections = list(sections_of(info.annotation))
         if not sections:
             yield FieldDoc(path, type_text(info.annotation, info.metadata), _default(info), doc_text(info))
             continue
         step, children = _step(info.annotation), []
         for child in sections:
-            for field in describe(child, f"{path}{step}."):
+            for field in () if child in told else describe(child, f"{path}{step}.", told):
                 if field not in children:
                     children.append(field)
         optional = type(None) in get_args(_bare(info.annotation))
+        words = " or ".join(told[child] for child in sections) if all(child in told for child in sections) else None
         yield FieldDoc(
-            path, _container_text(info.annotation, optional), _section_default(info, optional), doc_text(info)
+            path, _container_text(info.annotation, optional, words), _section_default(info, optional), doc_text(info)
         )
         yield from _mark_variants(children)
 
@@ -62,7 +72,7 @@ def reachable_sections(section: type[Section]) -> set[type[Section]]:
         found.add(current)
         queue += [base for base in current.__bases__ if issubclass(base, Section)]
         for info in current.model_fields.values():
-            queue += _sections_of(info.annotation)
+            queue += sections_of(info.annotation)
     return found
 
 
@@ -165,13 +175,14 @@ def _bare(annotation: Any) -> Any:
     return _bare(get_args(annotation)[0]) if get_origin(annotation) is Annotated else annotation
 
 
-def _sections_of(annotation: Any) -> Iterator[type[Section]]:
+def sections_of(annotation: Any) -> Iterator[type[Section]]:
+    """Yield the sections that a field holds: itself, in a list or a mapping, or one of several."""
     bare = _bare(annotation)
     if isinstance(bare, type) and issubclass(bare, Section):
         yield bare
     elif get_origin(bare) is not Literal:
         for option in get_args(bare):
-            yield from _sections_of(option)
+            yield from sections_of(option)
 
 
 def _step(annotation: Any) -> str:
@@ -179,9 +190,10 @@ def _step(annotation: Any) -> str:
     return ".NAME" if origin is dict else ".N" if origin is list else ""
 
 
-def _container_text(annotation: Any, optional: bool) -> str:
+def _container_text(annotation: Any, optional: bool, words: str | None = None) -> str:
     origin = get_origin(_bare(annotation))
-    text = "mapping of names to sections" if origin is dict else "list of sections" if origin is list else "section"
+    many, one = words or "sections", words or "section"
+    text = f"mapping of names to {many}" if origin is dict else f"list of {many}" if origin is list else one
     return f"{text} or null" if optional else text
 
 
