@@ -1,6 +1,7 @@
 """Imports go down only; `config` and `cli` import nothing heavy. import-linter holds the first, this file the rest."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -75,3 +76,12 @@ def test_weight_transfer_names_of_vllm_stay_in_one_file() -> None:
         )
     ]
     assert [str(path) for path in users] in ([], ["transfer/vllm_adapter.py"])
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "rlhf_ray/jobs/ppo/step.py"])
+def test_maps_name_files_that_exist(page: str) -> None:
+    text = (PACKAGE.parent / page).read_text(encoding="utf-8")
+    text = text if page.endswith(".md") else text.split('"""')[1]
+    named = re.findall(r"(?<![\w/.(])((?:\w+/)+\w+\.py)", text)
+    assert len(named) > 10
+    assert [name for name in named if not (PACKAGE / name).is_file()] == []
