@@ -1,7 +1,7 @@
 """One type for each column of rows, which Parquet wants before the first row is written."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf_ray.data.cleaning.privacy import MASKS
@@ -10,6 +10,10 @@ from rlhf_ray.data.file_formats import Row
 EXACT = 2**53
 """Whole numbers up to here are floats without loss."""
 _MASKS = frozenset(MASKS.values())
+_ITEMS = None
+"""Stands in a path for the items of a list."""
+_Path = tuple[str | None, ...]
+"""From the column to a value that is neither list nor object, over keys of objects."""
 
 
 class MixedColumn(Exception):
@@ -20,37 +24,6 @@ class MixedColumn(Exception):
         self.column = column
 
 
-@dataclass(frozen=True)
-class _Leaf:
-    """What is neither list nor object."""
-
-    type: Any
-    """Of pyarrow."""
-    big: bool = False
-    """A whole number is above `EXACT`."""
-    masks: bool = False
-    """All texts are masks of private data: numbers may stand beside them."""
-    numbers: bool = False
-    """Numbers stand beside masks, as texts: no other texts may."""
-
-
-@dataclass(frozen=True)
-class _List:
-    items: "_Kind"
-
-
-@dataclass(frozen=True)
-class _Object:
-    fields: Mapping[str, "_Kind"]
-
-
-_Kind = _Leaf | _List | _Object
-
-
-class _Mixed(Exception):
-    """Two kinds have no type in common."""
-
-
 class ColumnTypes:
     """Types of columns in the order in which they appear, from rows that come batch by batch.
 
@@ -59,7 +32,12 @@ class ColumnTypes:
     """
 
     def __init__(self) -> None:
-        self._kinds: dict[str, _Kind] = {}
+        self._types: dict[str, Any] = {}
+        """Of pyarrow; masks of private data, which may stand for a text or a number, count as nulls."""
+        self._masked: set[_Path] = set()
+        """Where masks were seen."""
+        self._big: set[_Path] = set()
+        """Where whole numbers above `EXACT` were seen."""
 
     def add(self, rows: Sequence[Row]) -> None:
         """Take further rows into account.
@@ -67,23 +45,52 @@ class ColumnTypes:
         Raises:
             MixedColumn: they have values that do not go together, with one another or with earlier ones.
         """
+        import pyarrow
+
         for name in dict.fromkeys(name for row in rows for name in row):
-            self._kinds[name] = self._united(name, [row.get(name) for row in rows])
+            try:
+                self._take(name, [row.get(name) for row in rows])
+            except (pyarrow.ArrowException, OverflowError) as error:
+                raise MixedColumn(name, str(error).splitlines()[0].rpartition("types: ")[2]) from None
 
     def schema(self) -> Any:
         """All columns with their types, as a `pyarrow.Schema`."""
         import pyarrow
 
-        return pyarrow.schema([pyarrow.field(name, _type(kind)) for name, kind in self._kinds.items()])
+        return pyarrow.schema([(name, self._stored(kind, (name,))) for name, kind in self._types.items()])
 
-    def _united(self, name: str, values: list[Any]) -> _Kind:
+    def _take(self, name: str, values: list[Any]) -> None:
         import pyarrow
+        from pyarrow import types
 
-        try:
-            found = _kind_of(values)
-            return _unite(self._kinds[name], found) if name in self._kinds else found
-        except (pyarrow.ArrowException, OverflowError, _Mixed) as error:
-            raise MixedColumn(name, str(error).splitlines()[0]) from None
+        array, walk = _array(values, (name,))
+        earlier = self._types.get(name, pyarrow.null())
+        both = [pyarrow.schema([(name, kind)]) for kind in (earlier, array.type)]
+        united = pyarrow.unify_schemas(both, promote_options="permissive").field(0).type
+        masked = self._masked | walk.masked
+        big = self._big | {path for path, leaf in _leaves(array, (name,)) if _is_big(leaf)}
+        if any(path in walk.truths and types.is_floating(leaf.type) for path, leaf in _leaves(array, (name,))):
+            # pyarrow takes `true` behind a fraction for 1.
+            raise MixedColumn(name, "double vs bool")
+        leaves = {path: leaf.type for path, leaf in _leaves(pyarrow.nulls(0, united), (name,))}
+        for path in masked:
+            if path[0] == name and not (path in leaves and _may_be_masked(leaves[path])):
+                raise MixedColumn(name, f"masks of private data vs {leaves.get(path, united)}")
+        if any(path in big - masked and types.is_floating(kind) for path, kind in leaves.items()):
+            raise MixedColumn(name, "whole numbers above 2^53 beside fractions, which would take their last digits")
+        self._types[name], self._masked, self._big = united, masked, big
+
+    def _stored(self, kind: Any, path: _Path) -> Any:
+        """A type as Parquet holds it."""
+        import pyarrow
+        from pyarrow import types
+
+        if types.is_list(kind):
+            return pyarrow.list_(self._stored(kind.value_type, (*path, _ITEMS)))
+        if types.is_struct(kind):
+            fields = [(inner.name, self._stored(inner.type, (*path, inner.name))) for inner in kind]
+            return pyarrow.struct(fields) if fields else pyarrow.null()
+        return pyarrow.string() if path in self._masked else kind
 
 
 def fitted(value: Any, kind: Any) -> Any:
@@ -93,119 +100,88 @@ def fitted(value: Any, kind: Any) -> Any:
     if value is None or types.is_null(kind):
         return None
     if types.is_string(kind):
-        return str(value) if _is_number(value) else value
+        return value if isinstance(value, str) else str(value)
     if types.is_list(kind):
         return [fitted(inner, kind.value_type) for inner in value]
     if types.is_struct(kind):
-        return {field.name: fitted(value.get(field.name), field.type) for field in kind}
+        return {inner.name: fitted(value.get(inner.name), inner.type) for inner in kind}
     return value
 
 
-def _kind_of(values: list[Any]) -> _Kind:
-    """The kind of values that come together."""
+@dataclass
+class _Walk:
+    """What the types of pyarrow do not tell of values."""
+
+    masked: set[_Path] = field(default_factory=set)
+    """Where masks stood."""
+    truths: set[_Path] = field(default_factory=set)
+    """Where true or false stands, as far as it was looked for."""
+
+    def without_masks(self, value: Any, path: _Path) -> Any:
+        """A value with nulls for masks."""
+        if isinstance(value, Mapping):
+            return {key: self.without_masks(inner, (*path, key)) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.without_masks(inner, (*path, _ITEMS)) for inner in value]
+        if isinstance(value, bool):
+            self.truths.add(path)
+        elif isinstance(value, str) and value in _MASKS:
+            self.masked.add(path)
+            return None
+        return value
+
+
+def _array(values: list[Any], path: _Path) -> tuple[Any, _Walk]:
+    """Values as a `pyarrow.Array`, with nulls for masks."""
     import pyarrow
 
+    walk = _Walk()
     try:
-        return _kind(pyarrow.array(values))
+        array = pyarrow.array(values)
+        known = not any(_has_mask(leaf) or pyarrow.types.is_floating(leaf.type) for _, leaf in _leaves(array, path))
     except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError):
-        # Numbers and masks are told apart; if other things do not go together either, that shows again.
-        numbers = pyarrow.array(_without(values, _is_mask))
-        return _unite(_kind(numbers), _kind(pyarrow.array(_without(values, _is_number))))
+        # Numbers may stand beside masks; if other things do not go together either, that shows again.
+        known = False
+    if not known:
+        array = pyarrow.array([walk.without_masks(value, path) for value in values])
+    return array, walk
 
 
-def _is_mask(value: Any) -> bool:
-    return isinstance(value, str) and value in _MASKS
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _without(value: Any, removed: Callable[[Any], bool]) -> Any:
-    """A value with nulls where it, or what is in it, is to be removed."""
-    if isinstance(value, Mapping):
-        return {key: _without(inner, removed) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without(inner, removed) for inner in value]
-    return None if removed(value) else value
-
-
-def _kind(array: Any) -> _Kind:
-    """The kind of a `pyarrow.Array`, or of one in pieces."""
+def _leaves(array: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
+    """The values of a `pyarrow.Array`, or of one in pieces, that are neither lists nor objects."""
     import pyarrow
-    import pyarrow.compute as compute
     from pyarrow import types
 
     if isinstance(array, pyarrow.ChunkedArray):
         array = pyarrow.concat_arrays(array.chunks)
     if types.is_list(array.type):
-        return _List(_kind(array.flatten()))
-    if types.is_struct(array.type):
-        names = [field.name for field in array.type]
-        return _Object(dict(zip(names, map(_kind, array.flatten()), strict=True)))
-    if types.is_integer(array.type):
-        bounds = compute.min_max(array).as_py()
-        return _Leaf(array.type, big=max(bounds["max"] or 0, -(bounds["min"] or 0)) > EXACT)
-    if types.is_string(array.type):
-        masks = compute.is_in(array, value_set=pyarrow.array(sorted(_MASKS)))
-        return _Leaf(array.type, masks=compute.all(compute.or_(masks, array.is_null())).as_py())
-    return _Leaf(array.type)
+        yield from _leaves(array.flatten(), (*path, _ITEMS))
+    elif types.is_struct(array.type):
+        for key, inner in zip(array.type, array.flatten(), strict=True):
+            yield from _leaves(inner, (*path, key.name))
+    else:
+        yield path, array
 
 
-def _unite(one: _Kind, other: _Kind) -> _Kind:
-    """The kind that holds values of both.
-
-    Raises:
-        _Mixed: there is none.
-    """
-    if _is_empty(one) or _is_empty(other):
-        return other if _is_empty(one) else one
-    if isinstance(one, _List) and isinstance(other, _List):
-        return _List(_unite(one.items, other.items))
-    if isinstance(one, _Object) and isinstance(other, _Object):
-        both = one.fields.keys() & other.fields.keys()
-        united = {name: _unite(one.fields[name], other.fields[name]) for name in both}
-        return _Object({**one.fields, **other.fields, **united})
-    if isinstance(one, _Leaf) and isinstance(other, _Leaf):
-        return _unite_leaves(one, other)
-    raise _Mixed(f"{_type(one)} vs {_type(other)}")
-
-
-def _is_empty(kind: _Kind) -> bool:
-    """Whether only nulls were seen."""
+def _has_mask(leaf: Any) -> bool:
     import pyarrow
+    import pyarrow.compute as compute
 
-    return isinstance(kind, _Leaf) and pyarrow.types.is_null(kind.type)
+    masks = pyarrow.array(sorted(_MASKS))
+    return pyarrow.types.is_string(leaf.type) and bool(compute.any(compute.is_in(leaf, value_set=masks)).as_py())
 
 
-def _unite_leaves(one: _Leaf, other: _Leaf) -> _Leaf:
+def _is_big(leaf: Any) -> bool:
     import pyarrow
+    import pyarrow.compute as compute
+
+    if not pyarrow.types.is_integer(leaf.type):
+        return False
+    bounds = compute.min_max(leaf).as_py()
+    return max(bounds["max"] or 0, -(bounds["min"] or 0)) > EXACT
+
+
+def _may_be_masked(kind: Any) -> bool:
     from pyarrow import types
 
-    def is_number(leaf: _Leaf) -> bool:
-        return bool(types.is_integer(leaf.type) or types.is_floating(leaf.type))
-
-    numbers = any(leaf.numbers or is_number(leaf) for leaf in (one, other))
-    if (one.masks and (other.masks or is_number(other))) or (other.masks and is_number(one)):
-        return _Leaf(pyarrow.string(), masks=True, numbers=numbers)
-    if numbers and any(types.is_string(leaf.type) for leaf in (one, other)):
-        raise _Mixed("numbers vs string")
-    if one.type == other.type:
-        return _Leaf(one.type, one.big or other.big)
-    if any(leaf.big for leaf in (one, other)) and any(types.is_floating(leaf.type) for leaf in (one, other)):
-        raise _Mixed("whole numbers above 2^53 beside fractions, which would take their last digits")
-    schemas = [pyarrow.schema([pyarrow.field("", leaf.type)]) for leaf in (one, other)]
-    united = pyarrow.unify_schemas(schemas, promote_options="permissive").field(0).type
-    return _Leaf(united, one.big or other.big)
-
-
-def _type(kind: _Kind) -> Any:
-    import pyarrow
-
-    if isinstance(kind, _List):
-        return pyarrow.list_(_type(kind.items))
-    if isinstance(kind, _Object):
-        if not kind.fields:
-            return pyarrow.null()
-        return pyarrow.struct([pyarrow.field(name, _type(inner)) for name, inner in kind.fields.items()])
-    return kind.type
+    return any(is_kind(kind) for is_kind in (types.is_null, types.is_string, types.is_integer, types.is_floating))
