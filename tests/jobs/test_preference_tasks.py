@@ -15,8 +15,7 @@ from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, LabelledRow, PairRow
-from rlhf_ray.jobs.supervised.labelled import LabelledTask
-from rlhf_ray.jobs.supervised.pairs import PairTask
+from rlhf_ray.jobs.supervised.preferences import LabelledTask, PairTask
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 
 BETA = 0.2

@@ -9,10 +9,8 @@ import numpy as np
 from rlhf_ray.config.jobs.dpo import OF_SINGLE_ANSWERS, DPOConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import check_mismatches, holds_labels, read_labelled, read_pairs
-from rlhf_ray.jobs.supervised.labelled import LabelledTask
 from rlhf_ray.jobs.supervised.loop import learn, learned_before
-from rlhf_ray.jobs.supervised.pairs import PairTask
-from rlhf_ray.jobs.supervised.preferences import PreferenceTask
+from rlhf_ray.jobs.supervised.preferences import LabelledTask, PairTask, PreferenceTask
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 from rlhf_ray.models.identity import model_identity
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
