@@ -3,6 +3,9 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlhf_ray.redaction.process import hide_secrets as _hide_secrets
+from rlhf_ray.redaction.values import is_worker as _is_worker
+
 if TYPE_CHECKING:
     from rlhf_ray.api.jobs import read_config, run
     from rlhf_ray.api.results import Rows, Run
@@ -34,3 +37,8 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+if _is_worker():
+    # Ray's actors, the processes of reward functions and vLLM's own: all that a run starts has this package.
+    _hide_secrets()

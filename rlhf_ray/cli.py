@@ -11,6 +11,8 @@ from rlhf_ray import __version__
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS, TOOLS
 from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError, perhaps
+from rlhf_ray.redaction.process import secrets_hidden, show_traceback
+from rlhf_ray.redaction.texts import redact_text
 from rlhf_ray.start import start_job
 
 HOW_TO_OVERRIDE = """Every key of the file is also an option, and options win: --policy.learning_rate 1e-6.
@@ -31,7 +33,14 @@ ALGORITHMS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        # An error of the code itself is printed when this function is left; its text may hold a secret too.
+        sys.excepthook = show_traceback
+    with secrets_hidden():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_overview())
         return 0
@@ -46,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_tool(verb, rest)
         raise BadInput(f"unknown verb {verb!r}{_right_verb(verb)}")
     except RlhfError as error:
-        for line in str(error).splitlines():
+        for line in redact_text(str(error)).splitlines():
             print(f"rlhf: {line}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:

@@ -12,6 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+from tests.planted_secrets import plant
+
+plant()
+
 TEXTS = [
     "The film was wonderful and I would watch it again.",
     "这部电影很好看，演员也很棒。",

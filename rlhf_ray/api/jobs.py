@@ -12,6 +12,7 @@ from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.errors import BadInput, perhaps
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_document
+from rlhf_ray.redaction.process import secrets_hidden
 from rlhf_ray.start import start_job
 
 Config = str | PathLike[str] | Mapping[str, Any] | Section
@@ -33,9 +34,10 @@ def run(config: Config, overrides: Mapping[str, Any] | None = None, *, verb: str
         BadInput: the config cannot be used, with a line for each mistake; nothing was started or written.
         RlhfError: the job failed; the message says how to go on.
     """
-    verb, read = _read(config, overrides, verb)
-    start_job(verb, read)
-    return Run(_output_of(read))
+    with secrets_hidden():
+        verb, read = _read(config, overrides, verb)
+        start_job(verb, read)
+        return Run(_output_of(read))
 
 
 def read_config(config: Config, overrides: Mapping[str, Any] | None = None, *, verb: str | None = None) -> Section:
@@ -44,7 +46,8 @@ def read_config(config: Config, overrides: Mapping[str, Any] | None = None, *, v
     Raises:
         BadInput: the config cannot be used, with a line for each mistake.
     """
-    return _read(config, overrides, verb)[1]
+    with secrets_hidden():
+        return _read(config, overrides, verb)[1]
 
 
 def _read(config: Config, overrides: Mapping[str, Any] | None, verb: str | None) -> tuple[str, Section]:

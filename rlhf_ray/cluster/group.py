@@ -16,6 +16,7 @@ from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, Role
 from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy, Supervision
 from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.redaction.values import named_secrets
 
 
 @dataclass(frozen=True)
@@ -308,7 +309,7 @@ class ActorGroup:
             num_gpus=0,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": variables | self._environment},
+            runtime_env={"env_vars": variables | named_secrets() | self._environment},
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self.cluster.placement_groups[slot.group], placement_group_bundle_index=slot.bundle
             ),

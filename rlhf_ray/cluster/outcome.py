@@ -10,6 +10,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleError, RoleFailed, RoleRaised
 from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.redaction.process import hide_in_error
+from rlhf_ray.redaction.texts import redact_text
 
 # When a rank dies its peers raise "connection closed" at about the same time; the death is what the user must see.
 GRACE_SECONDS = 3.0
@@ -109,15 +111,18 @@ def failure_of(error: Exception, role: str, rank: int, phase: str) -> RoleFailed
     """Ray's error of one call, sorted; its `__cause__` is set."""
     failure: RoleFailed
     cause: BaseException | None = error
+    hide_in_error(error)
     if isinstance(error, RayTaskError):
         cause = error.cause if isinstance(error.cause, BaseException) else None
+        if cause is not None:
+            hide_in_error(cause)
         if isinstance(cause, RayError) and not isinstance(cause, RayTaskError):
             failure = _died(cause, role, rank, phase)
         else:
-            failure = _raised(cause, plain(str(error)), role, rank, phase)
+            failure = _raised(cause, redact_text(plain(str(error))), role, rank, phase)
     elif isinstance(error, RayActorError) and error.actor_init_failed:
         cause = None
-        failure = _raised(None, plain(str(error)), role, rank, phase)
+        failure = _raised(None, redact_text(plain(str(error))), role, rank, phase)
     else:
         failure = _died(error, role, rank, phase)
     failure.__cause__ = cause

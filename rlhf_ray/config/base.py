@@ -6,6 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
 
+from rlhf_ray.redaction.texts import holds_known_token, url_secrets
+from rlhf_ray.redaction.values import is_word, remember_secret, variable_in
+
 SMALLEST_FLOAT = 1e-30
 """Nearer to 0 float32 has hardly a number left, and most processors take what it has for 0."""
 
@@ -33,6 +36,8 @@ class Section(BaseModel):
     def _values_of_use(cls, value: Any) -> Any:
         for problem in _unusable(value):
             raise ValueError(problem)
+        for text in _texts(value):
+            _keep_secret(text)
         return value
 
 
@@ -54,3 +59,39 @@ def _unusable(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for inner in value:
             yield from _unusable(inner)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _keep_secret(text: str) -> None:
+    """Hide the credentials of a URL from now on; refuse a secret that has a variable for itself.
+
+    Raises:
+        ValueError: it holds a secret; the message does not.
+    """
+    for secret in url_secrets(text):
+        # A weak password, which is a word, is hidden where a URL stands, and not wherever the word does.
+        if not is_word(secret):
+            remember_secret(secret)
+    variable = variable_in(text)
+    if variable is not None:
+        raise ValueError(
+            f"holds the value of the environment variable {variable}, which by its name is a secret, and configs are "
+            "copied into run folders and trackers; name a variable where a setting asks for one, or rename this one "
+            "where its value is none"
+        )
+    if holds_known_token(text):
+        raise ValueError(
+            "holds an access token, and configs are copied into run folders and trackers; take it out of the file, "
+            "revoke it, and set a new one in the environment (HF_TOKEN, WANDB_API_KEY, or the variable that the "
+            "setting names)"
+        )

@@ -8,6 +8,7 @@ from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.numbers import AnyFloat, NonNegativeFloat, PositiveInt, Seconds, Share, Tokens
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.secret_variables import SecretVariable
 
 
 class RewardSource(PlacementConfig):
@@ -82,7 +83,7 @@ class HTTPReward(RewardSource):
     timeout_seconds: Seconds = 60
     """Limit of one request with all its retries; past it the samples of the request count as failed."""
 
-    secret_variable: str | None = None
+    secret_variable: SecretVariable | None = None
     """Environment variable whose value is sent as a header, such as `Bearer ...`; it stays out of logs and configs."""
 
     secret_header: str = "Authorization"

@@ -1,7 +1,6 @@
 """Rows from HTTP services: page after page, with retries, until the last page or a deadline."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -9,8 +8,10 @@ from urllib.parse import urljoin
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.row_sources import HttpSource
+from rlhf_ray.config.secret_variables import read_secret
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
+from rlhf_ray.redaction.texts import redact_text
 
 
 class AcquisitionFailed(RlhfError):
@@ -36,9 +37,7 @@ def http_rows(
 
     headers = {"Accept": "application/json"}
     if source.token_variable is not None:
-        token = os.environ.get(source.token_variable)
-        if not token:
-            raise BadInput(f"sources: {source.name}: the environment has no {source.token_variable}")
+        token = read_secret(source.token_variable, f"sources: {source.name}: token_variable")
         headers["Authorization"] = f"Bearer {token}"
     with httpx.Client(headers=headers, timeout=source.timeout_seconds, follow_redirects=True) as client:
         yield from _pages(source, _Fetcher(source, client, sleep, clock))
@@ -67,7 +66,9 @@ def _pages(source: HttpSource, fetch: "_Fetcher") -> Iterator[Row]:
         if not cursor:
             return
         if str(cursor) in seen:
-            raise AcquisitionFailed(f"{source.name}: {url} names page {str(cursor)[:80]!r} again; check `next`")
+            raise AcquisitionFailed(
+                f"{source.name}: {url} names page {redact_text(str(cursor))[:80]!r} again; check `next`"
+            )
         seen.add(str(cursor))
         if source.next_parameter:
             parameters = {source.next_parameter: str(cursor)}

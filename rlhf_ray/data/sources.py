@@ -15,6 +15,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import Place
 from rlhf_ray.data.file_formats import BEGINNING, READERS, RawRow, check_beginning, format_of, own_columns
 from rlhf_ray.data.layouts.message_tables import as_trees, is_message
+from rlhf_ray.redaction.texts import hide_forms
 
 SHOWN_PATH = 80
 """Characters of a name that cannot be one, in its error."""
@@ -75,7 +76,7 @@ def locate(data: RowSource) -> Located:
         there = file_system.exists(path)
     except (ValueError, ImportError, OSError) as error:
         # No such protocol, or a name that no file can have.
-        raise BadInput(f"{data.path[:SHOWN_PATH]!r}: cannot be read: {error}") from None
+        raise BadInput(f"{hide_forms(data.path)[:SHOWN_PATH]!r}: cannot be read: {error}") from None
     if not there and not _is_pattern(path):
         if not _could_be_hub_name(data.path):
             raise BadInput(f"{data.path}: no such file or directory")
@@ -167,9 +168,9 @@ def _check_regular(file_system: Any, file: str, shown: str) -> None:
 def shown_name(file: str, given: str) -> str:
     """A file's name for messages: as given, or relative to the working directory if it lies there."""
     if PurePath(file).name == PurePath(given).name:
-        return given
+        return hide_forms(given)
     if "://" in given:
-        return file
+        return hide_forms(file)
     relative = os.path.relpath(file)
     return file if relative.startswith("..") else relative
 

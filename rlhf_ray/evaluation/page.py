@@ -18,9 +18,9 @@ from rlhf_ray.evaluation.headlines import headlines
 from rlhf_ray.evaluation.measures import cells, measured, shown
 from rlhf_ray.evaluation.statistics import NO_INTERVAL, is_known
 from rlhf_ray.evaluation.summary import Summary
+from rlhf_ray.redaction.texts import redact
 from rlhf_ray.tracking.panels import short_number
 from rlhf_ray.tracking.records import replace_file
-from rlhf_ray.tracking.redaction import redact
 from rlhf_ray.tracking.sample_pairs import cut, prompt_text
 from rlhf_ray.tracking.text import harmless, one_line
 

@@ -1,6 +1,5 @@
 """A language model behind an OpenAI-compatible service as judge of two answers."""
 
-import os
 import re
 import threading
 import time
@@ -12,8 +11,10 @@ from typing import Any, Literal, NoReturn
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.judges import ServiceJudge
+from rlhf_ray.config.secret_variables import read_secret
 from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
 from rlhf_ray.evaluation.verdicts import Winner, agreed
+from rlhf_ray.redaction.texts import redact_text
 
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 FailureKind = Literal["unreachable", "refused", "too late", "unusable answer"]
@@ -69,9 +70,7 @@ class ServiceJudging:
         self._ends = clock() + config.deadline_seconds
         self._headers = {"Accept": "application/json"}
         if config.token_variable is not None:
-            token = os.environ.get(config.token_variable)
-            if not token:
-                raise BadInput(f"judges: {config.name}: the environment has no {config.token_variable}")
+            token = read_secret(config.token_variable, f"judges: {config.name}: token_variable")
             self._headers["Authorization"] = f"Bearer {token}"
 
     def opinions(self, pairs: Sequence[Pair]) -> Iterator[Opinion]:
@@ -116,10 +115,10 @@ class ServiceJudging:
             except JudgeFailed as failure:
                 if failure.kind != "unusable answer":
                     raise
-                return Opinion(pair, None, False, str(failure))
+                return Opinion(pair, None, False, redact_text(str(failure)))
             answers.append(answer)
         winner = agreed(*winners)
-        return Opinion(pair, winner, winners[0] == winners[1], answers[0])
+        return Opinion(pair, winner, winners[0] == winners[1], redact_text(answers[0]))
 
     def _ask(self, client: Any, question: str) -> str:
         body = {
@@ -206,7 +205,7 @@ def _winner(answer: str, letters: dict[str, Any]) -> Winner:
     found = VERDICT.findall(answer)
     if not found:
         raise JudgeFailed(
-            "unusable answer", f"the judge's answer has no [[A]], [[B]] or [[C]]: {answer.strip()[:200]!r}"
+            "unusable answer", f"the judge's answer has no [[A]], [[B]] or [[C]]: {redact_text(answer).strip()[:200]!r}"
         )
     winner: Winner = letters.get(found[-1], "tie")
     return winner
@@ -216,7 +215,9 @@ def _json(response: Any, url: str) -> Any:
     try:
         return response.json()
     except ValueError:
-        raise JudgeFailed("unusable answer", f"{url}: the answer is not JSON: {response.text[:80]!r}") from None
+        raise JudgeFailed(
+            "unusable answer", f"{url}: the answer is not JSON: {redact_text(response.text)[:80]!r}"
+        ) from None
 
 
 def _content(answer: Any) -> str:
@@ -226,7 +227,8 @@ def _content(answer: Any) -> str:
         content = None
     if not isinstance(content, str):
         raise JudgeFailed(
-            "unusable answer", f"the answer has no text at choices[0].message.content: {str(answer)[:200]!r}"
+            "unusable answer",
+            f"the answer has no text at choices[0].message.content: {redact_text(str(answer))[:200]!r}",
         )
     return content
 

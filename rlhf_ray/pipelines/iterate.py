@@ -19,6 +19,7 @@ from rlhf_ray.pipelines.labelling import (
 from rlhf_ray.pipelines.round_stages import VERBS, Round, check_stages, command, reward_runs, whole_model
 from rlhf_ray.pipelines.rounds import figures_of, round_table, write_rounds
 from rlhf_ray.pipelines.stages import Stage, Stages, stage_table
+from rlhf_ray.redaction.texts import hide_forms
 from rlhf_ray.runs.folder import lock_folder
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.terminal import plain_console
@@ -91,7 +92,9 @@ def _keep_settings(config: IterateConfig, folder: Path) -> None:
     kept = folder / SETTINGS_FOLDER
     kept.mkdir(exist_ok=True)
     settings = config.model_dump(mode="json", exclude=MAY_CHANGE)
-    contents = {f"{verb}.yaml": Path(getattr(config, verb)).read_bytes() for verb in VERBS}
+    contents = {
+        f"{verb}.yaml": hide_forms(Path(getattr(config, verb)).read_text(encoding="utf-8")).encode() for verb in VERBS
+    }
     contents["iterate.yaml"] = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).encode()
     for name, content in contents.items():
         file = kept / name

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.config.errors import BadInput, Interrupted
+from rlhf_ray.config.reading.loading import dump_config, dumped
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.runs.changes import Change, changes_between
 from rlhf_ray.runs.snapshot import FolderSnapshot, holds_steps
@@ -46,13 +47,12 @@ class RunFolder:
             raise BadInput(f"output: {config.output} is a URL; name a folder that all machines see under the same path")
         folder = cls.of(config)
         folder.notes = folder._notes_of(folder.changes(config))
-        resolved = config.model_dump(mode="json")
         written = folder.config_file.with_suffix(".yaml.part")
         try:
             folder._before = FolderSnapshot(folder.path, (CONFIG_FILE, LOCK_FILE))
             folder.path.mkdir(parents=True, exist_ok=True)
             folder._keep_others_out()
-            written.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            written.write_text(dump_config(config), encoding="utf-8")
             written.replace(folder.config_file)
         except OSError as error:
             with suppress(OSError):
@@ -160,7 +160,7 @@ class RunFolder:
         """
         if not self.config_file.exists():
             return []
-        found = changes_between(self._config_before(type(config)), config.model_dump(mode="json"))
+        found = changes_between(self._config_before(type(config)), dumped(config))
         locked = [str(change) for change in found if change.locked]
         if locked and self._is_taken():
             raise BadInput(
@@ -189,7 +189,7 @@ class RunFolder:
             return before
         try:
             # As this version reads it: a setting that an earlier one did not have yet is no change.
-            return schema.model_validate(before).model_dump(mode="json")
+            return dumped(schema.model_validate(before))
         except ValidationError:
             return before
 

@@ -14,6 +14,7 @@ from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.secret_variables import read_secret
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import (
     COMMON_TYPES,
@@ -31,7 +32,6 @@ from rlhf_ray.models.positions import longest_text
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.rollout.engine_arguments import tensor_parallel_size
 from rlhf_ray.scoring.function_file import check_function
-from rlhf_ray.scoring.http import read_secret
 from rlhf_ray.scoring.model import shared_tokenizer
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
@@ -291,11 +291,8 @@ def check_reward_source(key: str, source: RewardConfig) -> None:
             check_function(source.function)
         except BadInput as error:
             raise BadInput(f"{key}.function: {error}") from error
-    if isinstance(source, HTTPReward):
-        try:
-            read_secret(source)
-        except BadInput as error:
-            raise BadInput(f"{key}.{error}") from error
+    if isinstance(source, HTTPReward) and source.secret_variable is not None:
+        read_secret(source.secret_variable, f"{key}.secret_variable")
     if isinstance(source, ModelReward):
         for place, path in enumerate([source.path, *source.ensemble]):
             member = f"{key}.{f'ensemble.{place - 1}' if place else 'path'}"

@@ -19,6 +19,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.redaction.process import hide_secrets
+from rlhf_ray.redaction.texts import redact_text
+
 PARENT_CHECK_SECONDS = 1.0
 
 Answer = tuple[str, Any]
@@ -33,6 +36,7 @@ def main() -> None:
 
     Each answer bears the number of its batch and the id of this process, so that nothing else can pass for it.
     """
+    hide_secrets()
     descriptor, file, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
     os.set_inheritable(descriptor, False)
     own = os.getpid()
@@ -153,9 +157,9 @@ def _explain(error: Exception, file: str) -> str:
 
 
 def _text(error: Exception) -> str:
-    """Name and message of an error, whose own code may fail too."""
+    """Name and message of an error, whose own code may fail too; only this process may know the secrets in it."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return redact_text(f"{type(error).__name__}: {error}")
     except Exception as another:
         return f"{type(error).__name__} (its message cannot be read: {type(another).__name__})"
 

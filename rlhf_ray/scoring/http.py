@@ -7,7 +7,6 @@ answer is a list with a finite number, or null where the service does not apply,
 import asyncio
 import json
 import math
-import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any
 
 import httpx
 
-from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import HTTPReward
+from rlhf_ray.config.secret_variables import read_secret
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
+from rlhf_ray.redaction.texts import redact_text
 from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
 LONGEST_ANSWER_BYTES = 16 * 2**20
@@ -42,11 +42,10 @@ class HTTPScorer:
             BadInput: the variable of the secret is not set where this process runs.
         """
         self._source = source
-        self._secret = read_secret(source)
         self._runner = asyncio.Runner()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._secret is not None:
-            headers[source.secret_header] = self._secret
+        if source.secret_variable is not None:
+            headers[source.secret_header] = read_secret(source.secret_variable, "secret_variable")
         # The system's certificates: without `trust_env`, httpx would look at no others than its own.
         verify = ssl.create_default_context() if source.url.lower().startswith("https") else True
         self._client = httpx.AsyncClient(
@@ -146,9 +145,8 @@ class HTTPScorer:
         raise RequestFailed("refused", message, may_pass=may_pass(status), retry_after=asked)
 
     def _told(self, message: str) -> str:
-        message = f"{self._source.url}: {message}"
-        # A service may well repeat the request's header in its complaint.
-        return message if self._secret is None else message.replace(self._secret, "[hidden]")
+        # A service may well repeat the request's header in its complaint, and only this process may know the secret.
+        return redact_text(f"{self._source.url}: {message}")
 
 
 @dataclass(eq=False)
@@ -167,23 +165,6 @@ class RequestFailed(Exception):
         waits = f", and asks to wait {self.retry_after:g} s" if self.retry_after is not None else ""
         ending = f" (attempt {attempts} within timeout_seconds {seconds:g}{waits})"
         return RequestFailed(self.kind, self.message + ending)
-
-
-def read_secret(source: HTTPReward) -> str | None:
-    """Value of the header that the service asks for.
-
-    Raises:
-        BadInput: the variable is not set, or cannot be a header. The message does not have the value.
-    """
-    name = source.secret_variable
-    if name is None:
-        return None
-    value = os.environ.get(name, "")
-    if not value:
-        raise BadInput(f"secret_variable: {name} is not set in the environment of this process; set it where jobs run")
-    if not (value.isascii() and value.isprintable()):
-        raise BadInput(f"secret_variable: the value of {name} has characters that no HTTP header can hold")
-    return value
 
 
 def read_scores(answer: bytes, rows: int) -> Scores:
@@ -230,5 +211,6 @@ async def _read(response: httpx.Response) -> bytes:
 
 
 def _shown(answer: bytes) -> str:
-    text = " ".join(answer.decode("utf-8", "replace").split())
+    # Before it is cut: half a secret is one too.
+    text = redact_text(" ".join(answer.decode("utf-8", "replace").split()))
     return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from rlhf_ray.redaction.texts import redact
 from rlhf_ray.tracking.charts import make_chart, time_bars, time_shares
 from rlhf_ray.tracking.history import History, Series
 from rlhf_ray.tracking.names import describe
 from rlhf_ray.tracking.panels import make_panels, short_number, step_times, worth_drawing
 from rlhf_ray.tracking.records import replace_file
-from rlhf_ray.tracking.redaction import redact
 from rlhf_ray.tracking.run_record import RunRecord
 from rlhf_ray.tracking.sample_pairs import read_sample_pairs
 from rlhf_ray.tracking.text import harmless

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf_ray.redaction.texts import redact_text
 from rlhf_ray.tracking.panels import LONGEST_LABEL, short_number
 from rlhf_ray.tracking.records import EVALUATION, SAMPLES_FILE, SHOWN, read_records
 from rlhf_ray.tracking.text import harmless, one_line
@@ -91,7 +92,8 @@ def prompt_text(prompt: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """Harmless text of at most MOST_CHARACTERS, saying how much is left out."""
+    """Harmless text without secrets, of at most MOST_CHARACTERS, saying how much is left out."""
+    text = redact_text(text)
     left_out = len(text) - MOST_CHARACTERS
     shown = harmless(text[:MOST_CHARACTERS])
     return shown if left_out <= 0 else f"{shown}… [{left_out:,} more characters]"

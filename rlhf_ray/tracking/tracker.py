@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from rlhf_ray.config.run import TrackingConfig
+from rlhf_ray.redaction.texts import each_text, redact_text
 from rlhf_ray.tracking.environment import environment
 from rlhf_ray.tracking.peak_memory import PeakMemory
 from rlhf_ray.tracking.pictures import PictureWriter
 from rlhf_ray.tracking.records import EVALUATION, METRICS_FILE, SAMPLES_FILE, SHOWN, RecordFile
-from rlhf_ray.tracking.redaction import redact_text
 from rlhf_ray.tracking.run_record import RunRecord
 from rlhf_ray.tracking.tensorboard_writer import TensorboardWriter
 from rlhf_ray.tracking.terminal import Terminal
@@ -103,7 +103,7 @@ class Tracker:
         Rows have `prompt`, `response`, `rewards` {source: score}, and what else is known of them. The report pairs
         rows of the kinds EVALUATION and SHOWN by prompt, before and after.
         """
-        kept = rows if kind in (EVALUATION, SHOWN) else rows[: self._shown_samples]
+        kept = each_text(rows if kind in (EVALUATION, SHOWN) else rows[: self._shown_samples])
         if not kept:
             return
         for row in kept:
@@ -195,7 +195,7 @@ class Tracker:
 
 
 def _reason(error: Exception) -> str:
-    return redact_text(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+    return redact_text(f"{type(error).__name__}: {error}").splitlines()[0][:300]
 
 
 def _sample_line(row: SampleRow) -> str:

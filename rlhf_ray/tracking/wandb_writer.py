@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.run import TrackingConfig
-from rlhf_ray.tracking.redaction import redact, redact_text
+from rlhf_ray.redaction.texts import redact, redact_text
 from rlhf_ray.tracking.writer import SampleRow, Status, Warn
 
 INIT_SECONDS = 60

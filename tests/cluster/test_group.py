@@ -15,6 +15,9 @@ from rlhf_ray.cluster.group import ActorGroup, Mesh
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig, PlacementConfig
+from rlhf_ray.redaction.texts import HIDDEN
+from rlhf_ray.redaction.values import name_secret
+from tests.planted_secrets import PLANTED, leaks_in, ray_logs
 
 # Workers cannot import this module, which pytest found by its path.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -43,6 +46,10 @@ class Worker:
     def variables(self) -> dict[str, str | None]:
         names = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "OF_THE_ROLE")
         return {name: os.environ.get(name) for name in names}
+
+    def say(self, variable: str) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            print("said", os.environ[variable], file=stream, flush=True)
 
     def add(self, item: int, shared: int = 0) -> int:
         return self.rank * 100 + item + shared
@@ -97,6 +104,20 @@ def test_calls_go_to_all_ranks_or_by_slice(cluster: Cluster):
     assert group.call_one(3, "add", 1) == 301
     with pytest.raises(ValueError, match="3 slices for 2 data ranks"):
         group.submit_each("add", {"item": [1, 2, 3]})
+
+
+def test_workers_write_no_secret_into_their_logs(cluster: Cluster):
+    name_secret("JUDGE_LOGIN")
+    group = start(cluster, workers=1)
+    for variable, secret in PLANTED.items():
+        group.call("say", variable)
+        with pytest.raises(RoleRaised) as caught:
+            group.call("fail", 0, ValueError(secret))
+        assert secret not in str(caught.value)
+        assert secret not in str(caught.value.__cause__)
+    logs = [file.read_text(errors="replace") for file in ray_logs().glob("logs/worker-*")]
+    assert sum(text.count(f"said {HIDDEN}") + text.count(f"said Bearer {HIDDEN}") for text in logs) >= 2 * len(PLANTED)
+    assert leaks_in(ray_logs()) == []
 
 
 def test_workers_see_their_devices_and_threads(cluster: Cluster):

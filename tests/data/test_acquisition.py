@@ -196,6 +196,11 @@ def test_tokens_come_from_the_environment_and_stay_out_of_messages(service, monk
     with pytest.raises(AcquisitionFailed) as caught:
         acquire(service, "/list", token_variable="MY_TOKEN")
     assert "very-secret" not in str(caught.value)
+    # As files of tokens end.
+    monkeypatch.setenv("MY_TOKEN", "very-secret\n")
+    with pytest.raises(BadInput, match="no HTTP header can hold") as caught:
+        acquire(service, "/list", token_variable="MY_TOKEN")
+    assert "very-secret" not in str(caught.value)
     monkeypatch.delenv("MY_TOKEN")
-    with pytest.raises(BadInput, match="the environment has no MY_TOKEN"):
+    with pytest.raises(BadInput, match="MY_TOKEN is not set in the environment"):
         acquire(service, "/list", token_variable="MY_TOKEN")

@@ -1,5 +1,6 @@
 """Judging by a service, against a real server on the loopback interface."""
 
+import json
 import time
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_an_answer_without_a_verdict_is_counted_and_not_believed(content: bytes)
 
 
 def test_the_token_comes_from_the_environment_and_shows_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BadInput, match="no JUDGE_TOKEN"):
+    with pytest.raises(BadInput, match=r"judges: .*: token_variable: JUDGE_TOKEN is not set"):
         ServiceJudging(settings("http://h", token_variable="JUDGE_TOKEN"))
     monkeypatch.setenv("JUDGE_TOKEN", "geheim")
     with serve(lambda *_: (401, {}, b"")) as server:
@@ -124,3 +125,29 @@ def test_the_token_comes_from_the_environment_and_shows_nowhere(monkeypatch: pyt
             list(judging.opinions(pairs(("one", "two"))))
     assert server.tokens[0] == "Bearer geheim"
     assert "geheim" not in str(failure.value)
+
+
+@pytest.mark.parametrize("before", ["", "." * 70, "." * 190])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda text: text,
+        lambda text: f"{text} [[A]]",
+        lambda text: (200, {}, text.encode()),
+        lambda text: (200, {}, json.dumps({"error": text}).encode()),
+    ],
+    ids=["no verdict", "a verdict", "no JSON", "no text"],
+)
+def test_a_judge_that_repeats_the_token(answer: Any, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the token nor half of it, where what is quoted is cut, gets into the files of verdicts."""
+    monkeypatch.setenv("JUDGE_LOGIN", "pl4nted-Judge-0123456789")
+    repeating = lambda *_: answer(f"{before} pl4nted-Judge-0123456789")  # noqa: E731
+    opinion = ask(repeating, pairs(("one", "two")), token_variable="JUDGE_LOGIN")["0"]
+    assert "pl4nted" not in opinion.reason
+
+
+def test_a_token_that_is_no_header_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_LOGIN", "pl4nted-Judge-0123456789\n")
+    with pytest.raises(BadInput, match="JUDGE_LOGIN has characters that no HTTP header can hold") as caught:
+        ServiceJudging(settings("http://h", token_variable="JUDGE_LOGIN"))
+    assert "pl4nted" not in str(caught.value)

@@ -274,7 +274,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"modles": 3}, "modles: unknown key. Perhaps you meant models?"),
     "token that is not set": (
         {"judges": [{"name": "x", "kind": "service", "url": "http://h", "model": "m", "token_variable": "NO_SUCH"}]},
-        "judges: x: the environment has no NO_SUCH",
+        "judges: x: token_variable: NO_SUCH is not set",
     ),
     "a reward model as a model": ({"models.new.path": "reward"}, "models.new: "),
 }

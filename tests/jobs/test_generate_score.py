@@ -18,22 +18,28 @@ from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.jobs.inference import generate
 from rlhf_ray.jobs.inference.rows import RowProgress
+from rlhf_ray.redaction.texts import HIDDEN
 from rlhf_ray.rollout.collection import Progress
 from tests.jobs.actors_here import actors_here, engines_kept
 from tests.jobs.ppo_runs import write_config, write_rows
-from tests.scoring.services import say, serving
+from tests.planted_secrets import commands_watched, leaks_in, leaks_in_text, ray_logs
+from tests.scoring.services import Asked, say, serving
 
 PROMPTS = ["The film", "刚收到货，感觉", "Great value for"]
 NEW_TOKENS = 6
 FUNCTION = """
+import os, sys
+
 def letters(prompts, completions, **columns):
+    print(os.environ["PLANTED_API_KEY"], flush=True)
+    print(dict(os.environ), file=sys.stderr, flush=True)
     return [sum(c.isalpha() for c in text if isinstance(text, str)) for text in completions]
 
 def odd_answers(prompts, completions, answer, **columns):
     return [None if number % 2 == 0 else float("nan") if number == 1 else 10.0 * number for number in answer]
 
 def broken(prompts, completions, **columns):
-    raise ValueError("no judgement")
+    raise ValueError("no judgement of " + os.environ["PLANTED_API_KEY"])
 """
 
 
@@ -189,8 +195,44 @@ def test_a_source_that_fails_too_often_leaves_no_file(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["rows.jsonl", "score.yaml"]
     error = capsys.readouterr().err
     assert "opinion" in error
-    assert f"{functions}:9: ValueError: no judgement" in error
+    assert f"{functions}:13: ValueError: no judgement of {HIDDEN}" in error
     assert "Traceback" not in error
+    assert leaks_in_text(error) == []
+
+
+def test_a_service_that_repeats_the_secret_in_its_complaint(
+    ray_session: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only the source's own process knows the secret where jobs run on a cluster; and half of it is a secret too."""
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
+    login = {"secret_variable": "JUDGE_LOGIN", "secret_header": "X-Login"}
+    for before in ("", "." * 140):
+
+        def complain(handler: Any, asked: Asked, number: int, before: str = before) -> None:
+            say(handler, f"{before} {asked.headers['X-Login']}", 403)
+
+        with serving(complain) as service:
+            source = {"name": "service", "kind": "http", "url": service.url} | login
+            assert score(tmp_path, [source], data, "scores.jsonl") == 1
+        error = capsys.readouterr().err
+        assert "refused: " in error
+        assert HIDDEN in error
+        assert "pl4nted" not in error
+
+
+def test_rewards_that_print_the_environment_leave_no_secret_in_rays_logs(
+    ray_session: None, functions: str, tmp_path: Path
+) -> None:
+    data = write_rows(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c"}])
+    letters = {"name": "letters", "kind": "function", "function": f"{functions}:letters"}
+    # The variable of one source is secret in the processes of the others too.
+    with commands_watched() as commands, serving(lambda handler, *_: say(handler, [1.0])) as service:
+        asked = {"name": "service", "kind": "http", "url": service.url, "secret_variable": "JUDGE_LOGIN"}
+        assert score(tmp_path, [letters, asked], data, "scores.jsonl") == 0
+    printed = [file for file in ray_logs().glob("logs/worker-*.out") if HIDDEN in file.read_text(errors="replace")]
+    assert printed, "what a reward function prints is in the log of its worker"
+    assert leaks_in(tmp_path, ray_logs()) == []
+    assert commands == []
 
 
 class BackwardsPool:

@@ -1,26 +1,35 @@
-"""A PPO run of what others leave at its default: a reward model among the sources, warm-up, early stop, two sources."""
+"""A PPO run of what others leave at its default: several sources, a reward model and a service among them; warm-up,
+early stop; all trackers; and secrets wherever it may come across some.
+"""
 
 import json
 from collections.abc import Callable
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import rlhf_ray
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.jobs.ppo.run import run
+from rlhf_ray.redaction.texts import HIDDEN
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.errors import SyncMismatch
 from tests.jobs.actors_here import policy_alone
-from tests.jobs.ppo_runs import saved_weights, training_rows
+from tests.jobs.ppo_runs import saved_weights, training_rows, write_rows
+from tests.planted_secrets import PLANTED, commands_watched, leaks_in, leaks_in_text, ray_logs
+from tests.scoring.services import Asked, say, serving
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
 
 Settings = Callable[..., dict[str, Any]]
 WARMUP = 1
-WEIGHTS = {"letters": 2.0, "taste": -0.5}
+WEIGHTS = {"letters": 2.0, "taste": -0.5, "service": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +46,52 @@ def taste(workspace: Path) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What of a run others may see, beside its folder."""
+
+    output: str
+    command_leaks: list[str]
+    headers: list[str]
+    """That the service got."""
+
+
+def alike(handler: Any, asked: Asked, number: int) -> None:
+    say(handler, [0.25] * len(asked.body["prompts"]))
+
+
 @pytest.fixture(scope="module")
-def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def optional(made: tuple[Path, Shown]) -> Path:
     """The folder of the run."""
+    return made[0]
+
+
+@pytest.fixture(scope="module")
+def made(
+    workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Shown]:
+    """The run, whose prompts hold a secret and whose service asks for one."""
     folder = tmp_path_factory.mktemp("options") / "run"
-    settings = ppo_settings(
+    secret = PLANTED["PLANTED_CREDENTIALS"]
+    prompts = write_rows(folder.parent / "prompts.jsonl", [{"prompt": f"{n} {secret}"} for n in range(24)])
+    with ExitStack() as stack:
+        service = stack.enter_context(serving(alike))
+        commands = stack.enter_context(commands_watched())
+        output = stack.enter_context(redirect_stdout(StringIO()))
+        stack.enter_context(redirect_stderr(output))
+        learn(settings_of(folder, prompts, service.url, workspace, taste, ppo_settings))
+    headers = [asked.headers["X-Login"] for asked in service.asked]
+    return folder, Shown(output.getvalue(), commands, headers)
+
+
+def settings_of(
+    folder: Path, prompts: Path, service: str, workspace: Path, taste: Path, ppo_settings: Settings
+) -> dict[str, Any]:
+    return ppo_settings(
         folder,
         steps=3,
+        data={"path": str(prompts)},
+        tracking={"wandb": "offline", "tensorboard": True},
         rewards=[
             {
                 "kind": "function",
@@ -60,6 +108,15 @@ def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_fact
                 "weight": WEIGHTS["taste"],
                 "cpus_per_worker": 0.1,
             },
+            {
+                "kind": "http",
+                "name": "service",
+                "url": service,
+                "secret_variable": "JUDGE_LOGIN",
+                "secret_header": "X-Login",
+                "weight": WEIGHTS["service"],
+                "cpus_per_worker": 0.1,
+            },
         ],
         algorithm={
             "kl": {"coefficient": 0.01},
@@ -72,6 +129,9 @@ def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_fact
         checkpoint={"every_steps": 1},
         policy={"export_every_steps": 2},
     )
+
+
+def learn(settings: dict[str, Any]) -> None:
     submit = TrainerGroup.submit_logprobs
 
     def refuse_policy(group: TrainerGroup, *arguments: Any, **options: Any) -> Any:
@@ -81,8 +141,20 @@ def optional(workspace: Path, taste: Path, ppo_settings: Settings, tmp_path_fact
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TrainerGroup, "submit_logprobs", refuse_policy)
         with policy_alone():
-            run(PPOConfig.model_validate(settings))
-    return folder
+            rlhf_ray.run(settings)
+
+
+def test_no_secret_is_found_anywhere(made: tuple[Path, Shown]) -> None:
+    """In no file of the run's folder, wandb's and TensorBoard's among them, no output, no log, no list of processes."""
+    folder, shown = made
+    assert set(shown.headers) == {PLANTED["JUDGE_LOGIN"]}, "it is sent to whom it is meant for"
+    assert HIDDEN in shown.output
+    assert HIDDEN in (folder / "samples.jsonl").read_text(), "the samples would have shown it"
+    for part in ("wandb/*/*.wandb", "tensorboard/*", "report.html", "config.yaml", "checkpoints/*/*"):
+        assert list(folder.glob(part)), part
+    assert leaks_in(folder, ray_logs()) == []
+    assert leaks_in_text(shown.output) == []
+    assert shown.command_leaks == []
 
 
 def test_only_the_critic_learns_in_its_warm_up(optional: Path, workspace: Path) -> None:

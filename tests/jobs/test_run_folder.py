@@ -47,6 +47,15 @@ def test_what_does_not_change_the_experiment_may_change_on_resume_and_is_said(tm
     assert again.notes == ["changed since the last start: trainer.learning_rate: 2e-05 -> 1e-05"]
 
 
+def test_an_address_that_was_signed_anew_is_the_same_data(tmp_path: Path) -> None:
+    signed = "https://bucket.example/rows.jsonl?X-Signature="
+    for signature in ("0a1b2c3d", "4e5f6a7b"):
+        folder = RunFolder.open(config(tmp_path / "run", data={"path": f"{signed}{signature}"}))
+        (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+        assert folder.notes == []
+        assert yaml.safe_load(folder.config_file.read_text())["data"]["path"] == f"{signed}[hidden]"
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -142,6 +142,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "sft.yaml").write_text(yaml.safe_dump(CONFIG))
     (tmp_path / "texts.txt").write_text("of the working folder")
+    (tmp_path / ".env").write_text("A_TOKEN=stays here")
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "large").write_bytes(b"x")
     return tmp_path
@@ -213,6 +214,16 @@ def test_a_relative_output_would_be_lost(submit_config: Callable[..., SubmitConf
 def test_a_config_outside_of_what_is_sent(submit_config: Callable[..., SubmitConfig], folder: Path):
     with pytest.raises(BadInput, match="is not within working_dir"):
         run(submit_config(working_dir="outputs"))
+
+
+@pytest.mark.parametrize("settings", [{}, {"render": "slurm"}, {"render": "kuberay"}])
+def test_what_a_cluster_shows_to_all_holds_no_credential(
+    submit_config: Callable[..., SubmitConfig], settings: dict[str, Any], capsys: pytest.CaptureFixture[str]
+):
+    job = ("sft", "configs/sft.yaml", "--data.path", "https://me:s3same-Opens@host/rows.jsonl")
+    with pytest.raises(BadInput, match="holds a credential") as caught:
+        run(submit_config(*job, **settings))
+    assert "s3same" not in str(caught.value) + capsys.readouterr().out
 
 
 def test_a_wrong_config_is_found_before_it_is_sent(submit_config: Callable[..., SubmitConfig]):

@@ -70,9 +70,6 @@ def _service(key: KeyPath, source: HTTPReward) -> Iterator[Problem]:
         yield Problem((*key, "url"), "holds a credential, which a log would show; name its variable in secret_variable")
     elif not _is_address(source.url):
         yield Problem((*key, "url"), f"is written http://host:port/path or https://..., not {source.url!r}")
-    variable = source.secret_variable
-    if variable is not None and not (variable.isascii() and variable.isidentifier()):
-        yield Problem((*key, "secret_variable"), "is the name of an environment variable, not the secret itself")
     header = source.secret_header
     if not header or not all(c.isascii() and (c.isalnum() or c in HEADER_SYMBOLS) for c in header):
         yield Problem((*key, "secret_header"), f"{header!r} cannot be the name of an HTTP header")

@@ -7,6 +7,7 @@ from pydantic import Field
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.numbers import NonNegativeFloat, Retries, Seconds, Share, Tokens
 from rlhf_ray.config.paths import PathText
+from rlhf_ray.config.secret_variables import SecretVariable
 
 JUDGE_INSTRUCTION = (
     "You compare two answers to the same prompt. Decide which one serves its reader better: helpful, correct, honest "
@@ -48,7 +49,7 @@ class ServiceJudge(Judge):
     model: str
     """Name of the model at the service."""
 
-    token_variable: str | None = None
+    token_variable: SecretVariable | None = None
     """Environment variable with a token, sent as `Authorization: Bearer`. The token itself never stands in a config."""
 
     instruction: str = JUDGE_INSTRUCTION

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import Layout, RowSource
 from rlhf_ray.config.numbers import PositiveInt, Retries, Seconds, Share
+from rlhf_ray.config.secret_variables import SecretVariable
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -52,7 +53,7 @@ class HttpSource(Section):
     offset_parameter: str | None = None
     """Query parameter that takes the number of rows so far; an answer without rows is the last."""
 
-    token_variable: str | None = None
+    token_variable: SecretVariable | None = None
     """Environment variable with a token, sent as `Authorization: Bearer`. The token itself never stands in a config."""
 
     timeout_seconds: Seconds = 30

@@ -12,6 +12,7 @@ from rlhf_ray.config.reading.documents import SHOWN_CHARACTERS, Document, KeyPat
 from rlhf_ray.config.reading.overrides import Override
 from rlhf_ray.config.reading.schema import child_names, child_types, doc_text
 from rlhf_ray.config.reading.suggest import suggest, types_at
+from rlhf_ray.redaction.texts import redact_text
 
 SHOWN_KEYS = 8
 """Of a section for which a plain value was given."""
@@ -132,7 +133,7 @@ def _message(detail: Any, key: KeyPath, section: type[Section]) -> str:
     if detail["type"] == "string_too_short" and detail["input"] == "":
         return "must not be empty"
     choices = [str(value) for one in types_at(key, section) for value in _literals(one)]
-    shown = repr(detail["input"])
+    shown = redact_text(repr(detail["input"]))
     if len(shown) > SHOWN_CHARACTERS:
         shown = f"{shown[:SHOWN_CHARACTERS]}..."
     if detail["type"] in NOT_A_SECTION:

@@ -15,6 +15,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.explain import Origins, explain
 from rlhf_ray.config.reading.overrides import apply_override, overrides_of, parse_overrides
+from rlhf_ray.redaction.texts import each_text, hide_forms
 
 Config = TypeVar("Config", bound=Section)
 
@@ -109,5 +110,11 @@ def _divide(arguments: list[str], rest: bool) -> tuple[list[str], list[str]]:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved config as YAML, which loads again to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved config as YAML, which loads again to an equal config, without credentials of URLs."""
+    return yaml.safe_dump(dumped(config), sort_keys=False, allow_unicode=True)
+
+
+def dumped(config: Section) -> dict[str, Any]:
+    """The resolved config as it is written down."""
+    content: dict[str, Any] = each_text(config.model_dump(mode="json"), hide_forms)
+    return content

@@ -16,6 +16,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.reading.documents import SHOWN_CHARACTERS, KeyPath, parse_value
 from rlhf_ray.config.reading.schema import accepts, child_names, child_types
 from rlhf_ray.config.reading.suggest import suggest
+from rlhf_ray.redaction.texts import redact_text
 
 DRY_RUN = {"--dry-run", "--dry_run", "--dryrun", "--plan"}
 """What other commands call `rlhf plan`."""
@@ -43,7 +44,9 @@ def parse_overrides(arguments: list[str], section: type[Section]) -> list[Overri
         option, equals, text = arguments[position].partition("=")
         position += 1
         if not option.startswith("--") or len(option) == 2:
-            raise BadInput(f"{option[:SHOWN_CHARACTERS]}: not understood; overrides are written --key value")
+            raise BadInput(
+                f"{redact_text(option)[:SHOWN_CHARACTERS]}: not understood; overrides are written --key value"
+            )
         if option in DRY_RUN:
             raise BadInput(f"{option}: {PLAN_INSTEAD}")
         key, types = resolve_key(option, section)

@@ -14,6 +14,8 @@ from typing import Literal
 from stdnum import luhn
 from stdnum.iso7064 import mod_11_2
 
+from rlhf_ray.redaction.texts import TOKEN_FORMS
+
 Kind = Literal["secret", "email", "ip", "identity", "card", "mobile"]
 
 _HALF_WIDTH = {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
@@ -68,28 +70,11 @@ class _Pattern:
 
 
 _BYTE = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-_KNOWN_SECRETS = "|".join(
-    [
-        r"sk-[A-Za-z0-9_-]{20,}",
-        r"gh[pousr]_[A-Za-z0-9]{30,}",
-        r"github_pat_[A-Za-z0-9_]{22,}",
-        r"glpat-[A-Za-z0-9_-]{20,}",
-        r"hf_[A-Za-z0-9]{30,}",
-        r"xox[abeoprs]-[A-Za-z0-9-]{10,}",
-        r"(?:AKIA|ASIA)[0-9A-Z]{16}",
-        r"AIza[0-9A-Za-z_-]{35}",
-        r"LTAI[0-9A-Za-z]{12,30}",
-        r"AKID[0-9A-Za-z]{30,}",
-        r"[rs]k_(?:live|test)_[0-9A-Za-z]{16,}",
-        r"npm_[0-9A-Za-z]{36}",
-        r"eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
-    ]
-)
 PATTERNS = (
     _Pattern(
         "secret", re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.S)
     ),
-    _Pattern("secret", re.compile(rf"(?<![A-Za-z0-9])(?:{_KNOWN_SECRETS})")),
+    _Pattern("secret", re.compile(rf"(?<![A-Za-z0-9])(?:{TOKEN_FORMS})")),
     _Pattern("secret", re.compile(r"(?i)(?<![A-Za-z])bearer\s+(?P<private>[A-Za-z0-9._~+/-]{16,}=*)"), _holds_digit),
     _Pattern("secret", re.compile(r"[a-z][a-z0-9+.-]{1,20}://[^\s/:@]*:(?P<private>[^\s/@]{3,})@")),
     _Pattern(

@@ -15,6 +15,7 @@ from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.data.cleaning.cleaner import Cleaned, Cleaner
 from rlhf_ray.data.pieces import Piece, read_piece
 from rlhf_ray.jobs.data.sources import OpenSource
+from rlhf_ray.redaction.process import hide_secrets, secrets_hidden
 
 BATCH_ROWS = 1000
 """Rows that are cleaned together; part of the result's definition where duplicates meet by the thousand."""
@@ -66,7 +67,9 @@ class PieceCleaner:
 
     def __init__(self, cleaner: str) -> None:
         """Args: file of the cleaner."""
-        self._cleaner: Cleaner = pickle.loads(Path(cleaner).read_bytes())
+        hide_secrets()
+        with secrets_hidden():
+            self._cleaner: Cleaner = pickle.loads(Path(cleaner).read_bytes())
 
     def __call__(self, rows: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
         """Batches of cleaned rows; what is wrong with a file comes as a message."""

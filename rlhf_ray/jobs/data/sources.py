@@ -11,6 +11,7 @@ from rlhf_ray.data.acquisition import http_rows
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.pieces import Survey, survey
 from rlhf_ray.data.row_files import json_line
+from rlhf_ray.redaction.texts import hide_forms
 
 ACQUIRED = "sources"
 """Folder, in the output, of the rows that HTTP sources gave."""
@@ -23,7 +24,7 @@ class OpenSource:
     name: str
     licence: str
     origin: str
-    """Path, hub name or URL, as in the config."""
+    """Path, hub name or URL, as in the config, without credentials."""
     layout: Layout
     survey: Survey
     report: ReadReport
@@ -46,7 +47,9 @@ def _open(source: FileSource | HttpSource, folder: Path) -> OpenSource:
         origin, name = source.url, source.name
     else:
         files, origin, name = source, source.path, source.name or source.path
-    return OpenSource(name, source.licence, origin, source.layout, survey(files), ReadReport(name, source.bad_rows))
+    name = hide_forms(name)
+    report = ReadReport(name, source.bad_rows)
+    return OpenSource(name, source.licence, hide_forms(origin), source.layout, survey(files), report)
 
 
 def _acquire(source: HttpSource, folder: Path) -> Path:

@@ -17,12 +17,15 @@ from rlhf_ray.config.jobs.inference import InferenceConfig
 from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
 from rlhf_ray.config.run import JobConfig
+from rlhf_ray.redaction.texts import hide_forms
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
 # What is never wanted on a cluster, also where there is no .gitignore.
 EXCLUDES = [".git", ".venv", "outputs", "wandb", "__pycache__", "*.safetensors", "*.bin", "*.gguf"]
+# Secrets of who submits: the cluster keeps what it is sent, and gives its jobs the secrets that its nodes have.
+EXCLUDES += [".env", ".env.*", ".netrc", ".pgpass", ".ssh", ".aws"]
 
 EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
 
@@ -55,6 +58,7 @@ def run(config: SubmitConfig) -> None:
         print(render(config, job, verb, arguments), end="")
         return
     entrypoint = shlex.join(["rlhf", verb, *_relative(arguments, config.working_dir)])
+    check_shown(entrypoint, "the job's command line, which the cluster shows to all its users")
     client = connect(config)
     submission = submit(client, config, entrypoint)
     print(f"submitted {submission} to {config.address}: {entrypoint}", flush=True)
@@ -71,9 +75,11 @@ def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) 
         raise BadInput(f"name: Kubernetes takes up to 48 of a-z, 0-9 and -, not {name!r}")
     path, *overrides = arguments
     if config.render == "slurm":
+        check_shown(shlex.join(arguments), "the job's command line")
         return render_slurm(name, ["rlhf", verb, path, *overrides], groups_of(job))
     # Its line for editors names a folder that is not there in a pod.
     text = EDITORS_LINE.sub("", Path(path).read_text(encoding="utf-8"), count=1)
+    check_shown("\n".join([text, *overrides]), f"{path}, which becomes a ConfigMap,")
     return render_kuberay(name, verb, text, overrides, groups_of(job), config.image)
 
 
@@ -87,6 +93,19 @@ def check_output(job: Section) -> None:
         raise BadInput(
             f"output: {job.output}: on a cluster it must be an absolute path on storage that every node sees; "
             "relative ones would be written into the job's temporary folder and lost"
+        )
+
+
+def check_shown(text: str, what: str) -> None:
+    """What others can read holds no credential of a URL; other secrets were refused with the config.
+
+    Raises:
+        BadInput: it does; the message does not.
+    """
+    if hide_forms(text) != text:
+        raise BadInput(
+            f"a URL in {what} holds a credential (a password, or a parameter such as token=); copy what it names to "
+            "storage that every node sees, and give the path there"
         )
 
 
