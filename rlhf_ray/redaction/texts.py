@@ -43,7 +43,7 @@ _TOKEN_BEGINS = ("sk-", "gh", "glpat-", "hf_", "xox", "AKI", "ASIA", "AIza", "LT
 
 
 def redact_text(text: str) -> str:
-    """The text without secrets of this process, nor what is one by its form, in URLs and elsewhere.
+    """Return the text without secrets of this process, nor what is one by its form, in URLs and elsewhere.
 
     That is: values of secret variables; users with passwords, and parameters such as `token=`, of URLs; tokens whose
     beginning is known (`hf_...`); what follows `Bearer`.
@@ -52,7 +52,7 @@ def redact_text(text: str) -> str:
 
 
 def hide_forms(text: str) -> str:
-    """The text without what is a secret by its form, whichever process knows it."""
+    """Return the text without what is a secret by its form, whichever process knows it."""
     if "://" in text:
         text = _USER_IN_URL.sub(lambda found: _hide_user(found[0]), text)
     if "=" in text and ("?" in text or "&" in text):
@@ -65,13 +65,13 @@ def hide_forms(text: str) -> str:
 
 
 def hide_values(text: str) -> str:
-    """The text without the secrets of this process, which costs microseconds where it has none."""
+    """Return the text without the secrets of this process, which costs microseconds where it has none."""
     forms, pattern = _compiled(secret_values())
     return pattern.sub(HIDDEN, text) if any(form in text for form in forms) else text
 
 
 def redact(value: Any) -> Any:
-    """A config with the values of keys such as `api_key` or `password` hidden, and every text redacted."""
+    """Return a config with the values of keys such as `api_key` or `password` hidden, and every text redacted."""
     if isinstance(value, Mapping):
         return {key: HIDDEN if _is_secret(key, item) else redact(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -80,7 +80,7 @@ def redact(value: Any) -> Any:
 
 
 def each_text(value: Any, hide: Callable[[str], str] = redact_text) -> Any:
-    """Rows or settings with every text redacted, whatever its key is; `hide` says how."""
+    """Return rows or settings with every text redacted, whatever its key is; `hide` says how."""
     if isinstance(value, Mapping):
         return {key: each_text(item, hide) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,7 +89,7 @@ def each_text(value: Any, hide: Callable[[str], str] = redact_text) -> Any:
 
 
 def holds_known_token(text: str) -> bool:
-    """Whether an access token stands in a text, outside of a URL's user and parameters, known by how it begins."""
+    """Return whether a token of a known form stands in a text, outside of a URL's user and parameters."""
     outside = _PARAMETER.sub("", _USER_IN_URL.sub("", text))
     return any(_is_random(found[0]) for found in _KNOWN_TOKEN.finditer(outside))
 
@@ -104,6 +104,12 @@ def url_secrets(text: str) -> Iterator[str]:
     for name, value in _PARAMETER.findall(text):
         if _is_secret_parameter(name, value):
             yield value
+
+
+def quoted_address(address: str, characters: int) -> str:
+    """Quote the beginning of what should have been a URL, for a message; a password is hidden without a scheme too."""
+    scheme = "" if "://" in address else "://"
+    return repr(redact_text(f"{scheme}{address}").removeprefix(scheme)[:characters])
 
 
 def _is_secret(key: Any, value: Any) -> bool:

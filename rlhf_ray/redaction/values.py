@@ -35,7 +35,7 @@ _remembered: set[str] = set()
 
 
 def name_secret(variable: str) -> None:
-    """From now on the value of this environment variable is secret, whatever the variable is called.
+    """Make the value of an environment variable secret from now on, whatever the variable is called.
 
     Processes that start later know it too; those on other machines by `named_secrets`.
     """
@@ -43,12 +43,12 @@ def name_secret(variable: str) -> None:
 
 
 def named_secrets() -> dict[str, str]:
-    """The variable by which a worker knows that it is one, and which further variables are secret."""
+    """Return the variable by which a worker knows that it is one, and which further variables are secret."""
     return {NAMES: os.environ.get(NAMES, "")}
 
 
 def is_worker() -> bool:
-    """Whether this process was started as a part of a run, or by such a one."""
+    """Return whether this process was started as a part of a run, or by such a one."""
     return NAMES in os.environ
 
 
@@ -57,13 +57,13 @@ def _named() -> set[str]:
 
 
 def remember_secret(value: str) -> None:
-    """From now on this text is secret in this process, wherever it came from."""
+    """Make a text secret in this process from now on, wherever it came from."""
     _remembered.update(_texts_of(value))
 
 
 @lru_cache(maxsize=4096)
 def is_secret_name(name: str) -> bool:
-    """Whether a variable or parameter holds a secret by its name.
+    """Return whether a variable or parameter holds a secret by its name.
 
     A part of the name says so, as cut by `_`, `-` or a change to capitals: KEY, TOKEN, SECRET, PASSWORD, PASSWD, PASS,
     PASSPHRASE, PAT, CREDENTIAL, AUTHORIZATION, also in the plural; PWD behind another part. PATH, MONKEY and KEYBOARD
@@ -77,7 +77,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def secret_values() -> frozenset[str]:
-    """All texts that are secret now: the environment may change while a process runs."""
+    """Return all texts that are secret now: the environment may change while a process runs."""
     found, named = set(_remembered), _named()
     for name, value in _variables():
         if name in named:
@@ -91,7 +91,7 @@ def secret_values() -> frozenset[str]:
 
 
 def variable_in(text: str) -> str | None:
-    """Name of the environment variable whose secret value stands in a text; None where there is none.
+    """Return the environment variable whose secret value stands in a text; None where there is none.
 
     Values that may be in a text by chance, words of letters or numbers, are not looked for.
     """
@@ -113,7 +113,7 @@ def _variables() -> Iterator[tuple[str, str]]:
 
 
 def is_word(value: str) -> bool:
-    """Whether a secret is a word or a number that stands in other texts too."""
+    """Return whether a secret is a word or a number that stands in other texts too."""
     return len(value) <= LONGEST_WORD and (value.isalpha() or value.isdigit())
 
 

@@ -12,6 +12,7 @@ from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.jobs.judges import ServiceJudge
 from rlhf_ray.config.jobs.row_sources import HttpSource
 from rlhf_ray.config.jobs.supervised import SFTConfig
+from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.config.reading.loading import dump_config
 from tests.planted_secrets import PLANTED
 
@@ -81,3 +82,14 @@ def test_credentials_of_an_address_are_used_and_not_kept(url: str, capsys: pytes
     assert "0a1b2c3d" not in kept
     assert "s3same" not in kept
     assert SFTConfig.model_validate(yaml.safe_load(dump_config(config))).data.path == kept
+
+
+@pytest.mark.parametrize("address", ["me:s3same-Opens@host/rows", "ftp://me:s3same-Opens@host", "h?token=s3same-Opens"])
+def test_a_wrong_address_is_quoted_without_its_password(address: str) -> None:
+    for make in (
+        lambda: HttpSource(kind="http", name="x", url=address),
+        lambda: SubmitConfig(job=["sft"], address=address),
+    ):
+        with pytest.raises(ValueError, match="not '") as caught:
+            make()
+        assert "s3same" not in str(caught.value).split("[type=")[0]

@@ -9,6 +9,7 @@ from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.config.jobs.judges import RewardJudge, ServiceJudge
 from rlhf_ray.config.jobs.row_sources import FILE_NAME
 from rlhf_ray.config.reading.documents import KeyPath, Problem
+from rlhf_ray.redaction.texts import quoted_address
 
 
 def evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
@@ -72,7 +73,7 @@ def _judges(config: EvaluateConfig) -> Iterator[Problem]:
                 yield Problem((*key, "source"), "there are no rewards; name `oracle`, or give rewards")
         if isinstance(judge, ServiceJudge):
             if not judge.url.startswith(("http://", "https://")):
-                yield Problem((*key, "url"), f"begins with http:// or https://, not {judge.url[:40]!r}")
+                yield Problem((*key, "url"), f"begins with http:// or https://, not {quoted_address(judge.url, 40)}")
             missing = [mark for mark in ("[[A]]", "[[B]]", "[[C]]") if mark not in judge.instruction]
             if missing:
                 yield Problem(

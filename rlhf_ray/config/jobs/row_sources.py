@@ -9,6 +9,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import Layout, RowSource
 from rlhf_ray.config.numbers import PositiveInt, Retries, Seconds, Share
 from rlhf_ray.config.secret_variables import SecretVariable
+from rlhf_ray.redaction.texts import quoted_address
 
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -82,7 +83,7 @@ class HttpSource(Section):
         if not FILE_NAME.fullmatch(self.name):
             raise ValueError(f"name: names a file: letters, digits, - and _, not {self.name!r}")
         if not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"url: begins with http:// or https://, not {self.url[:40]!r}")
+            raise ValueError(f"url: begins with http:// or https://, not {quoted_address(self.url, 40)}")
         if self.next is not None and self.offset_parameter is not None:
             raise ValueError("offset_parameter: pages are found by `next` or by offset; leave out one of them")
         if self.next_parameter is not None and self.next is None:

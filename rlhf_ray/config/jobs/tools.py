@@ -12,7 +12,7 @@ from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.numbers import Seconds, Share
 from rlhf_ray.config.paths import OnePath, PathText, only
 from rlhf_ray.config.reading.documents import SHOWN_CHARACTERS
-from rlhf_ray.redaction.texts import redact_text
+from rlhf_ray.redaction.texts import quoted_address
 
 
 class SubmitConfig(Section):
@@ -51,8 +51,8 @@ class SubmitConfig(Section):
         except ValueError:  # a port that is no number, or a bracket that is not closed
             known = False
         if not known:
-            shown = redact_text(address)[:SHOWN_CHARACTERS]
-            raise ValueError(f"is the dashboard's, such as http://10.0.0.1:8265, not {shown!r}")
+            shown = quoted_address(address, SHOWN_CHARACTERS)
+            raise ValueError(f"is the dashboard's, such as http://10.0.0.1:8265, not {shown}")
         return address
 
     @field_validator("name")

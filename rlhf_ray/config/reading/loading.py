@@ -110,11 +110,11 @@ def _divide(arguments: list[str], rest: bool) -> tuple[list[str], list[str]]:
 
 
 def dump_config(config: Section) -> str:
-    """The resolved config as YAML, which loads again to an equal config, without credentials of URLs."""
+    """Return the resolved config as YAML, which loads again to an equal config, without credentials of URLs."""
     return yaml.safe_dump(dumped(config), sort_keys=False, allow_unicode=True)
 
 
 def dumped(config: Section) -> dict[str, Any]:
-    """The resolved config as it is written down."""
+    """Return the resolved config as it is written down, without credentials of URLs."""
     content: dict[str, Any] = each_text(config.model_dump(mode="json"), hide_forms)
     return content
