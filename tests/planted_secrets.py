@@ -3,7 +3,7 @@
 import base64
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,13 +23,13 @@ def plant() -> None:
     os.environ.update(PLANTED)
 
 
-def leaks_in(*folders: Path) -> list[str]:
+def leaks_in(*folders: Path, needles: Sequence[bytes] = NEEDLES) -> list[str]:
     """Each file below some folders that holds a planted secret, with the line."""
     found = []
     for file in (file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file()):
         content = file.read_bytes()
-        lines = content.splitlines() if any(needle in content for needle in NEEDLES) else []
-        found += [f"{file}: {line[:400]!r}" for line in lines if any(needle in line for needle in NEEDLES)]
+        lines = content.splitlines() if any(needle in content for needle in needles) else []
+        found += [f"{file}: {line[:400]!r}" for line in lines if any(needle in line for needle in needles)]
     return found
 
 
@@ -46,7 +46,7 @@ def ray_logs() -> Path:
 
 
 @contextmanager
-def commands_watched() -> Iterator[list[str]]:
+def commands_watched(needles: Sequence[bytes] = NEEDLES) -> Iterator[list[str]]:
     """Within the block, look at the command lines of all processes; yields those that hold a planted secret."""
     found: list[str] = []
     over = threading.Event()
@@ -58,7 +58,7 @@ def commands_watched() -> Iterator[list[str]]:
                     line = file.read_bytes()
                 except OSError:  # it has ended
                     continue
-                if any(needle in line for needle in NEEDLES):
+                if any(needle in line for needle in needles):
                     found.append(line.replace(b"\0", b" ").decode("utf-8", "replace"))
 
     watching = threading.Thread(target=look, daemon=True)

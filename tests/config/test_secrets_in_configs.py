@@ -35,6 +35,8 @@ WriteConfig = Callable[[dict[str, Any]], Path]
             "rollout.engine.hf_token",
             "credentials come from the environment",
         ),
+        # A run's own config, which has the address without its credentials.
+        ({"data.path": "https://[hidden]@host/rows.jsonl"}, "data.path", "write the whole address again"),
         # Half of a secret is one too: a wrong value is quoted up to some length.
         ({"steps": "x" * 45 + SECRET}, "steps", "valid integer, not 'xxx"),
     ],

@@ -12,6 +12,7 @@ from rlhf_ray.config.run import TrackingConfig
 from rlhf_ray.tracking import wandb_writer
 from rlhf_ray.tracking.records import read_records
 from rlhf_ray.tracking.wandb_writer import wandb_mode
+from tests.planted_secrets import commands_watched, leaks_in
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 STEPS = 50
@@ -161,11 +162,15 @@ def test_a_resumed_run_keeps_its_id_and_its_steps(monkeypatch, open_tracker):
     assert again.run.exit_code == 1
 
 
-def test_real_wandb_offline_takes_two_starts_of_one_run(open_tracker, shown, tmp_path):
+def test_real_wandb_offline_takes_two_starts_of_one_run(open_tracker, shown, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    tracker = open_tracker(wandb="offline")
-    train(tracker)
-    tracker.close("stopped")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    tracker = open_tracker(wandb="offline", config={"url": f"https://me:{KEY}@host"})
+    with commands_watched((KEY.encode(),)) as commands:
+        train(tracker)
+        tracker.samples(STEPS, [{"prompt": f"the key is {KEY}", "response": KEY, "rewards": {"r": 1.0}}])
+        tracker.close("stopped")
+    assert leaks_in(tmp_path, needles=(KEY.encode(),)) == commands == []
     # Folders are named by the second.
     time.sleep(1)
     again = open_tracker(tracker.run_id, wandb="offline")

@@ -31,6 +31,7 @@ from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.redaction.texts import HIDDEN
 
 
 def feedback_problems(config: Section) -> Iterator[Problem]:
@@ -60,6 +61,7 @@ def feedback_problems(config: Section) -> Iterator[Problem]:
 def check(config: Section) -> list[Problem]:
     """Return all that is wrong between the fields of a config that fits its schema."""
     checks = (
+        _left_out,
         _groups,
         _trainers,
         _engines,
@@ -76,6 +78,21 @@ def check(config: Section) -> list[Problem]:
         feedback_problems,
     )
     return [problem for one in checks for problem in one(config)]
+
+
+def _left_out(config: Section) -> Iterator[Problem]:
+    """Addresses from the `config.yaml` of a run, in which their credentials are hidden."""
+    for key, text in _texts((), config.model_dump(mode="json")):
+        if f"{HIDDEN}@" in text or f"={HIDDEN}" in text:
+            yield Problem(key, f"{HIDDEN} stands where a run left a credential out; write the whole address again")
+
+
+def _texts(key: KeyPath, value: Any) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts((*key, name), inner)
 
 
 def _groups(config: Section) -> Iterator[Problem]:
