@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rlhf_ray.config.data import DataConfig, Layout, PromptDataConfig, RankingDataConfig, TextDataConfig
+from rlhf_ray.config.data import DataConfig, Layout, PromptDataConfig, RankingDataConfig, RowSource, TextDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.columns import Answered, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
@@ -144,28 +144,45 @@ def report_of(data: DataConfig) -> ReadReport:
 
 
 def converted_rows(data: DataConfig, report: ReadReport, convert: Callable[[int, Row], T | None]) -> list[T]:
-    """Convert all good rows; bad ones go to the report, which then decides whether the job goes on."""
-    rows: list[T] = []
-    for place, read in read_rows(data):
-        for row in laid_out(read, data.layout, report):
+    """Convert all good rows, each with its number among all, for a model to read: keys of messages are remembered."""
+
+    def converted(row: Row) -> T | None:
+        found = convert(report.rows - 1, row)
+        report.keys.update((key, None) for value in row.values() for key in extra_keys(value))
+        return found
+
+    return list(usable_rows(data, report, converted))
+
+
+def usable_rows(source: RowSource, report: ReadReport, convert: Callable[[Row], T | None]) -> Iterator[T]:
+    """Yield what is made of each good row; bad ones go to the report, which at the end decides whether the job goes on.
+
+    Args:
+        source: where the rows are.
+        report: counts them.
+        convert: raises BadRow for a row that cannot be used, and gives None for one that is left out.
+
+    Raises:
+        BadInput: nothing there, or too many bad rows (named by file and line).
+    """
+    for place, read in read_rows(source):
+        for row in _laid_out(read, source.layout, report):
             report.rows += 1
             try:
                 if isinstance(row, BadRow):
                     raise row
-                converted = convert(report.rows - 1, row)
-                report.keys.update((key, None) for value in row.values() for key in extra_keys(value))
+                converted = convert(row)
             except BadRow as error:
                 report.add_bad(place, str(error))
             except BadInput as error:
                 raise BadInput(f"{place}: {error}") from error
             else:
                 if converted is not None:
-                    rows.append(converted)
+                    yield converted
     report.check()
-    return rows
 
 
-def laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence[Row | BadRow]:
+def _laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence[Row | BadRow]:
     """The rows that a row of the data set holds, or why it cannot be used; one that holds none is counted here."""
     try:
         if isinstance(row, BadRow):

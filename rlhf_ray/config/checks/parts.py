@@ -103,6 +103,11 @@ def models_of(config: Section) -> dict[KeyPath, str]:
     return found
 
 
+def longest_sample(config: PPOConfig | GenerateConfig | EvaluateConfig) -> int:
+    """Tokens of the longest prompt of the data with the longest response."""
+    return config.data.max_prompt_tokens + config.rollout.max_new_tokens
+
+
 def critic_path(config: PPOConfig, name: str) -> str:
     """Model that a critic starts from: its own path, else the first model of what it learns, else the policy."""
     path, learns = config.critics[name].path, "cost" if name == COST_CRITIC else "reward"

@@ -5,14 +5,13 @@ from typing import Any, Protocol
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.jobs.labelling import MOST_ANSWERS, FileAnswers
-from rlhf_ray.data.bad_rows import BadRow, ReadReport
+from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.cleaning.prompt_classes import use_case
 from rlhf_ray.data.cleaning.texts import joined
 from rlhf_ray.data.columns import answered_of, ranking_of
 from rlhf_ray.data.file_formats import RANKED_TEXTS, Row
-from rlhf_ray.data.loading import laid_out
+from rlhf_ray.data.loading import usable_rows
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.data.sources import read_rows
 from rlhf_ray.feedback.labelling.items import NewItem
 
 ROUNDS = 4
@@ -102,24 +101,16 @@ class AnswerFile:
         self.version = source.version or source.path
         self._named = source.version is not None
         self._found: dict[str, tuple[Prompt, str, dict[str, str]]] = {}
-        for place, raw in read_rows(source):
-            for row in laid_out(raw, source.layout, self.report):
-                self.report.rows += 1
-                try:
-                    if isinstance(row, BadRow):
-                        raise row
-                    self._take(row)
-                except BadRow as error:
-                    self.report.add_bad(place, str(error))
-        self.report.check()
+        for prompt, name, written in usable_rows(source, self.report, self._read):
+            known = self._found.setdefault(joined(prompt), (prompt, name, {}))[2]
+            for answer, version in written:
+                known.setdefault(answer, version)
 
-    def _take(self, row: Row) -> None:
+    def _read(self, row: Row) -> tuple[Prompt, str, list[tuple[str, str]]]:
+        """A prompt with its class, and the answers with what wrote them."""
         prompt, answers, columns = _answers_of(row)
         self.report.pass_over({name: value for name, value in columns.items() if name not in READ_COLUMNS})
-        versions = self._versions(row, len(answers))
-        known = self._found.setdefault(joined(prompt), (prompt, prompt_class(row, prompt), {}))[2]
-        for answer, version in zip(answers, versions, strict=True):
-            known.setdefault(answer, version)
+        return prompt, prompt_class(row, prompt), list(zip(answers, self._versions(row, len(answers)), strict=True))
 
     def _versions(self, row: Row, count: int) -> list[str]:
         """What wrote the answers: the config's word, else the row's columns, else the file."""

@@ -9,12 +9,11 @@ import numpy as np
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.cleaning import DataJobConfig, Judged
-from rlhf_ray.data.bad_rows import BadRow, ReadReport
+from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.cleaning.classifier import Purpose, TextClassifier, area_under_curve
 from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.loading import laid_out
-from rlhf_ray.data.sources import read_rows
+from rlhf_ray.data.loading import usable_rows
 
 if TYPE_CHECKING:
     from rlhf_ray.jobs.data.account import Account
@@ -106,18 +105,12 @@ def _texts(source: RowSource, of: Judged, key: str) -> list[str]:
 def _rows(source: RowSource, key: str) -> Iterator[Row]:
     """Usable rows of examples."""
     report = ReadReport(f"{key}: {source.path}", source.bad_rows)
-    for place, raw in read_rows(source):
-        for row in laid_out(raw, source.layout, report):
-            report.rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                texts_of(row)
-            except BadRow as error:
-                report.add_bad(place, str(error))
-            else:
-                yield row
-    report.check()
+
+    def checked(row: Row) -> Row:
+        texts_of(row)
+        return row
+
+    return usable_rows(source, report, checked)
 
 
 def _divide(

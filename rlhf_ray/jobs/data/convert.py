@@ -14,10 +14,9 @@ from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.columns import own_names, ranking_of
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
-from rlhf_ray.data.loading import laid_out
+from rlhf_ray.data.loading import usable_rows
 from rlhf_ray.data.rank_lists import TIES, has_ties, rank_list_line
 from rlhf_ray.data.row_files import json_line
-from rlhf_ray.data.sources import read_rows
 from rlhf_ray.jobs.inference.rows import check_output, row_output
 
 
@@ -59,30 +58,21 @@ def _rows(config: ConvertConfig, report: ReadReport) -> Iterator[Row]:
     """Usable rows of one data set; at its end the report is judged."""
     source = RowSource(path=report.source, layout=config.layout, split=config.split)
     kind = PurePath(config.output).suffix
-    ranked = kind == ".tsv"
-    for place, raw in read_rows(source):
-        for row in laid_out(raw, config.layout, report):
-            report.rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                row = own_names(row)
-                texts_of(row)
-                tied = False
-                if ranked:
-                    ranking = ranking_of(row)
-                    report.pass_over(ranking.columns)
-                    tied = has_ties(ranking)
-                if not tied and kind == ".jsonl":
-                    _check_json(row)
-            except BadRow as error:
-                report.add_bad(place, str(error))
-            else:
-                if tied:
-                    report.left_out[TIES] += 1
-                else:
-                    yield row
-    report.check()
+
+    def convert(row: Row) -> Row | None:
+        row = own_names(row)
+        texts_of(row)
+        if kind == ".tsv":
+            ranking = ranking_of(row)
+            report.pass_over(ranking.columns)
+            if has_ties(ranking):
+                report.left_out[TIES] += 1
+                return None
+        if kind == ".jsonl":
+            _check_json(row)
+        return row
+
+    return usable_rows(source, report, convert)
 
 
 def _check_json(row: Row) -> None:

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster
+from rlhf_ray.config.checks.parts import longest_sample
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.evaluate import ComparedModel, EvaluateConfig
 from rlhf_ray.config.model import ModelConfig
@@ -59,16 +60,11 @@ def check_model(config: EvaluateConfig, model: ModelConfig) -> Any:
     """
     tokenizer = load_tokenizer(model)
     check_language_model(model, tokenizer)
-    check_engine(model, config.rollout, max_tokens(config))
+    check_engine(model, config.rollout, longest_sample(config))
     texts = text_lengths(config)
     if config.reference is not None or texts:
-        check_policy(model, tokenizer, {LONGEST_SAMPLE: max_tokens(config)} | texts)
+        check_policy(model, tokenizer, {LONGEST_SAMPLE: longest_sample(config)} | texts)
     return tokenizer
-
-
-def max_tokens(config: EvaluateConfig) -> int:
-    """Tokens of the longest prompt with the longest response."""
-    return config.data.max_prompt_tokens + config.rollout.max_new_tokens
 
 
 def answers_keys(config: EvaluateConfig, prompts: Prompts) -> dict[str, str]:
@@ -145,7 +141,7 @@ def _generate(
     rows = logs.open(f"answers/{name}")
     with (
         start_cluster() as cluster,
-        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=max_tokens(config)) as pool,
+        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=longest_sample(config)) as pool,
         RowProgress(f"answers of {name}", len(prompts) * config.samples_per_prompt) as progress,
     ):
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):

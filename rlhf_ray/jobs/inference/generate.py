@@ -7,6 +7,7 @@ from itertools import chain
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster, connect
+from rlhf_ray.config.checks.parts import longest_sample
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.data.columns import as_given
@@ -18,7 +19,6 @@ from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.jobs.inference.rows import RowProgress, row_output
 from rlhf_ray.jobs.inference.safety import SAFETY_COLUMNS, SafetyFilter, check_safety
 from rlhf_ray.jobs.inference.score import TOKENS_PER_MICROBATCH
-from rlhf_ray.jobs.plan.arithmetic import longest_sample
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.rollout.collection import Collection
 from rlhf_ray.rollout.interfaces import PromptBatch

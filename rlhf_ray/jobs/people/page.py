@@ -13,11 +13,11 @@ from rlhf_ray.checkpoint.storage import writing
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.labelling import FeedbackPageConfig, FileAnswers, ModelAnswers, RolloutAnswers
-from rlhf_ray.data.bad_rows import BadRow, ReadReport
+from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.columns import prompt_of
-from rlhf_ray.data.loading import laid_out
+from rlhf_ray.data.file_formats import Row
+from rlhf_ray.data.loading import usable_rows
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.data.sources import read_rows
 from rlhf_ray.feedback.app.server import listen, serve_page
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk, Settings
@@ -55,19 +55,13 @@ def read_pool(source: RowSource) -> list[tuple[Prompt, str]]:
         BadInput: nothing there, or too many bad rows (named by file and line).
     """
     report = ReadReport(source.path, source.bad_rows)
-    found: list[tuple[Prompt, str]] = []
-    for place, raw in read_rows(source):
-        for row in laid_out(raw, source.layout, report):
-            report.rows += 1
-            try:
-                if isinstance(row, BadRow):
-                    raise row
-                prompt, columns = prompt_of(row)
-                report.pass_over({name: value for name, value in columns.items() if name != "class"})
-                found.append((prompt, prompt_class(columns, prompt)))
-            except BadRow as error:
-                report.add_bad(place, str(error))
-    report.check()
+
+    def convert(row: Row) -> tuple[Prompt, str]:
+        prompt, columns = prompt_of(row)
+        report.pass_over({name: value for name, value in columns.items() if name != "class"})
+        return prompt, prompt_class(columns, prompt)
+
+    found = list(usable_rows(source, report, convert))
     show(report)
     return found
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import groups_of, placements_of
+from rlhf_ray.config.checks.parts import groups_of, longest_sample, placements_of
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
@@ -12,11 +12,6 @@ from rlhf_ray.config.jobs.supervised import SupervisedConfig
 from rlhf_ray.config.lora import ALL_LINEAR
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.runs.phases import parts_of
-
-
-def longest_sample(config: PPOConfig | GenerateConfig) -> int:
-    """Tokens of the longest prompt with the longest response."""
-    return config.data.max_prompt_tokens + config.rollout.max_new_tokens
 
 
 def adapter_lines(config: Section) -> Iterator[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.files import names_local_path
-from rlhf_ray.config.checks.parts import critic_path, placements_of, rewards_of
+from rlhf_ray.config.checks.parts import critic_path, longest_sample, placements_of, rewards_of
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
@@ -17,7 +17,6 @@ from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConf
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.rewards import ModelReward, RewardConfig
-from rlhf_ray.jobs.plan.arithmetic import longest_sample
 from rlhf_ray.jobs.plan.memory import (
     ModelShape,
     WorkerMemory,

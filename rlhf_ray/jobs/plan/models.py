@@ -4,14 +4,13 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import functions_of, models_of
+from rlhf_ray.config.checks.parts import functions_of, longest_sample, models_of
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.jobs.inference import GenerateConfig, ScoreConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.jobs.supervised import SupervisedConfig
 from rlhf_ray.config.reading.documents import KeyPath
-from rlhf_ray.jobs.plan.arithmetic import longest_sample
 
 
 def refuse_models(config: Section, missing: Set[KeyPath]) -> list[str]:

@@ -11,13 +11,13 @@ from rlhf_ray.cluster.errors import DoesNotFit
 from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.files import missing_files
-from rlhf_ray.config.checks.parts import placements_of
+from rlhf_ray.config.checks.parts import longest_sample, placements_of
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
-from rlhf_ray.jobs.plan.arithmetic import adapter_lines, batch_lines, longest_sample, warnings_of
+from rlhf_ray.jobs.plan.arithmetic import adapter_lines, batch_lines, warnings_of
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
 from rlhf_ray.jobs.plan.models import refuse_models
