@@ -47,11 +47,12 @@ gpu-test:  ## Tests that need CUDA; first `make setup KIND=gpu`.
 browser: setup  ## Tests of the labelling pages in Chromium of the system's packages: apt-get install -y chromium
 	$(PYTEST) -m "browser and not slow"
 
-lint: setup  ## Style, types, and the order of the layers.
+lint: setup  ## Style, types, the order of the layers, and code that nothing calls.
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/vulture
 
 format: setup  ## Rewrite files in the project's style.
 	$(BIN)/ruff check --fix $(CHECKED)

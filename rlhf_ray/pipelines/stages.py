@@ -189,7 +189,7 @@ def _forwarding() -> Iterator[tuple[list[subprocess.Popen[bytes]], set[int]]]:
     children: list[subprocess.Popen[bytes]] = []
     forwarded: set[int] = set()
 
-    def forward(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, _frame: FrameType | None) -> None:
         if not children:
             raise KeyboardInterrupt
         for child in children:

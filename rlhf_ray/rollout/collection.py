@@ -26,15 +26,12 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     """Response tokens of the groups that have come."""
-    sent_again: int = 0
-    """Groups that needed more than one attempt."""
 
     def count(self, group: list[Sample]) -> None:
         """A group has come."""
         self.finished += 1
         self.samples += len(group)
         self.tokens += sum(len(sample.response_ids) for sample in group)
-        self.sent_again += any(sample.attempt > 0 for sample in group)
 
 
 class Collection:

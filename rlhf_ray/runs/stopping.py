@@ -31,7 +31,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         stop.ask()
         print(f"{signal.Signals(number).name}: saving after this step; once more to leave at once", flush=True)
         signal.signal(number, before[signal.Signals(number)])

@@ -1,6 +1,5 @@
 """One rank of a model on DeepSpeed: forward passes, optimizer steps, state."""
 
-import logging
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -35,8 +34,6 @@ from rlhf_ray.training.threads import ThreadDemand, Threads
 
 Microbatches = Sequence[np.ndarray]
 """Row indices of each micro-batch; every rank has as many micro-batches, some may be empty."""
-
-logger = logging.getLogger(__name__)
 
 
 class TrainerRank:

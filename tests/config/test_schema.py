@@ -12,12 +12,26 @@ from rlhf_ray import cli
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.reading.docs_page import configuration_page
-from rlhf_ray.config.reading.schema import bounds_of, describe, reachable_sections, type_text
+from rlhf_ray.config.reading.schema import bounds_of, describe, type_text
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 from rlhf_ray.config.rollout import RolloutConfig
 
 FIELD_LIMIT = 160
 """One verb trains all of the policy-gradient family, with and without adapters and limits of cost."""
+
+
+def reachable_sections(section: type[Section]) -> set[type[Section]]:
+    """The section, those below it and those it inherits from."""
+    found: set[type[Section]] = set()
+    queue: list[Any] = [section]
+    while queue:
+        current = queue.pop()
+        if not (isinstance(current, type) and issubclass(current, Section)):
+            queue += get_args(current)
+        elif current not in found and current is not Section:
+            found.add(current)
+            queue += [*current.__bases__, *(info.annotation for info in current.model_fields.values())]
+    return found
 
 
 def test_ppo_stays_below_the_limit_of_fields() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from stdnum import luhn
 from stdnum.iso7064 import mod_11_2
 
-from rlhf_ray.data.cleaning.signatures import jaccard
+from rlhf_ray.data.cleaning.signatures import jaccard, ngram_set
 from rlhf_ray.data.cleaning.texts import normal
 
 SHINGLE = 5
@@ -167,15 +167,19 @@ def disguised(text: str, source: random.Random) -> str:
     return source.choice(changes)(text)
 
 
+def alike(one: str, other: str) -> float:
+    return jaccard(ngram_set(normal(one), SHINGLE), ngram_set(normal(other), SHINGLE))
+
+
 def nearly(text: str, source: random.Random) -> str:
     """The text with a character changed, or as much added at its end as leaves it similar by at least 0.9."""
     letters = string.ascii_lowercase if text.isascii() else HAN
     place = source.randrange(len(text))
     changed = text[:place] + source.choice(letters) + text[place + 1 :]
-    if changed != text and jaccard(normal(changed), normal(text), SHINGLE) >= 0.9:
+    if changed != text and alike(changed, text) >= 0.9:
         return changed
     changed = text
-    while jaccard(normal(longer := changed + source.choice(letters)), normal(text), SHINGLE) >= 0.9:
+    while alike(longer := changed + source.choice(letters), text) >= 0.9:
         changed = longer
     return changed if changed != text else text[:-1]
 

@@ -41,7 +41,6 @@ def _named(value: Any) -> Any:
 
 
 _Named = LossType | TRLName | Annotated[list[LossType | TRLName], Field(min_length=1)]
-_LossTypes = Annotated[list[LossType], BeforeValidator(_named, json_schema_input_type=_Named), Field(min_length=1)]
 
 
 class PreferenceDataConfig(DataConfig):

@@ -199,4 +199,3 @@ class CompareConfig(FeedbackPageConfig):
         if not any(files) and self.prompts is None:
             raise ValueError("prompts: two models need prompts to answer")
         return self
-        return self

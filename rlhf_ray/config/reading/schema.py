@@ -61,21 +61,6 @@ def describe(
         yield from _mark_variants(children)
 
 
-def reachable_sections(section: type[Section]) -> set[type[Section]]:
-    """Return the section, those below it and those it inherits from."""
-    found: set[type[Section]] = set()
-    queue = [section]
-    while queue:
-        current = queue.pop()
-        if current in found or current is Section:
-            continue
-        found.add(current)
-        queue += [base for base in current.__bases__ if issubclass(base, Section)]
-        for info in current.model_fields.values():
-            queue += sections_of(info.annotation)
-    return found
-
-
 def child_types(annotation: Any, key: str | int) -> list[Any] | None:
     """Types that stand under a key of a value of this type. None: any key and type; an empty list: no such key."""
     bare = _bare(annotation)

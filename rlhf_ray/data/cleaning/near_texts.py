@@ -13,6 +13,7 @@ from rlhf_ray.data.cleaning.signatures import (
     BANDS,
     at_most,
     band_keys,
+    jaccard,
     most_unequal_bits,
     ngram_set,
     rows_of_band,
@@ -156,10 +157,8 @@ class NearTexts:
             return 0.0
         if at_most(ngrams, earlier, self.shingle) < self.threshold:
             return 0.0
-        others = ngram_set(earlier, self.shingle)
-        shared = len(ngrams & others)
         # Equal sets of different texts are near, not the same.
-        return min(shared / (len(ngrams) + len(others) - shared), BELOW_SAME)
+        return min(jaccard(ngrams, ngram_set(earlier, self.shingle)), BELOW_SAME)
 
     def close(self) -> None:
         """Delete the texts."""

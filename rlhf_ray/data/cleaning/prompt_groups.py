@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from rlhf_ray.data.cleaning.bucket_index import LONGEST_CHAIN
 from rlhf_ray.data.cleaning.near_texts import NearTexts, Shared, TextKeys, places_of_keys
-from rlhf_ray.data.cleaning.signatures import ngram_set
+from rlhf_ray.data.cleaning.signatures import jaccard, ngram_set
 
 MOST_COMPARED = 256
 """Prompts with which one is compared; it is joined with further candidates."""
@@ -154,9 +154,7 @@ class PromptGroups:
 
     def _similarity(self, one: int, other: int) -> float:
         """Jaccard similarity of two prompts; of such as are shorter than a shingle it is 0 or 1."""
-        first, second = self._ngrams_of(one), self._ngrams_of(other)
-        shared = len(first & second)
-        return shared / (len(first) + len(second) - shared)
+        return jaccard(self._ngrams_of(one), self._ngrams_of(other))
 
     def _ngrams_of(self, number: int) -> set[str]:
         found = self._ngrams.pop(number, None)

@@ -77,15 +77,14 @@ def most_unequal_bits(threshold: float) -> int:
     return math.ceil(bits * share + SKETCH_DEVIATIONS * math.sqrt(bits * share * (1 - share)))
 
 
-def jaccard(first: str, second: str, length: int) -> float:
-    """Exact Jaccard similarity of the sets of n-grams of two texts; a shorter text is one n-gram."""
-    one, other = ngram_set(first, length), ngram_set(second, length)
+def jaccard(one: set[str], other: set[str]) -> float:
+    """Exact Jaccard similarity of the sets of n-grams of two texts."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
 
 
 def ngram_set(text: str, length: int) -> set[str]:
-    """The n-grams of a text."""
+    """The n-grams of a text; one that is shorter is its only one."""
     return {text[start : start + length] for start in range(max(len(text) - length + 1, 1))}
 
 
