@@ -19,7 +19,7 @@ from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.microbatch import ExtraBatch
 from rlhf_ray.training.rank import Kind, TrainerRank
-from rlhf_ray.training.threads import ThreadDemand
+from rlhf_ray.training.process import ThreadDemand
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.sender import WeightSender

@@ -1,4 +1,4 @@
-"""Rows of a ragged batch laid out for one forward pass: padded on the right, or packed into one row.
+"""Rows of a ragged batch laid out for one forward pass, padded on the right or packed into one row, and their sums.
 
 `training.ragged` has the third way: end to end, with attention within rows.
 """
@@ -191,3 +191,15 @@ class ExtraBatch:
     """In flat order, `weight` among them."""
     temperature: float = 1.0
     """Divides a policy's logits; texts that nobody sampled have 1."""
+
+
+def zero_loss(outputs: Mapping[str, Tensor]) -> Tensor:
+    """Zero, but the backward pass runs."""
+    return torch.stack([output.sum() for output in outputs.values()]).sum() * 0.0
+
+
+def accumulate(totals: dict[str, Tensor], metrics: Mapping[str, Tensor], counts: bool) -> None:
+    """Add a micro-batch's metrics to `totals`; one that only fills up a rank adds zeros."""
+    for name, value in metrics.items():
+        added = value.detach() if counts else torch.zeros_like(value)
+        totals[name] = totals[name] + added if name in totals else added

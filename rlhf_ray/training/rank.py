@@ -12,28 +12,35 @@ from torch import Tensor, nn
 
 from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.checkpoint.parts import Part
+from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.lora import adapter_off
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.training.accumulation import accumulate, zero_loss
-from rlhf_ray.training.average import WeightAverage
-from rlhf_ray.training.errors import NonFinite
 from rlhf_ray.training.export import adapter_files, export
-from rlhf_ray.training.microbatch import ExtraBatch, Microbatch, in_order, join_columns, join_outputs, lay_out
-from rlhf_ray.training.networks import Kind, is_packed, load_network
-from rlhf_ray.training.offload import OffloadedStorages, tensors_on
-from rlhf_ray.training.optimizer import build_adamw, learning_rate
-from rlhf_ray.training.probe import check_network
+from rlhf_ray.training.microbatch import (
+    ExtraBatch,
+    Microbatch,
+    accumulate,
+    in_order,
+    join_columns,
+    join_outputs,
+    lay_out,
+    zero_loss,
+)
+from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
+from rlhf_ray.training.process import OffloadedStorages, ThreadDemand, Threads, device_of, join, tensors_on
 from rlhf_ray.training.ragged import lay_out_passes
-from rlhf_ray.training.rendezvous import device_of, join
-from rlhf_ray.training.settings import deepspeed_settings, effective_stage, refusals
-from rlhf_ray.training.state import TrainedState, has_moments
-from rlhf_ray.training.threads import ThreadDemand, Threads
+from rlhf_ray.training.settings import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
+from rlhf_ray.training.state import TrainedState, WeightAverage, has_moments
 
 Microbatches = Sequence[np.ndarray]
 """Row indices of each micro-batch; every rank has as many micro-batches, some may be empty."""
+
+
+class NonFinite(RlhfError):
+    """A loss or gradient became infinite or not a number; the step was not taken, or the weights are spoiled."""
 
 
 class TrainerRank:
@@ -201,7 +208,10 @@ class TrainerRank:
         summed = self._sum_over_ranks(totals)
         if not math.isfinite(summed["loss"]):
             raise self._non_finite("the loss", summed["loss"])
-        summed["learning_rate"] = self._set_learning_rate()
+        rate = learning_rate(self.steps_taken, self._trainer, self.total_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        summed["learning_rate"] = rate
         summed["grad_norm"] = self._step()
         self.steps_taken += 1
         return summed
@@ -245,15 +255,6 @@ class TrainerRank:
             self._spoiled = True
             raise self._non_finite("the norm of the gradient", norm)
         return norm
-
-    def _set_learning_rate(self) -> float:
-        trainer = self._trainer
-        rate = learning_rate(
-            self.steps_taken, trainer.learning_rate, trainer.warmup_steps, self.total_steps, trainer.schedule
-        )
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
 
     def _sum_over_ranks(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
         stacked = torch.stack(

@@ -18,7 +18,7 @@ from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import critic_units, role_placements, thread_demand, uses
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.runs.phases import ppo_phases
-from rlhf_ray.training.threads import ThreadDemand
+from rlhf_ray.training.process import ThreadDemand
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -19,7 +19,7 @@ from rlhf_ray.models.heads import PolicyNetwork, ScalarNetwork
 from rlhf_ray.models.loading import COMMON_TYPES, scalar_config
 from rlhf_ray.models.logit_transform import LogitTransform, UnknownTransform, measure_transform
 from rlhf_ray.models.positions import longest_text
-from rlhf_ray.training.probe import check_network
+from rlhf_ray.training.network import check_network
 
 COMMON = [
     "biogpt",

@@ -20,7 +20,7 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine, EngineDirty
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult
-from rlhf_ray.training.rendezvous import join
+from rlhf_ray.training.process import join
 from rlhf_ray.transfer.errors import ManifestMismatch, SyncMismatch, TransferError
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.manifest import Manifest

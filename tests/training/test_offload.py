@@ -1,6 +1,6 @@
 import torch
 
-from rlhf_ray.training.offload import OffloadedStorages, tensors_on
+from rlhf_ray.training.process import OffloadedStorages, tensors_on
 
 
 def test_views_survive_and_memory_is_gone_meanwhile():

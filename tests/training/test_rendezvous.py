@@ -2,8 +2,7 @@ import pytest
 import torch
 from training_cases import meet_beside_a_dead_build, run_processes, start, wait_for_nobody
 
-from rlhf_ray.training.errors import RendezvousFailed
-from rlhf_ray.training.rendezvous import join
+from rlhf_ray.training.process import RendezvousFailed, join
 
 
 def test_a_rank_that_waits_in_vain_says_so(tmp_path):

@@ -10,8 +10,8 @@ from training_cases import DIVISIONS, PolicyLoss, make_batch, make_columns, trai
 
 from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.training.process import ThreadDemand, Threads, part_of
 from rlhf_ray.training.rank import TrainerRank
-from rlhf_ray.training.threads import ThreadDemand, Threads, part_of
 
 
 @pytest.fixture(autouse=True)

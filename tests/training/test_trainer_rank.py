@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.training.errors import NonFinite
+from rlhf_ray.training.rank import NonFinite
 
 # A hundredth of one step of the optimizer, which moves weights by up to LEARNING_RATE = 1e-2.
 TOLERANCE = 2e-5

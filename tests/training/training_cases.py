@@ -175,8 +175,7 @@ def resume(rank: int, world: int, port: int, model: Path, saved: Path, out: Path
 
 def wait_for_nobody(rank: int, world: int, port: int, out: Path) -> None:
     """The first of two ranks, whose peer never comes."""
-    from rlhf_ray.training.errors import RendezvousFailed
-    from rlhf_ray.training.rendezvous import join
+    from rlhf_ray.training.process import RendezvousFailed, join
 
     try:
         join(rank, 2, ("127.0.0.1", port), torch.device("cpu"), 2.0)
@@ -188,7 +187,7 @@ def meet_beside_a_dead_build(rank: int, world: int, port: int, extensions: Path)
     """Join where a process that was killed while it compiled DeepSpeed's operator left its lock."""
     import os
 
-    from rlhf_ray.training.rendezvous import join
+    from rlhf_ray.training.process import join
 
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
     join(rank, world, ("127.0.0.1", port), torch.device("cpu"), 30.0)

@@ -30,7 +30,7 @@ from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.runs.engines import engine_or_reason, restart_engine
 from rlhf_ray.runs.phases import ppo_phases
 from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, DeviceTurns
-from rlhf_ray.training.threads import ThreadDemand
+from rlhf_ray.training.process import ThreadDemand
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,164 @@
+"""What a rank holds of its machine: a place in the process group, CPU threads, and device memory that it gives away."""
+
+import gc
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor
+
+from rlhf_ray.config.errors import RlhfError
+
+
+class RendezvousFailed(RlhfError):
+    """Not all ranks of a trained model met in time."""
+
+
+def device_of(gpus_per_worker: float) -> torch.device:
+    """The device that a rank computes on."""
+    return torch.device("cuda", 0) if gpus_per_worker > 0 else torch.device("cpu")
+
+
+def join(rank: int, world: int, master: tuple[str, int], device: torch.device, seconds: float) -> None:
+    """Meet the other ranks and make DeepSpeed use their process group.
+
+    A process that is in a group of the same size already keeps it, so that several models of one rank can live in it.
+
+    Args:
+        rank: of this process.
+        world: number of ranks.
+        master: host and port where rank 0 listens.
+        device: decides the back end: nccl or gloo.
+        seconds: deadline of the meeting, and of each collective after it.
+
+    Raises:
+        RendezvousFailed: the others did not come in time, or the process is in another group.
+    """
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    host, port = master
+    # DeepSpeed reads these, and looks for an MPI launcher without them.
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", MASTER_ADDR=host, MASTER_PORT=str(port))
+    distributed = torch.distributed
+    if distributed.is_initialized():
+        if (distributed.get_rank(), distributed.get_world_size()) != (rank, world):
+            raise RendezvousFailed(f"rank {rank} of {world}: this process belongs to another process group already")
+    else:
+        try:
+            distributed.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=f"tcp://{host}:{port}",
+                rank=rank,
+                world_size=world,
+                timeout=timedelta(seconds=seconds),
+            )
+        except (RuntimeError, ValueError) as error:
+            raise RendezvousFailed(
+                f"rank {rank} of {world} did not meet the other ranks at {host}:{port} within {seconds:g} s: {error}"
+            ) from error
+    import deepspeed
+
+    # DeepSpeed would compile an operator here that only its inference calls. The compiler's lock is a plain file: a
+    # process killed while it compiles leaves it behind, and each later one on that machine waits on it for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(verbose=False)
+
+
+@dataclass(frozen=True)
+class ThreadDemand:
+    """Compute threads that workers on a rank's machine ask for together, its own among them; 0 where it is alone."""
+
+    inferring: int = 0
+    """While networks make forward passes."""
+    training: int = 0
+    """While networks take optimizer steps."""
+
+
+def part_of(cpus: int, own: int, together: int) -> int:
+    """Threads of a worker that asks for `own` of them.
+
+    The threads of one worker wait for each other many times in each layer. Where all workers ask for more threads than
+    there are CPUs, each waits for what another one computes, and all are slower than with as many threads as CPUs.
+    """
+    return own if together <= cpus else max(1, own * cpus // together)
+
+
+class Threads:
+    """Sets torch's threads for what a rank on CPU does next; on GPU they stay as they are.
+
+    Args:
+        device: of the rank.
+        own: threads that its role asks for.
+        demand: who computes beside it.
+    """
+
+    def __init__(self, device: torch.device, own: int, demand: ThreadDemand) -> None:
+        self._on_cpu = device.type == "cpu"
+        cpus = len(os.sched_getaffinity(0))
+        self.inferring = part_of(cpus, own, demand.inferring)
+        self.training = part_of(cpus, own, demand.training)
+
+    def infer(self) -> None:
+        """Set the number of threads for forward passes."""
+        self._set(self.inferring)
+
+    def train(self) -> None:
+        """Set the number of threads for an optimizer step."""
+        self._set(self.training)
+
+    def _set(self, count: int) -> None:
+        if self._on_cpu:
+            torch.set_num_threads(count)
+
+
+@dataclass
+class _Moved:
+    storage: torch.UntypedStorage
+    bytes: Tensor
+    """What was in it, in host memory."""
+
+
+class OffloadedStorages:
+    """Storages whose bytes wait in host memory."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        """Move the memory behind the tensors to the host; each storage once, however many tensors view it."""
+        storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors}
+        self._moved = [_Moved(s, _copy_out(s)) for s in storages.values() if s.nbytes() > 0]
+        for moved in self._moved:
+            moved.storage.resize_(0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that were moved."""
+        return sum(moved.bytes.numel() for moved in self._moved)
+
+    def restore(self) -> None:
+        """Bring all bytes back to where they were; once."""
+        for moved in self._moved:
+            moved.storage.resize_(moved.bytes.numel())
+            _as_bytes(moved.storage).copy_(moved.bytes, non_blocking=True)
+            if moved.storage.device.type == "cuda":
+                torch.cuda.synchronize(moved.storage.device)
+        self._moved = []
+
+
+def tensors_on(device: torch.device) -> list[Tensor]:
+    """All tensors of this process on a device: its weights, gradients, optimizer state and buffers."""
+    gc.collect()
+    # `type` and not `isinstance`: the latter would wake lazy objects of other libraries.
+    kinds = (Tensor, torch.nn.Parameter)
+    found = [o for o in gc.get_objects() if type(o) in kinds and o.device == device and o.layout == torch.strided]
+    # A gradient that Python never looked at is no Python object yet.
+    return found + [t.grad for t in found if t.is_leaf and t.grad is not None]
+
+
+def _copy_out(storage: torch.UntypedStorage) -> Tensor:
+    held = torch.empty(storage.nbytes(), dtype=torch.uint8, pin_memory=storage.device.type == "cuda")
+    return held.copy_(_as_bytes(storage))
+
+
+def _as_bytes(storage: torch.UntypedStorage) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (storage.nbytes(),), (1,))
