@@ -1,4 +1,4 @@
-"""Rows out to a file as they come: JSON lines, or Parquet."""
+"""Rows out to a file as they come: JSON lines, Parquet, or rank lists."""
 
 import datetime
 import io
@@ -8,14 +8,18 @@ from pathlib import PurePath
 from typing import IO, Any, Protocol, Self
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.cleaning.texts import joined
 from rlhf_ray.data.column_types import ColumnTypes, MixedColumn, fitted
-from rlhf_ray.data.file_formats import Row
+from rlhf_ray.data.file_formats import Row, escape
+from rlhf_ray.data.records import Ranking
 
 ROW_GROUP = 1024
 """Rows that Parquet keeps together; so many wait in memory."""
 
 COLUMN_TYPES = {str: "string", int: "int64", float: "float64"}
 """Parquet's types of the columns that a job adds."""
+TIES = "rank lists hold no ties; write .jsonl"
+"""Why a ranking is left out."""
 
 
 class RowWriter(Protocol):
@@ -158,3 +162,17 @@ class ParquetRows:
         if self._rows and error[0] is None:
             self._flush()
         self._writer.close()
+
+
+def has_ties(ranking: Ranking) -> bool:
+    """Whether two responses have one rank, which no order of texts can say."""
+    return len(set(ranking.ranks)) < len(ranking.ranks)
+
+
+def rank_list_line(ranking: Ranking) -> bytes:
+    """Whole texts, best first: the prompt stands before each answer. For files with `RANK_LIST_HEADER`."""
+    order = sorted(range(len(ranking.ranks)), key=lambda place: ranking.ranks[place])
+    prompt = joined(ranking.prompt)
+    between = "" if isinstance(ranking.prompt, str) else "\n"
+    texts = [escape(f"{prompt}{between}{ranking.responses[place]}") for place in order]
+    return ("\t".join(texts) + "\n").encode()

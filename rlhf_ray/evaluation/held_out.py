@@ -5,8 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlhf_ray.data.records import PromptRecord, Sample
-from rlhf_ray.evaluation.diversity import distinct_n
-from rlhf_ray.evaluation.statistics import mean
+from rlhf_ray.evaluation.statistics import distinct_n, mean
 
 Generate = Callable[[Sequence[PromptRecord]], Sequence[Sample]]
 """Answers to prompts, in any order."""

@@ -14,8 +14,7 @@ from rich.table import Table
 from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.figures import colour_of, make_bars, make_plane, make_spread
-from rlhf_ray.evaluation.headlines import headlines
-from rlhf_ray.evaluation.measures import cells, measured, shown
+from rlhf_ray.evaluation.measures import cells, headlines, measured, shown
 from rlhf_ray.evaluation.statistics import NO_INTERVAL, is_known
 from rlhf_ray.evaluation.summary import Summary
 from rlhf_ray.redaction.texts import redact

@@ -1,7 +1,7 @@
-"""Estimates from a sample, with the interval in which the truth lies at a given confidence."""
+"""Estimates from a sample, with the interval in which the truth lies at a given confidence; how varied texts are."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TypeGuard
@@ -136,3 +136,24 @@ def _quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it lies between 0 and 1")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def distinct_n(responses: Iterable[Sequence[Hashable]], n: int = 2) -> float:
+    """Different n-grams over all n-grams of the responses together (Li et al. 2016); 0 where there are none.
+
+    Args:
+        responses: token ids, words, or texts (whose characters then count) of each response. Grams do not cross
+            responses.
+        n: length of a gram; at least 1.
+
+    The value falls as more text is counted, so compare equal numbers of responses of similar length.
+    """
+    if n < 1:
+        raise ValueError(f"n is {n}; a gram has at least one token")
+    seen: set[tuple[Hashable, ...]] = set()
+    count = 0
+    for response in responses:
+        grams = [tuple(response[start : start + n]) for start in range(len(response) - n + 1)]
+        seen.update(grams)
+        count += len(grams)
+    return len(seen) / count if count else 0.0

@@ -4,17 +4,83 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor, arange, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from rlhf_ray.models.encoders import attention_mask, is_encoder
 from rlhf_ray.models.last_layer import LastLayer
 from rlhf_ray.models.logit_transform import LogitTransform, measure_transform
 from rlhf_ray.models.logprobs import chunked_logprobs
 from rlhf_ray.models.ragged_attention import RaggedRows, arguments, prepare
-from rlhf_ray.models.randomness import set_mode
 
+ENCODERS = frozenset(
+    {
+        "albert",
+        "bert",
+        "camembert",
+        "deberta-v2",
+        "distilbert",
+        "electra",
+        "modernbert",
+        "roberta",
+        "xlm-roberta",
+    }
+)
+"""Model types whose classifier reads the attention mask and nothing else to tell padding from text."""
 READ_SHARE = 0.9
 """Share of tokens up to which it pays to compute the last layer only where it is read."""
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether the network of a Transformers configuration is an encoder that is supported here."""
+    return config.model_type in ENCODERS
+
+
+def attention_mask(input_ids: Int[Tensor, "rows length"], last: Int[Tensor, " rows"]) -> Int[Tensor, "rows length"]:
+    """1 for each row's tokens up to its last one, 0 for the padding behind it.
+
+    Args:
+        input_ids: padded on the right.
+        last: place of each row's last token in the flattened input.
+    """
+    rows, length = input_ids.shape
+    ends = last - arange(rows, device=last.device) * length
+    return (arange(length, device=last.device)[None] <= ends[:, None]).long()
+
+
+def set_mode(network: nn.Module, training: bool) -> None:
+    """Put a Hugging Face network into evaluation mode, but what must know that it trains.
+
+    Sampling knows no dropout and no noise of routers; with them, the ratio of new to old policy would not start at 1.
+    Under which names architectures keep their shares differs, but all of it hangs on the mode of a module.
+
+    That is the dropout of an adapter, which a user asked for, and layers whose activations are recomputed; what these
+    layers compute is in evaluation mode all the same.
+    """
+    network.eval()
+    if not training:
+        return
+    for name, module in network.named_modules():
+        if ".lora_dropout." in name:
+            module.train()
+        elif isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing:
+            # They ask for their mode when they are called, outside of `forward`.
+            module.training = True
+            if not isinstance(vars(module).get("forward"), _InEvaluation):
+                module.forward = _InEvaluation(module)
+
+
+class _InEvaluation:
+    """The forward pass of a module that trains, in evaluation mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._forward = module, module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before, self._module.training = self._module.training, False
+        try:
+            return self._forward(*args, **kwargs)
+        finally:
+            self._module.training = before
 
 
 class LogprobHead(nn.Module):

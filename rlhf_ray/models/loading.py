@@ -12,7 +12,7 @@ from rlhf_ray.config.checks.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
-from rlhf_ray.models.encoders import ENCODERS, is_encoder
+from rlhf_ray.models.heads import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
 

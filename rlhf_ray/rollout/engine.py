@@ -15,9 +15,14 @@ from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.loading import checkpoint_shapes
-from rlhf_ray.rollout.adapters import replace_adapter
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
-from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult, generation_result, sampling_params
+from rlhf_ray.rollout.requests import (
+    GenerationRequest,
+    GenerationResult,
+    generation_result,
+    replace_adapter,
+    sampling_params,
+)
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest

@@ -31,7 +31,7 @@ from rlhf_ray.models.lora import target_names
 from rlhf_ray.models.positions import longest_text
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.rollout.engine_arguments import tensor_parallel_size
-from rlhf_ray.scoring.function_file import check_function
+from rlhf_ray.scoring.function import check_function
 from rlhf_ray.scoring.model import shared_tokenizer
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

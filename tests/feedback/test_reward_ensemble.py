@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from rlhf_ray.feedback.clips.clips import Clips, Comparisons
-from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings
-from rlhf_ray.feedback.clips.queries import choose_pairs
+from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings, choose_pairs
 from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
 from tests.feedback.clip_cases import clips, linear_comparisons
 

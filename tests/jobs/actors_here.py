@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import ray
 
-from rlhf_ray.cluster.environment import worker_environment
+from rlhf_ray.cluster.group import worker_environment
 from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.rollout.engine import Engine
 

@@ -7,7 +7,7 @@ import torch
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.models.encoders import attention_mask
+from rlhf_ray.models.heads import attention_mask
 from rlhf_ray.models.loading import load_scalar, load_tokenizer, outline
 from rlhf_ray.models.positions import longest_text
 from rlhf_ray.runs.model_checks import check_critic, check_scalar

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.scoring.function_file import check_function
+from rlhf_ray.scoring.function import check_function
 
 REFUSED = {
     "syntax error": ("def reward(prompts, completions)\n    pass", r"r\.py:1: SyntaxError: expected ':'"),

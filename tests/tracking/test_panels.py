@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.tracking.charts import MOST_POINTS, make_chart, shorten, time_bars, time_shares
-from rlhf_ray.tracking.docs_page import metrics_page
 from rlhf_ray.tracking.history import History
-from rlhf_ray.tracking.names import METRICS, PANELS, describe
+from rlhf_ray.tracking.names import METRICS, PANELS, describe, metrics_page
 from rlhf_ray.tracking.panels import (
     make_panels,
     short_number,

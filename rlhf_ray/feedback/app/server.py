@@ -75,9 +75,8 @@ def serve_page(
     from streamlit import config
     from streamlit.starlette import App
 
-    from rlhf_ray.feedback.app.address_gate import AddressGate
+    from rlhf_ray.feedback.app.gates import AddressGate, TokenGate
     from rlhf_ray.feedback.app.session import seat
-    from rlhf_ray.feedback.app.token_gate import TokenGate
 
     seat(desk)
     host, port = listening.getsockname()[:2]

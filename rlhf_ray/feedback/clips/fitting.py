@@ -1,4 +1,4 @@
-"""Fits an ensemble of reward predictors to choices between clips, while more of them come in."""
+"""Fits an ensemble of reward predictors to choices between clips, while more come in, and chooses what to ask next."""
 
 from dataclasses import dataclass
 
@@ -7,13 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss, adapted_l2
-from rlhf_ray.feedback.clips.clips import Comparisons
+from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss, adapted_l2, choice_variance
+from rlhf_ray.feedback.clips.clips import Clips, Comparisons
 from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
 
 SMALLEST_L2, LARGEST_L2 = 1e-7, 1e-2
 """Between these the coefficient is adapted; it moves by a fifth, once for each fit."""
 FIRST_L2 = 1e-5
+CANDIDATES = 10
+"""Pairs that are looked at for each one that is asked."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +113,31 @@ class EnsembleFitter:
             for number in comparisons.numbers
         ]
         return np.stack(drawn, axis=1).astype(np.float32)
+
+
+def choose_pairs(
+    clips: Clips, count: int, ensemble: RewardEnsemble | None, error_floor: float, seed: list[int]
+) -> list[tuple[int, int]]:
+    """Pairs of different clips to be compared, as places in `clips`; fewer where there are not so many pairs.
+
+    Args:
+        clips: to choose from, at least two.
+        count: how many pairs.
+        ensemble: whose disagreement decides (Christiano et al. 2017, section 2.2.4); None: random pairs.
+        error_floor: of the ensemble's loss.
+        seed: of the candidates.
+    """
+    dice = np.random.default_rng(seed)
+    wanted = count if ensemble is None else count * CANDIDATES
+    first = dice.integers(len(clips), size=2 * wanted)
+    second = (first + dice.integers(1, len(clips), size=2 * wanted)) % len(clips)
+    # Sides as they were drawn; the same two clips are not asked twice at once.
+    pairs = list({frozenset(pair): pair for pair in zip(first.tolist(), second.tolist(), strict=True)}.values())
+    pairs = pairs[:wanted]
+    if ensemble is None or len(pairs) <= count:
+        return pairs[:count]
+    with torch.no_grad():
+        sums = ensemble.sums(torch.from_numpy(clips.inputs))
+    left, right = (sums[:, [pair[side] for pair in pairs]] for side in (0, 1))
+    order = choice_variance(left - right, error_floor).argsort(descending=True, stable=True)
+    return [pairs[place] for place in order[:count].tolist()]

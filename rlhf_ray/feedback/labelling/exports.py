@@ -7,9 +7,8 @@ from pathlib import PurePath
 from typing import IO
 
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
-from rlhf_ray.data.rank_lists import TIES, has_ties, rank_list_line
 from rlhf_ray.data.records import Ranking
-from rlhf_ray.data.row_files import json_line, open_rows
+from rlhf_ray.data.row_files import TIES, has_ties, json_line, open_rows, rank_list_line
 from rlhf_ray.feedback.labelling.items import Task
 from rlhf_ray.feedback.labelling.labels import Label
 

@@ -15,8 +15,7 @@ from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.columns import own_names, ranking_of
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
 from rlhf_ray.data.loading import usable_rows
-from rlhf_ray.data.rank_lists import TIES, has_ties, rank_list_line
-from rlhf_ray.data.row_files import json_line
+from rlhf_ray.data.row_files import TIES, has_ties, json_line, rank_list_line
 from rlhf_ray.jobs.inference.rows import check_output, row_output
 
 

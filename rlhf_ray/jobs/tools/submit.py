@@ -2,43 +2,119 @@
 
 import asyncio
 import logging
+import math
 import os
 import re
 import shlex
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from jinja2 import Environment, StrictUndefined, Template
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.parts import groups_of
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.inference import InferenceConfig
 from rlhf_ray.config.jobs.tools import SubmitConfig
+from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
 from rlhf_ray.config.run import JobConfig
 from rlhf_ray.redaction.texts import hide_forms
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobDetails, JobSubmissionClient
-
+# Where the config file is within the containers of a rendered KubeRay job.
+CONFIG_FOLDER = "/etc/rlhf"
 # What is never wanted on a cluster, also where there is no .gitignore.
 EXCLUDES = [".git", ".venv", "outputs", "wandb", "__pycache__", "*.safetensors", "*.bin", "*.gguf"]
 # Secrets of who submits: the cluster keeps what it is sent, and gives its jobs the secrets that its nodes have.
 EXCLUDES += [".env", ".env.*", ".netrc", ".pgpass", ".ssh", ".aws"]
 
 EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
-
 # Pause between attempts to be taken: the first agent of a fresh head needs some seconds.
 RETRY_SECONDS = 2.0
-
 # The log ends a moment before the job's state is recorded.
 SETTLE_SECONDS = 30.0
-
 COMMAND_NOT_FOUND = 127
-
 # KubeRay adds a suffix for each pod to the 63 characters that a name may have.
 KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+
+
+def render_kuberay(
+    name: str, verb: str, config: str, overrides: list[str], groups: Mapping[str, GroupConfig], image: str
+) -> str:
+    """A KubeRay RayJob with its config file as a ConfigMap.
+
+    Args:
+        name: of the job, in Kubernetes' form.
+        verb: of the job.
+        config: text of the config file.
+        overrides: arguments of the command after the config file.
+        groups: the config's groups; each becomes a group of worker pods, a pod for each node.
+        image: container image with rlhf_ray and the pinned Ray.
+    """
+    return _template("rayjob.yaml.j2").render(
+        name=name,
+        command=shlex.join(["rlhf", verb, f"{CONFIG_FOLDER}/config.yaml", *overrides]),
+        config_folder=CONFIG_FOLDER,
+        config=config.rstrip(),
+        image=image,
+        ray_version=version("ray"),
+        groups=_shapes(groups),
+    )
+
+
+def render_slurm(name: str, command: list[str], groups: Mapping[str, GroupConfig]) -> str:
+    """A Slurm batch script that starts Ray on its nodes, runs the command on the first, and ends as it ends.
+
+    Slurm's nodes are all equal here: each has what the largest group takes of one.
+
+    Args:
+        name: of the job.
+        command: the job's own command line.
+        groups: the config's groups.
+    """
+    shapes = _shapes(groups)
+    return _template("slurm.sh.j2").render(
+        name=name,
+        command=shlex.join(command),
+        nodes=sum(shape.nodes for shape in shapes),
+        cpus=max(shape.cpus for shape in shapes),
+        gpus=max(shape.gpus for shape in shapes),
+    )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A group in whole units, which is what schedulers give."""
+
+    name: str
+    nodes: int
+    cpus: int
+    gpus: int
+
+
+def _shapes(groups: Mapping[str, GroupConfig]) -> list[Shape]:
+    return [
+        Shape(name, group.nodes, math.ceil(group.cpus_per_node), math.ceil(group.gpus_per_node))
+        for name, group in groups.items()
+    ]
+
+
+def _template(name: str) -> Template:
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    text = files("rlhf_ray.jobs.tools").joinpath("templates", name).read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
 
 def run(config: SubmitConfig) -> None:
@@ -68,7 +144,7 @@ def run(config: SubmitConfig) -> None:
 
 def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) -> str:
     """The file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
-    from rlhf_ray.cluster.rendering import render_kuberay, render_slurm
+    from rlhf_ray.jobs.tools.submit import render_kuberay, render_slurm
 
     name = config.name or f"rlhf-{verb}"
     if config.render == "kuberay" and not KUBERNETES_NAME.fullmatch(name):
