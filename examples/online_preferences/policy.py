@@ -9,9 +9,9 @@ from torch.distributions import Categorical, Distribution, Independent, Normal
 
 from examples.online_preferences.tasks import Episodes, Task
 from rlhf_ray.algorithms.advantages import gae
+from rlhf_ray.algorithms.losses import ClippedValueLoss
 from rlhf_ray.algorithms.policy_losses import ClippedPolicyLoss
 from rlhf_ray.algorithms.statistics import whiten
-from rlhf_ray.algorithms.value_losses import ClippedValueLoss
 
 HIDDEN = 64
 

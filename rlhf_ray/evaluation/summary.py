@@ -10,8 +10,15 @@ import numpy as np
 from rlhf_ray.config.jobs.evaluate import ORACLE
 from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
-from rlhf_ray.evaluation.comparison import mean_difference, win_rate_at_equal_length
-from rlhf_ray.evaluation.statistics import Estimate, bootstrap_mean, bootstrap_ratio, distinct_n, is_known
+from rlhf_ray.evaluation.statistics import (
+    Estimate,
+    bootstrap_mean,
+    bootstrap_ratio,
+    distinct_n,
+    is_known,
+    mean_difference,
+    win_rate_at_equal_length,
+)
 from rlhf_ray.evaluation.verdicts import Judged
 
 GIB = 2**30

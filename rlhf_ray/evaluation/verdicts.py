@@ -12,8 +12,7 @@ from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.sources import read_rows
 from rlhf_ray.evaluation.answers import ModelResult
-from rlhf_ray.evaluation.comparison import WinRate
-from rlhf_ray.evaluation.statistics import bootstrap_mean, is_known, proportion
+from rlhf_ray.evaluation.statistics import WinRate, bootstrap_mean, is_known, proportion
 
 Winner = Literal["candidate", "baseline", "tie"]
 WORTH: dict[Winner, float] = {"candidate": 1.0, "tie": 0.5, "baseline": 0.0}

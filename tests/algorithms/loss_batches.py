@@ -10,14 +10,12 @@ from torch import Tensor
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.clip_preferences import ClipPreferenceLoss
 from rlhf_ray.algorithms.kl import KLTerm
-from rlhf_ray.algorithms.losses import Loss
+from rlhf_ray.algorithms.losses import ClippedValueLoss, Loss, NegativeLogLikelihood
 from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
 from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
 from rlhf_ray.algorithms.preferences import COUPLED, Kind, PreferenceObjective
 from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_weights
 from rlhf_ray.algorithms.segments import row_index, row_sums
-from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
-from rlhf_ray.algorithms.value_losses import ClippedValueLoss
 
 GROUPS = torch.tensor([0, 0, 1, 1, 1, 2, 2, 3, 3])
 RANKS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1, 0])

@@ -7,7 +7,7 @@ from torch import Tensor
 from rlhf_ray.algorithms.advantages import gae
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.kl import KLTerm
-from rlhf_ray.algorithms.losses import Metrics, weighted_sum
+from rlhf_ray.algorithms.losses import ClippedValueLoss, Metrics, weighted_sum
 from rlhf_ray.algorithms.policy_losses import (
     CISPOLoss,
     ClippedPolicyLoss,
@@ -16,7 +16,6 @@ from rlhf_ray.algorithms.policy_losses import (
     SAPOLoss,
 )
 from rlhf_ray.algorithms.statistics import whiten
-from rlhf_ray.algorithms.value_losses import ClippedValueLoss
 
 MODES = {
     "token-mean": "token_mean",

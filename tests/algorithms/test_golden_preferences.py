@@ -6,7 +6,7 @@ from golden_cases import Case, golden
 from torch import Tensor
 
 from rlhf_ray.algorithms.aggregation import token_weights
-from rlhf_ray.algorithms.losses import Metrics
+from rlhf_ray.algorithms.losses import Metrics, NegativeLogLikelihood
 from rlhf_ray.algorithms.preference_losses import (
     KTOLoss,
     PreferenceLoss,
@@ -16,7 +16,6 @@ from rlhf_ray.algorithms.preference_losses import (
 )
 from rlhf_ray.algorithms.preferences import PreferenceObjective
 from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_quality, ranking_weights
-from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
 from rlhf_ray.data.preferences import PairRow
 
 

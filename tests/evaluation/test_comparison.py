@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_ray.evaluation.comparison import (
+from rlhf_ray.evaluation.statistics import (
     mean_difference,
     win_rate,
     win_rate_at_equal_length,

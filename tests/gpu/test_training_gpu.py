@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
+from rlhf_ray.algorithms.losses import NegativeLogLikelihood
 from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig

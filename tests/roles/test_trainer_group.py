@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
+from rlhf_ray.algorithms.losses import NegativeLogLikelihood
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.cluster.errors import RoleRaised
 from rlhf_ray.config.model import ModelConfig

@@ -15,7 +15,7 @@ from training_cases import (
     start,
 )
 
-from rlhf_ray.algorithms.supervised import PretrainingLoss
+from rlhf_ray.algorithms.losses import PretrainingLoss
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.training.microbatch import ExtraBatch
 

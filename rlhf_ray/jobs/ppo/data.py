@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rlhf_ray.algorithms.aggregation import token_weights
-from rlhf_ray.algorithms.supervised import PretrainingLoss
+from rlhf_ray.algorithms.losses import PretrainingLoss
 from rlhf_ray.config.jobs.ppo import PPOConfig, PretrainingConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import Loaded, read_prompts, read_supervised

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import ray
 
+from rlhf_ray.algorithms.losses import ClippedValueLoss
 from rlhf_ray.algorithms.policy_losses import PolicyLoss
-from rlhf_ray.algorithms.value_losses import ClippedValueLoss
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.experience.minibatches import Step, StepMetrics, draw_epochs

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from rlhf_ray.algorithms.aggregation import token_weights
-from rlhf_ray.algorithms.supervised import NegativeLogLikelihood
+from rlhf_ray.algorithms.losses import NegativeLogLikelihood
 from rlhf_ray.config.jobs.supervised import SFTConfig
 from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
