@@ -312,14 +312,13 @@ def describe(name: str) -> Metric:
     known = _EXACT.get(plain) or next((metric for metric in _PATTERNS if fnmatchcase(plain, metric.name)), None)
     if known is None:
         return Metric(name, "", "", plain, plain)
-    label = _chosen_part(plain, known.name) if known.label == "*" else known.label
+    label = known.label
+    if label == "*":
+        # The part of the name that a config chose.
+        before, after = known.name.split("*")
+        label = plain[len(before) : len(plain) - len(after)]
     meaning = known.meaning if plain == name else f"held out: {known.meaning}"
     return Metric(name, meaning, known.unit, known.panel, label or plain, known.log_scale)
-
-
-def _chosen_part(name: str, pattern: str) -> str:
-    before, after = pattern.split("*")
-    return name[len(before) : len(name) - len(after)]
 
 
 INTRODUCTION = """# Metrics

@@ -6,7 +6,7 @@ from itertools import accumulate, pairwise
 from operator import itemgetter
 
 from rlhf_ray.tracking.history import History, Series
-from rlhf_ray.tracking.names import EVALUATION_PREFIX, PANELS, Metric, describe
+from rlhf_ray.tracking.names import EVALUATION_PREFIX, PANELS, describe
 from rlhf_ray.tracking.text import one_line
 
 TIME_PANEL = "Time of a step"
@@ -78,7 +78,8 @@ def make_panels(histories: Mapping[str, History]) -> list[Panel]:
             and any(_points(history, name) for history in histories.values())
         ):
             # Several metrics of several runs on one panel would be a thicket.
-            title = metric.panel if len(histories) == 1 else _own_title(metric)
+            named = len(histories) == 1 or metric.label.lower() in metric.panel.lower()
+            title = metric.panel if named else f"{metric.panel}: {metric.label}"
             by_panel.setdefault((order.get(metric.panel, len(order)), title), []).append(name)
     # Sorted by place alone, so that panels of one place stay in the order of logging.
     return [_panel(title, by_panel[place, title], histories) for place, title in sorted(by_panel, key=itemgetter(0))]
@@ -127,10 +128,6 @@ def _first_values(panel: Panel) -> str:
 
 def _is_constant(values: Sequence[float]) -> bool:
     return max(values) - min(values) <= ROUNDING * max(map(abs, values))
-
-
-def _own_title(metric: Metric) -> str:
-    return metric.panel if metric.label.lower() in metric.panel.lower() else f"{metric.panel}: {metric.label}"
 
 
 def _panel(title: str, names: list[str], histories: Mapping[str, History]) -> Panel:

@@ -56,11 +56,9 @@ class DeepSpeedWeightSource:
     def _flat(self, weight: Composed) -> Tensor:
         value = weight.value(self._dtype).reshape(-1)
         # What was gathered is gone when its bucket is sent.
-        return value.clone() if _is_sharded(weight.weight) and _shares_memory(value, weight.weight) else value
-
-
-def _shares_memory(value: Tensor, parameter: nn.Parameter) -> bool:
-    return value.untyped_storage().data_ptr() == parameter.untyped_storage().data_ptr()
+        gathered = _is_sharded(weight.weight)
+        same_memory = value.untyped_storage().data_ptr() == weight.weight.untyped_storage().data_ptr()
+        return value.clone() if gathered and same_memory else value
 
 
 def _is_sharded(parameter: nn.Parameter) -> bool:

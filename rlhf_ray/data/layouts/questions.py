@@ -47,11 +47,10 @@ def read_messages(row: Row) -> Row:
 
 
 def _pair(row: Row) -> dict[str, list[Message]]:
-    return {name: _answer(row[name], name) for name in ("chosen", "rejected")}
-
-
-def _answer(value: object, name: str) -> list[Message]:
-    return [assistant(value, name)] if isinstance(value, str) else turns_of(value, name)
+    return {
+        name: [assistant(row[name], name)] if isinstance(row[name], str) else turns_of(row[name], name)
+        for name in ("chosen", "rejected")
+    }
 
 
 def read_question_pair(row: Row) -> Row:

@@ -169,9 +169,10 @@ class Assignments:
                 row = self._row(annotator, item_id, submission, ranks, draft, shown, seconds)
                 return connection.execute(insert(labels).values(**row).returning(labels.c.id)).scalar_one()
         except IntegrityError:
-            known = self._stored(submission)
+            with self._database.reading() as connection:
+                known = connection.scalar(select(labels.c.id).where(labels.c.submission == submission))
             if known is not None:
-                return known
+                return int(known)
             raise AlreadyLabelled("a label of yours for this prompt is stored already") from None
 
     def skip(self, annotator: str, item_id: int) -> None:
@@ -208,10 +209,6 @@ class Assignments:
                 self._slots().where(slots.c.item_id == last.item_id, slots.c.annotator == annotator)
             ).one()
             return self._lend(connection, row.slot_id, row, annotator)
-
-    def _stored(self, submission: str) -> int | None:
-        with self._database.reading() as connection:
-            return connection.scalar(select(labels.c.id).where(labels.c.submission == submission))
 
     def _slots(self) -> Select[Any]:
         columns = (slots.c.id.label("slot_id"), slots.c.state, slots.c.draft, items)
