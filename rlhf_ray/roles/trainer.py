@@ -18,8 +18,8 @@ from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.microbatch import ExtraBatch
-from rlhf_ray.training.rank import Kind, TrainerRank
 from rlhf_ray.training.process import ThreadDemand
+from rlhf_ray.training.rank import Kind, TrainerRank
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.sender import WeightSender

@@ -85,7 +85,6 @@ class Engine:
         self._group: TransferGroup | None = None
         self._shapes = checkpoint_shapes(model.path)
         self._broken: str | None = None
-        self._paused = False
         self._scores = 0
 
     @property
@@ -130,13 +129,12 @@ class Engine:
         finished: asyncio.Queue[GenerationResult | BaseException] = asyncio.Queue()
         waiting: list[asyncio.Task[None]] = []
         try:
-            hold = queued and not self._paused
-            if hold:
+            if queued:
                 await self._pause_scheduler(clear_cache=False)
             for request in requests:
                 output = await self._submit(request.request_id, request.prompt_ids, sampling_params(request))
                 waiting.append(asyncio.create_task(_put_result(output, finished)))
-            if hold:
+            if queued:
                 await self._llm.resume_generation()
             remaining = len(waiting)
             while remaining:
@@ -159,25 +157,6 @@ class Engine:
             task.cancel()
         if left:
             await self._llm.abort(left)
-
-    async def abort(self, request_ids: Sequence[str]) -> None:
-        """End requests now; their groups come back with what was written, finish reason `abort`."""
-        await self._llm.abort(list(request_ids))
-
-    async def pause(self) -> None:
-        """Freeze requests where they are; new ones queue up."""
-        await self._pause_scheduler(clear_cache=False)
-        self._paused = True
-
-    async def resume(self) -> None:
-        """Go on after `pause`.
-
-        Raises:
-            EngineDirty: a transfer broke off.
-        """
-        self._check_clean()
-        self._paused = False
-        await self._llm.resume_generation()
 
     async def _pause_scheduler(self, clear_cache: bool) -> None:
         # `pause_generation` does the same and then sleeps 20 ms for the sake of orderly logs.
@@ -264,8 +243,7 @@ class Engine:
         await self._llm.reset_prefix_cache()
         self._broken = None
         self.version = version
-        if not self._paused:
-            await self._llm.resume_generation()
+        await self._llm.resume_generation()
         ended = time.perf_counter()
         return {**timings, "pause": paused - started + ended - received, "receive": ended - started}
 
@@ -328,8 +306,7 @@ class Engine:
         await self._llm.update_weight_version(str(version))
         await self._llm.reset_prefix_cache()
         self._broken, self.version = None, version
-        if not self._paused:
-            await self._llm.resume_generation()
+        await self._llm.resume_generation()
         return {"pause": paused - started + time.perf_counter() - loaded, "load": loaded - paused}
 
     async def health(self) -> None:

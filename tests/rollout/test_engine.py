@@ -258,22 +258,6 @@ def test_tokens_know_which_weights_wrote_them(tied: Host):
             assert np.abs(expected[part] - completion.logprobs[part]).max() < LIMIT
 
 
-def test_paused_engine_keeps_its_requests(tied: Host):
-    tied.run(tied.engine.pause())
-    running = tied.submit(collect(tied.engine, make_requests(2), queued=False))
-    threading.Event().wait(0.3)
-    assert not running.done()
-    tied.run(tied.engine.resume())
-    assert running.result(60).keys() == {"r0", "r1"}
-
-
-def test_abort_returns_what_was_written(tied: Host):
-    running = tied.submit(collect(tied.engine, make_requests(1, max_tokens=250, ignore_eos=True), queued=False))
-    threading.Event().wait(0.05)
-    tied.run(tied.engine.abort(["r0"]))
-    assert {completion.finish_reason for completion in running.result(60)["r0"]} == {"abort"}
-
-
 def test_other_tensors_are_refused_and_change_nothing(tied: Host):
     trainer = Trainer(tied.path)
     trainer.connect(tied)
@@ -303,8 +287,6 @@ def test_dirty_engine_serves_nothing_until_a_clean_transfer(any_host: Host, buck
     for use in (any_host.engine.score(PROBES), collect(any_host.engine, make_requests(1), queued=False)):
         with pytest.raises(EngineDirty, match="serves nothing"):
             any_host.run(use)
-    with pytest.raises(EngineDirty):
-        any_host.run(any_host.engine.resume())
     trainer = Trainer(any_host.path)
     trainer.connect(any_host)
     trainer.sync(9, any_host)
