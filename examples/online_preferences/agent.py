@@ -19,7 +19,7 @@ from examples.online_preferences.saving import (
 from examples.online_preferences.tasks import TASKS, Course, Episodes
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.feedback.clips.clips import Clips
-from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
+from rlhf_ray.feedback.clips.fitting import RewardEnsemble
 
 CLIPS_PER_EPISODE = 4
 EVALUATION = 1_000_000

@@ -7,8 +7,7 @@ import torch
 from examples.online_preferences.judges import JudgeOfClips, Oracle, People
 from examples.online_preferences.saving import Saved, Tensors, clips_of, named, tensors_of, under
 from rlhf_ray.feedback.clips.clips import Clips, Comparisons
-from rlhf_ray.feedback.clips.fitting import FitSettings, choose_pairs
-from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
+from rlhf_ray.feedback.clips.fitting import FitSettings, RewardEnsemble, choose_pairs
 from rlhf_ray.feedback.clips.store import ClipStore
 from rlhf_ray.feedback.labelling.database import Database
 

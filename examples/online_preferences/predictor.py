@@ -7,8 +7,7 @@ import torch
 from examples.online_preferences.saving import Saved, Tensors, give_moments, moments, named, under
 from examples.online_preferences.tasks import TASKS
 from rlhf_ray.feedback.clips.clips import Comparisons
-from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings
-from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
+from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings, RewardEnsemble
 
 FIRST_FIT = 8
 """The first fit makes so many times the steps of a later one: it begins from nothing."""

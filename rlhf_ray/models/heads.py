@@ -124,7 +124,7 @@ class _Trained(nn.Module):
     network: Any
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, see `models.randomness`."""
+        """Set the mode, see `set_mode`."""
         super().train(mode)
         set_mode(self.network, mode)
         return self

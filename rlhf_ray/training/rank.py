@@ -30,9 +30,9 @@ from rlhf_ray.training.microbatch import (
     zero_loss,
 )
 from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
+from rlhf_ray.training.optimizer import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
 from rlhf_ray.training.process import OffloadedStorages, ThreadDemand, Threads, device_of, join, tensors_on
 from rlhf_ray.training.ragged import lay_out_passes
-from rlhf_ray.training.settings import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
 from rlhf_ray.training.state import TrainedState, WeightAverage, has_moments
 
 Microbatches = Sequence[np.ndarray]

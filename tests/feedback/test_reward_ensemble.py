@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from rlhf_ray.feedback.clips.clips import Clips, Comparisons
-from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings, choose_pairs
-from rlhf_ray.feedback.clips.reward_ensemble import RewardEnsemble
+from rlhf_ray.feedback.clips.fitting import EnsembleFitter, FitSettings, RewardEnsemble, choose_pairs
 from tests.feedback.clip_cases import clips, linear_comparisons
 
 

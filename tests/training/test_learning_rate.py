@@ -1,7 +1,7 @@
 import pytest
 
 from rlhf_ray.config.training import TrainerConfig
-from rlhf_ray.training.settings import learning_rate
+from rlhf_ray.training.optimizer import learning_rate
 
 
 def peak_of_one(shape, warmup):

@@ -1,4 +1,4 @@
-"""What DeepSpeed is started with: settings, ours and the user's merged over them, and AdamW with its schedule."""
+"""The optimizer of a rank: AdamW and its learning rate, and DeepSpeed's settings, ours and the user's over them."""
 
 import math
 from collections.abc import Iterator
