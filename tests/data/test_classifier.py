@@ -4,11 +4,13 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planted_rows import clean_text, spam_text
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.cleaning import classifier
 from rlhf_ray.data.cleaning.classifier import Features, TextClassifier, area_under_curve
 
 
@@ -20,7 +22,7 @@ def examples(count, seed):
 
 @pytest.fixture(scope="module")
 def trained():
-    return TextClassifier.train(*examples(600, 0), ("high", "low"), 0)
+    return TextClassifier.train(*examples(600, 0), ("high", "low"))
 
 
 def test_it_tells_spam_from_writing_that_it_has_not_seen(trained):
@@ -30,9 +32,26 @@ def test_it_tells_spam_from_writing_that_it_has_not_seen(trained):
     assert area_under_curve(scores[labels == 0, 0], scores[labels == 1, 0]) > 0.97
 
 
+def test_a_few_hundred_short_texts_teach_much():
+    texts, labels = examples(300, 0)
+    learned = TextClassifier.train([text[:25] for text in texts], labels, ("high", "low"))
+    texts, labels = examples(1000, 1)
+    scores = learned.probabilities([text[:25] for text in texts])[:, 0]
+    assert area_under_curve(scores[labels == 0], scores[labels == 1]) > 0.85
+
+
+@pytest.mark.parametrize("piece", [7, 100])
+def test_pieces_do_not_change_what_is_learned(monkeypatch, piece):
+    texts, labels = examples(100, 7)
+    whole = TextClassifier.train(texts, labels, ("high", "low")).probabilities(texts)
+    monkeypatch.setattr(classifier, "PIECE", piece)
+    again = TextClassifier.train(texts, labels, ("high", "low")).probabilities(texts)
+    np.testing.assert_allclose(again, whole, atol=1e-3)
+
+
 def test_nothing_is_learned_from_labels_that_say_nothing():
     texts, labels = examples(400, 2)
-    guesses = TextClassifier.train(texts, np.random.default_rng(0).permutation(labels), ("high", "low"), 0)
+    guesses = TextClassifier.train(texts, np.random.default_rng(0).permutation(labels), ("high", "low"))
     texts, labels = examples(400, 3)
     scores = guesses.probabilities(texts)[:, 0]
     assert abs(area_under_curve(scores[labels == 0], scores[labels == 1]) - 0.5) < 0.15
@@ -44,7 +63,7 @@ def test_more_than_two_classes_and_a_rare_one():
     names = ["poem"] * 100 + ["code"] * 100 + ["chat"] * 10
     texts = [" ".join(source.choices(words[name].split(), k=6)) for name in names]
     labels = np.array([sorted(words).index(name) for name in names])
-    found = TextClassifier.train(texts, labels, sorted(words), 0).probabilities(texts).argmax(axis=1)
+    found = TextClassifier.train(texts, labels, sorted(words)).probabilities(texts).argmax(axis=1)
     np.testing.assert_array_equal(found, labels)
 
 
@@ -57,8 +76,12 @@ def test_scores_do_not_depend_on_what_else_is_scored(trained):
     assert trained.probabilities([]).shape == (0, 2)
 
 
-def test_equal_seeds_train_the_same_and_files_come_back(tmp_path, trained):
-    again = TextClassifier.train(*examples(600, 0), ("high", "low"), 0)
+def test_equal_examples_train_the_same_on_any_cores_and_files_come_back(tmp_path, trained):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    again = TextClassifier.train(*examples(600, 0), ("high", "low"))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     assert again.to_bytes("quality") == trained.to_bytes("quality")
     file = tmp_path / "classifier.safetensors"
     file.write_bytes(trained.to_bytes("quality"))
@@ -78,10 +101,7 @@ def test_features_are_those_of_each_text_alone(texts):
     together = Features.of(texts)
     alone = [Features.of([text]) for text in texts]
     np.testing.assert_array_equal(together.buckets, np.concatenate([one.buckets for one in alone]))
-    chosen = np.arange(len(texts))[::-1]
-    np.testing.assert_array_equal(
-        together.some(chosen).buckets, np.concatenate([alone[place].buckets for place in chosen])
-    )
+    np.testing.assert_array_equal(together.weights, np.concatenate([one.weights for one in alone]))
 
 
 @given(st.lists(st.integers(0, 5), min_size=1), st.lists(st.integers(0, 5), min_size=1))

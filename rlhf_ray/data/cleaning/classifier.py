@@ -1,11 +1,12 @@
 """A small trainable classifier of texts: hashed n-grams of characters, softmax regression.
 
-Characters serve Chinese and English alike, without a segmenter. Training takes AdaGrad (Duchi et al. 2011), which gives
-rare n-grams larger steps.
+Characters serve Chinese and English alike, without a segmenter. Training goes by L-BFGS (Liu and Nocedal 1989) over all
+texts at once, so that their order has no say.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,11 +20,14 @@ from rlhf_ray.data.cleaning.texts import normal
 
 NGRAMS = (1, 2, 3, 4)
 BUCKETS = 1 << 18
-EPOCHS = 6
-BATCH = 128
-STEP = 0.2
-SHRINK = 1e-5
-"""Weight of the squared norm, which keeps n-grams that stand in one text from deciding."""
+PIECE = 4096
+"""Texts whose n-grams are weighed at a time, which bounds memory."""
+ITERATIONS = 16
+"""Further ones changed no area under the curve that was measured by more than 0.002."""
+GRADIENT = 1e-3
+"""Largest slope at which learning ends before that."""
+SHRINK = 1.0
+"""Weight of half the squared norm, against the sum of losses: keeps n-grams that stand in one text from deciding."""
 LONGEST = 4000
 """Characters of a text that are looked at, from its beginning."""
 METADATA = "text_classifier"
@@ -56,11 +60,23 @@ class Features:
         """Return, for each text, what one of its n-grams counts."""
         return (1 / np.sqrt(np.diff(self.offsets))).astype(np.float32)
 
-    def some(self, texts: Int64[np.ndarray, " chosen"]) -> "Features":
-        """Features of some texts, in the given order."""
-        pieces = [self.buckets[self.offsets[text] : self.offsets[text + 1]] for text in texts]
-        offsets = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-        return Features(np.concatenate(pieces), offsets)
+    @property
+    def weights(self) -> Float32[np.ndarray, " ngrams"]:
+        """What each n-gram counts."""
+        return np.repeat(self.scales, np.diff(self.offsets))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums are taken in one order, so that the same examples teach the same on any number of cores."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class TextClassifier:
@@ -78,7 +94,7 @@ class TextClassifier:
 
     @classmethod
     def train(
-        cls, texts: Sequence[str], labels: Int64[np.ndarray, " texts"], classes: Sequence[str], seed: int
+        cls, texts: Sequence[str], labels: Int64[np.ndarray, " texts"], classes: Sequence[str]
     ) -> "TextClassifier":
         """Learn from texts; rarer classes count more, so that all classes count the same.
 
@@ -86,36 +102,36 @@ class TextClassifier:
             texts: to learn from.
             labels: class of each, as a place in `classes`.
             classes: names.
-            seed: orders the texts.
         """
-        features = Features.of(texts)
-        weights = np.zeros((BUCKETS, len(classes)), np.float32)
-        squares = np.full((BUCKETS, len(classes)), 1e-8, np.float32)
-        bias = np.zeros(len(classes), np.float32)
-        balance = len(texts) / (len(classes) * np.maximum(np.bincount(labels, minlength=len(classes)), 1))
-        model = cls(classes, weights, bias)
-        generator = np.random.Generator(np.random.PCG64(seed))
-        for _ in range(EPOCHS):
-            order = generator.permutation(len(texts))
-            for start in range(0, len(texts), BATCH):
-                chosen = order[start : start + BATCH]
-                batch = features.some(chosen)
-                error = model._softmax(batch)
-                error[np.arange(len(chosen)), labels[chosen]] -= 1
-                error *= balance[labels[chosen]][:, None]
-                model._step(batch, error.astype(np.float32), squares)
-        return model
+        import torch
+        from torch.nn.functional import cross_entropy, embedding_bag
 
-    def _step(self, batch: Features, error: Float32[np.ndarray, "texts classes"], squares: np.ndarray) -> None:
-        counts = np.diff(batch.offsets)
-        touched, inverse = np.unique(batch.buckets, return_inverse=True)
-        for place in range(error.shape[1]):
-            spread = np.repeat(error[:, place] * batch.scales, counts)
-            slope = np.bincount(inverse, spread, len(touched)).astype(np.float32)
-            slope += SHRINK * self._weights[touched, place]
-            squares[touched, place] += slope * slope
-            self._weights[touched, place] -= STEP * slope / np.sqrt(squares[touched, place])
-        self._bias -= np.float32(STEP / BATCH) * error.sum(axis=0)
+        parts = [Features.of(texts[start : start + PIECE]) for start in range(0, len(texts), PIECE)]
+        counts = np.bincount(labels, minlength=len(classes))
+        balance = torch.from_numpy(len(texts) / (len(classes) * np.maximum(counts, 1))).float()
+        weights = torch.zeros(BUCKETS, len(classes), requires_grad=True)
+        bias = torch.zeros(len(classes), requires_grad=True)
+        optimizer = torch.optim.LBFGS(
+            [weights, bias], max_iter=ITERATIONS, tolerance_grad=GRADIENT, line_search_fn="strong_wolfe"
+        )
+
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            whole = SHRINK / 2 * weights.square().sum()
+            whole.backward()  # type: ignore[no-untyped-call]
+            for part, known in zip(parts, torch.from_numpy(labels).split(PIECE), strict=True):
+                buckets, offsets, each = map(torch.from_numpy, (part.buckets, part.offsets, part.weights))
+                logits = bias + embedding_bag(
+                    buckets, weights, offsets, mode="sum", per_sample_weights=each, include_last_offset=True
+                )
+                error = cross_entropy(logits, known, balance, reduction="sum")
+                error.backward()  # type: ignore[no-untyped-call]
+                whole = whole.detach() + error.detach()
+            return whole
+
+        with _one_thread():
+            optimizer.step(loss)
+        return cls(classes, weights.detach().numpy(), bias.detach().numpy())
 
     def _softmax(self, features: Features) -> Float64[np.ndarray, "texts classes"]:
         sums = np.add.reduceat(self._weights[features.buckets], features.offsets[:-1], axis=0)

@@ -44,7 +44,7 @@ def quality_classifier(config: DataJobConfig, folder: Path, account: "Account") 
     labels = np.repeat([0, 1], [len(high), len(low)])
     learn, held = _divide(labels, config.seed)
     names = ("high", "low")
-    measured = TextClassifier.train([texts[place] for place in learn], labels[learn], names, config.seed)
+    measured = TextClassifier.train([texts[place] for place in learn], labels[learn], names)
     scores = measured.probabilities([texts[place] for place in held])[:, 0]
     area = area_under_curve(scores[labels[held] == 0], scores[labels[held] == 1])
     if area < settings.min_auc:
@@ -53,7 +53,7 @@ def quality_classifier(config: DataJobConfig, folder: Path, account: "Account") 
             "give more examples, or ones that differ"
         )
     account.classifiers["quality"] = {"high": len(high), "low": len(low), "auc": round(area, 4)}
-    return _keep(TextClassifier.train(texts, labels, names, config.seed), folder / "classifier.safetensors", "quality")
+    return _keep(TextClassifier.train(texts, labels, names), folder / "classifier.safetensors", "quality")
 
 
 def prompt_classifier(config: DataJobConfig, folder: Path, account: "Account") -> TextClassifier | None:
@@ -81,7 +81,7 @@ def prompt_classifier(config: DataJobConfig, folder: Path, account: "Account") -
         raise BadInput(f"classes.examples: {source and source.path}: all rows are of one class, {', '.join(names)}")
     labels = np.array([names.index(name) for name in given])
     learn, held = _divide(labels, config.seed, names)
-    measured = TextClassifier.train([texts[place] for place in learn], labels[learn], names, config.seed)
+    measured = TextClassifier.train([texts[place] for place in learn], labels[learn], names)
     guessed = measured.probabilities([texts[place] for place in held]).argmax(axis=1)
     accuracy = float((guessed == labels[held]).mean())
     if accuracy < settings.min_accuracy:
@@ -90,7 +90,7 @@ def prompt_classifier(config: DataJobConfig, folder: Path, account: "Account") -
             "give more examples"
         )
     account.classifiers["classes"] = {"examples": len(texts), "accuracy": round(accuracy, 4)}
-    return _keep(TextClassifier.train(texts, labels, names, config.seed), folder / "classes.safetensors", "classes")
+    return _keep(TextClassifier.train(texts, labels, names), folder / "classes.safetensors", "classes")
 
 
 def _keep(classifier: TextClassifier, file: Path, purpose: Purpose) -> TextClassifier:
