@@ -7,23 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlhf_ray.evaluation.statistics import Estimate
+from rlhf_ray.tracking.charts import Axis, Tick, polyline
 from rlhf_ray.tracking.panels import COLOURS, short_number
 
 WIDTH = 360.0
 ROW, TOP, BOTTOM = 26.0, 6.0, 22.0
 LEFT, RIGHT = 96.0, 66.0
 BINS = 24
+TICKS = 4
 PLOT_HEIGHT = 200.0
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 44.0, 12.0, 10.0, 34.0
 LONGEST_NAME = 14
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """A mark on an axis."""
-
-    place: float
-    label: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,8 +167,8 @@ def make_plane(
     }
     if len(known) < 2:
         return None
-    across = _Axis([end for _, x, _ in known.values() for end in (x.low, x.high)], PLOT_LEFT, WIDTH - PLOT_RIGHT)
-    up = _Axis([end for _, _, y in known.values() for end in (y.low, y.high)], PLOT_HEIGHT - PLOT_BOTTOM, PLOT_TOP)
+    across = _axis([end for _, x, _ in known.values() for end in (x.low, x.high)], PLOT_LEFT, WIDTH - PLOT_RIGHT)
+    up = _axis([end for _, _, y in known.values() for end in (y.low, y.high)], PLOT_HEIGHT - PLOT_BOTTOM, PLOT_TOP)
     points = [
         Point(
             shortened(name),
@@ -188,7 +182,7 @@ def make_plane(
         )
         for name, (index, x, y) in known.items()
     ]
-    return Plane(title, *labels, across.ticks(), up.ticks(), points)
+    return Plane(title, *labels, across.ticks(TICKS), up.ticks(TICKS), points)
 
 
 def make_spread(title: str, values: Mapping[str, Sequence[float]]) -> Spread | None:
@@ -197,7 +191,7 @@ def make_spread(title: str, values: Mapping[str, Sequence[float]]) -> Spread | N
     if not len(everything) or everything.min() == everything.max():
         return None
     edges = np.linspace(everything.min(), everything.max(), BINS + 1)
-    axis = _Axis([float(edges[0]), float(edges[-1])], PLOT_LEFT, WIDTH - PLOT_RIGHT, margin=0.0)
+    axis = _axis([float(edges[0]), float(edges[-1])], PLOT_LEFT, WIDTH - PLOT_RIGHT, margin=0.0)
     shares = {name: np.histogram(one, edges)[0] / max(1, len(one)) for name, one in values.items()}
     tallest = max(float(share.max()) for share in shares.values()) or 1.0
     floor = PLOT_HEIGHT - PLOT_BOTTOM
@@ -208,29 +202,11 @@ def make_spread(title: str, values: Mapping[str, Sequence[float]]) -> Spread | N
             y = round(floor - float(part) / tallest * (floor - PLOT_TOP), 1)
             corners += [(axis.place(float(left)), y), (axis.place(float(right)), y)]
         corners.append((axis.place(float(edges[-1])), floor))
-        outlines.append(Outline(name, colour_of(index), " ".join(f"{x:g},{y:g}" for x, y in corners)))
-    return Spread(title, axis.ticks(), outlines)
+        outlines.append(Outline(name, colour_of(index), polyline(corners)))
+    return Spread(title, axis.ticks(TICKS), outlines)
 
 
-class _Axis:
-    """Values to SVG units along one axis."""
-
-    def __init__(self, values: Sequence[float], first: float, last: float, margin: float = 0.08) -> None:
-        low, high = min(values), max(values)
-        spread = (high - low) or max(abs(high), 1.0) * 0.1
-        self._low, self._high = low - margin * spread, low + spread * (1 + margin)
-        self._first, self._last = first, last
-
-    def place(self, value: float) -> float:
-        share = (value - self._low) / (self._high - self._low)
-        return round(self._first + share * (self._last - self._first), 1)
-
-    def ticks(self) -> list[Tick]:
-        from matplotlib.ticker import MaxNLocator
-
-        marks = MaxNLocator(4).tick_values(self._low, self._high)
-        return [
-            Tick(self.place(float(mark)), short_number(float(f"{mark:.6g}")))
-            for mark in marks
-            if self._low <= mark <= self._high
-        ]
+def _axis(values: Sequence[float], first: float, last: float, margin: float = 0.08) -> Axis:
+    low, high = min(values), max(values)
+    spread = (high - low) or max(abs(high), 1.0) * 0.1
+    return Axis(low - margin * spread, low + spread * (1 + margin), first, last)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -72,50 +73,60 @@ class Share:
     share: float
 
 
-class _Scale:
-    """Steps and values to SVG units."""
+class Axis:
+    """Values to SVG units along one axis."""
 
-    def __init__(self, panel: Panel) -> None:
-        steps = [step for line in panel.lines for step in line.steps]
-        values = [value for line in panel.lines for value in line.faint or line.values]
-        self.log = panel.log_scale
-        self.first, self.last = min(steps), max(steps)
-        low, high = min(values), max(values)
-        if self.log:
-            self.low, self.high = math.log10(low), math.log10(high)
-        else:
-            least = max(abs(low), abs(high)) * 0.02 or 0.1
-            spread = max(high - low, least)
-            middle = (low + high) / 2
-            self.low, self.high = middle - spread * 0.55, middle + spread * 0.55
+    def __init__(self, low: float, high: float, first: float, last: float, *, log: bool = False) -> None:
+        """Args: least and greatest value shown, above 0 for a logarithmic axis; where they stand."""
+        self._log = log
+        self._low, self._high = (math.log10(low), math.log10(high)) if log else (low, high)
+        # A single value stands at the beginning.
+        self._span = (self._high - self._low) or 1.0
+        self._first, self._last = first, last
 
-    def x(self, step: float) -> float:
-        return round(LEFT + (step - self.first) / max(self.last - self.first, 1) * (WIDTH - LEFT - RIGHT), 1)
+    def place(self, value: float) -> float:
+        """Where a value stands."""
+        share = ((math.log10(value) if self._log else value) - self._low) / self._span
+        return round(self._first + share * (self._last - self._first), 1)
 
-    def y(self, value: float) -> float:
-        place = math.log10(value) if self.log else value
-        return round(TOP + (self.high - place) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM), 1)
+    def ticks(self, most: int, *, whole: bool = False) -> list[Tick]:
+        """Marks at round values, or at powers of ten on a logarithmic axis, with labels that no two share.
 
-    def x_ticks(self) -> list[Tick]:
-        marks = MaxNLocator(5, integer=True).tick_values(self.first, max(self.last, self.first + 1))
-        return [Tick(self.x(mark), f"{mark:g}") for mark in marks if self.first <= mark <= self.last]
+        Args:
+            most: intervals between marks.
+            whole: at whole numbers alone, written out.
+        """
+        if self._log:
+            powers = range(math.ceil(self._low), math.floor(self._high) + 1)
+            every = max(1, len(powers) // most)
+            return [Tick(self.place(10.0**power), f"1e{power}") for power in powers[::every]]
+        marks = MaxNLocator(most, integer=whole).tick_values(self._low, self._low + self._span)
+        shown = [float(mark) for mark in marks if self._low <= mark <= self._high]
+        labels = [f"{mark:g}" for mark in shown] if whole else tick_labels(shown)
+        return [Tick(self.place(mark), label) for mark, label in zip(shown, labels, strict=True)]
 
-    def y_ticks(self) -> list[Tick]:
-        if self.log:
-            powers = range(math.ceil(self.low), math.floor(self.high) + 1)
-            every = max(1, len(powers) // 4)
-            return [Tick(self.y(10.0**power), f"1e{power}") for power in powers[::every]]
-        marks = MaxNLocator(4).tick_values(self.low, self.high)
-        shown = [float(mark) for mark in marks if self.low <= mark <= self.high]
-        return [Tick(self.y(mark), label) for mark, label in zip(shown, tick_labels(shown), strict=True)]
+
+def _axes(panel: Panel) -> tuple[Axis, Axis]:
+    """Axes of the steps and of the values."""
+    steps = [step for line in panel.lines for step in line.steps]
+    values = [value for line in panel.lines for value in line.faint or line.values]
+    low, high = min(values), max(values)
+    if not panel.log_scale:
+        # A constant would fill the panel with its rounding errors.
+        spread = max(high - low, max(abs(low), abs(high)) * 0.02 or 0.1)
+        middle = (low + high) / 2
+        low, high = middle - spread * 0.55, middle + spread * 0.55
+    across = Axis(min(steps), max(steps), LEFT, WIDTH - RIGHT)
+    return across, Axis(low, high, HEIGHT - BOTTOM, TOP, log=panel.log_scale)
 
 
 def make_chart(panel: Panel) -> Chart:
     """Lay out one panel."""
-    scale = _Scale(panel)
-    curves = [_curve(line, scale) for line in panel.lines]
-    read = {"first": scale.first, "last": scale.last, "lines": [_readable(line) for line in panel.lines]}
-    return Chart(panel.title, panel.unit, scale.x_ticks(), scale.y_ticks(), curves, json.dumps(read))
+    axes = across, up = _axes(panel)
+    curves = [_curve(line, axes) for line in panel.lines]
+    steps = [step for line in panel.lines for step in line.steps]
+    read = {"first": min(steps), "last": max(steps), "lines": [_readable(line) for line in panel.lines]}
+    return Chart(panel.title, panel.unit, across.ticks(5, whole=True), up.ticks(4), curves, json.dumps(read))
 
 
 def _readable(line: Line) -> dict[str, Any]:
@@ -128,17 +139,22 @@ def _readable(line: Line) -> dict[str, Any]:
     }
 
 
-def _curve(line: Line, scale: _Scale) -> Curve:
-    steps, values = shorten(line.steps, line.values)
-    faint = _points(*shorten(line.steps, line.faint), scale) if line.faint is not None else ""
-    dotted = line.held_out or len(steps) == 1
-    dots = [(scale.x(step), scale.y(value)) for step, value in zip(steps, values, strict=True)] if dotted else []
+def _curve(line: Line, axes: tuple[Axis, Axis]) -> Curve:
+    places = _places(*shorten(line.steps, line.values), axes)
+    faint = _places(*shorten(line.steps, line.faint), axes) if line.faint is not None else []
+    dots = places if line.held_out or len(places) == 1 else []
     last = short_number((line.faint or line.values)[-1])
-    return Curve(line.label, line.colour, _points(steps, values, scale), faint, dots, line.held_out, last)
+    return Curve(line.label, line.colour, polyline(places), polyline(faint), dots, line.held_out, last)
 
 
-def _points(steps: list[float], values: list[float], scale: _Scale) -> str:
-    return " ".join(f"{scale.x(step):g},{scale.y(value):g}" for step, value in zip(steps, values, strict=True))
+def _places(steps: list[float], values: list[float], axes: tuple[Axis, Axis]) -> list[tuple[float, float]]:
+    across, up = axes
+    return list(zip(map(across.place, steps), map(up.place, values), strict=True))
+
+
+def polyline(places: Iterable[tuple[float, float]]) -> str:
+    """Write places as the `points` of an SVG element."""
+    return " ".join(f"{x:g},{y:g}" for x, y in places)
 
 
 def shorten(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
