@@ -14,8 +14,8 @@ from rlhf_ray.config.errors import BadInput
 class Cursor:
     """Hands out row ids, each once in every epoch, in an order shuffled anew in each.
 
-    A row is in flight from `take` until `finish` or `filter`. Rows in flight when the state is saved are handed out
-    first after it is loaded, so that none is lost; filtered rows never come again.
+    A row is in flight from `take` until `finish`. Rows in flight when the state is saved are handed out first after it
+    is loaded, so that none is lost.
     """
 
     def __init__(self, ids: Sequence[str], seed: int, shuffle: bool = True, fingerprint: str = "") -> None:
@@ -34,7 +34,6 @@ class Cursor:
         self._position = 0
         self._again: list[str] = []
         self._in_flight: list[str] = []
-        self._filtered: set[str] = set()
         self._order = self._order_of(0)
 
     @property
@@ -44,26 +43,18 @@ class Cursor:
 
     @property
     def in_flight(self) -> list[str]:
-        """Ids taken and neither finished nor filtered, in the order in which they were taken."""
+        """Ids taken and not finished, in the order in which they were taken."""
         return [*self._in_flight, *self._again]
 
     def take(self, count: int) -> list[str]:
-        """Return the next `count` ids; past the end of an epoch the next one begins.
-
-        Raises:
-            BadInput: every row was filtered.
-        """
+        """Return the next `count` ids; past the end of an epoch the next one begins."""
         taken, self._again = self._again[:count], self._again[count:]
         while len(taken) < count:
-            if len(self._filtered) == len(self._ids):
-                raise BadInput("no row of the data set is left: every one was filtered out")
             if self._position == len(self._ids):
                 self._epoch, self._position = self._epoch + 1, 0
                 self._order = self._order_of(self._epoch)
-            following = self._ids[self._order[self._position]]
+            taken.append(self._ids[self._order[self._position]])
             self._position += 1
-            if following not in self._filtered:
-                taken.append(following)
         self._in_flight += taken
         return taken
 
@@ -72,20 +63,12 @@ class Cursor:
         for row in ids:
             self._in_flight.remove(row)
 
-    def filter(self, ids: Iterable[str]) -> None:
-        """Rows that shall never come again."""
-        for row in ids:
-            self._filtered.add(row)
-            self._in_flight = [other for other in self._in_flight if other != row]
-            self._again = [other for other in self._again if other != row]
-
     def state(self) -> dict[str, Any]:
         """All that `load` needs, as JSON can hold it."""
         return {
             "epoch": self._epoch,
             "position": self._position,
             "in_flight": self.in_flight,
-            "filtered": sorted(self._filtered),
             "rows": len(self._ids),
             "fingerprint": self._fingerprint,
         }
@@ -103,7 +86,6 @@ class Cursor:
             )
         self._epoch, self._position = state["epoch"], state["position"]
         self._again, self._in_flight = list(state["in_flight"]), []
-        self._filtered = set(state["filtered"])
         self._order = self._order_of(self._epoch)
 
     def _order_of(self, epoch: int) -> Int64[np.ndarray, " rows"]:

@@ -42,7 +42,6 @@ operations = st.lists(
     st.one_of(
         st.tuples(st.just("take"), st.integers(1, 5)),
         st.tuples(st.just("finish"), st.integers(0, 6)),
-        st.tuples(st.just("filter"), st.integers(0, 6)),
         st.tuples(st.just("resume"), st.just(0)),
     ),
     max_size=40,
@@ -52,23 +51,17 @@ operations = st.lists(
 @settings(deadline=None, max_examples=200)
 @given(operations=operations, seed=st.integers(0, 5))
 def test_conservation_through_any_history(operations, seed):
-    """Whatever happens in between: each row of each epoch is finished, filtered or in flight, exactly once."""
+    """Whatever happens in between: each row of each epoch is finished or in flight, exactly once."""
     cursor = Cursor(IDS, seed)
     finished: Counter[str] = Counter()
-    filtered: set[str] = set()
     working: list[str] = []
     for name, number in operations:
-        if name == "take" and len(filtered) < len(IDS):
+        if name == "take":
             working += cursor.take(number)
         elif name == "finish" and number < len(working):
             row = working.pop(number)
             cursor.finish([row])
             finished[row] += 1
-        elif name == "filter" and number < len(working):
-            row = working[number]
-            cursor.filter([row])
-            filtered.add(row)
-            working = [other for other in working if other != row]
         elif name == "resume":
             state = json.loads(json.dumps(cursor.state()))
             cursor = Cursor(IDS, seed)
@@ -76,9 +69,8 @@ def test_conservation_through_any_history(operations, seed):
             assert cursor.in_flight == state["in_flight"]
             working = cursor.take(len(state["in_flight"])) if state["in_flight"] else []
             assert working == state["in_flight"]
-        assert not filtered & set(cursor.in_flight)
     epochs = int(cursor.epoch)
-    for row in set(IDS) - filtered:
+    for row in IDS:
         seen = finished[row] + working.count(row)
         assert epochs <= seen <= epochs + 1
 
@@ -101,13 +93,6 @@ def test_refuses_a_state_of_other_data():
         Cursor(IDS, 0, fingerprint="b").load(state)
     with pytest.raises(BadInput, match="7 rows then, 2 now"):
         Cursor(IDS[:2], 0, fingerprint="a").load(state)
-
-
-def test_all_rows_filtered_is_an_error_not_an_endless_loop():
-    cursor = Cursor(IDS, 0)
-    cursor.filter(cursor.take(7))
-    with pytest.raises(BadInput, match="every one was filtered"):
-        cursor.take(1)
 
 
 @pytest.mark.parametrize(
