@@ -84,16 +84,13 @@ def problem(directory: str, part: Part, hashes: bool = True) -> str | None:
     return None
 
 
-def write_tensors(
-    directory: str, name: str, tensors: "Mapping[str, torch.Tensor]", metadata: Mapping[str, str] | None = None
-) -> Part:
+def write_tensors(directory: str, name: str, tensors: "Mapping[str, torch.Tensor]") -> Part:
     """Write tensors as a safetensors file, one tensor at a time, so that no second copy of the file is in memory.
 
     Args:
         directory: directory or URL; made if it is not there.
         name: file name, such as `rank_0.safetensors`.
         tensors: tensors by name, on any device; each is made contiguous on the CPU only while it is written.
-        metadata: texts for the file's header.
 
     Raises:
         CheckpointError: the storage is full, or refuses to be written.
@@ -102,7 +99,7 @@ def write_tensors(
 
     with writing(join(directory, name)) as stream:
         hashing = HashingStream(stream)
-        write_safetensors(hashing, tensors, dict(metadata or {}))
+        write_safetensors(hashing, tensors, {})
     return hashing.part(name)
 
 

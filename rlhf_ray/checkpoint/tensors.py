@@ -77,7 +77,6 @@ class LazyTensors(Mapping[str, torch.Tensor]):
         except SafetensorError as error:
             raise CheckpointError(f"{path}: is not a whole safetensors file: {error}") from error
         self._names = list(self._file.keys())
-        self.metadata: dict[str, str] = dict(self._file.metadata() or {})
 
     def __enter__(self) -> Self:
         self._file.__enter__()
