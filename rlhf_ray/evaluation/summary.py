@@ -20,6 +20,7 @@ from rlhf_ray.evaluation.statistics import (
     win_rate_at_equal_length,
 )
 from rlhf_ray.evaluation.verdicts import Judged
+from rlhf_ray.tracking.records import json_value
 
 GIB = 2**30
 
@@ -80,8 +81,8 @@ def summarise(
 
 def as_json(summary: Summary) -> dict[str, Any]:
     """The summary as JSON has it; what is no number is null."""
-    plain: dict[str, Any] = _plain(asdict(summary))
-    return plain
+    found: dict[str, Any] = json_value(asdict(summary))
+    return found
 
 
 def _figures(result: ModelResult, base: ModelResult) -> ModelFigures:
@@ -148,13 +149,3 @@ def _tax(result: ModelResult, base: ModelResult) -> Estimate | None:
     if mine is None or theirs is None or not np.array_equal(mine.tokens, theirs.tokens):
         return None
     return bootstrap_ratio(theirs.logprobs - mine.logprobs, mine.tokens)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

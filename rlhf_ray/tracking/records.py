@@ -34,7 +34,7 @@ class RecordFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a row. It is not buffered, so that a kill loses or tears at most this line."""
-        line = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        line = json.dumps(json_value(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
         end = self._file.tell()
         try:
             _write_all(self._file, line)
@@ -139,15 +139,15 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(whole)
 
 
-def _plain(value: Any) -> Any:
+def json_value(value: Any) -> Any:
     """The value as JSON has it: numpy scalars and arrays become numbers and lists, NaN and infinity null."""
     if isinstance(value, str | bool | int) or value is None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [json_value(item) for item in value]
     to_plain = getattr(value, "tolist", None)
-    return _plain(to_plain()) if to_plain is not None else str(value)
+    return json_value(to_plain()) if to_plain is not None else str(value)
