@@ -1,5 +1,6 @@
 """`make lint` finds code that nothing calls (vulture); here, that what is excused from it still needs its excuse."""
 
+import fnmatch
 import tomllib
 from pathlib import Path
 
@@ -12,6 +13,6 @@ def test_every_excuse_is_needed() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["vulture"]
     checker = Vulture(ignore_decorators=settings["ignore_decorators"])
     checker.scavenge([ROOT / path for path in settings["paths"]])
-    unused = {item.name for item in checker.get_unused_code()}
-    assert sorted(set(settings["ignore_names"]) - unused) == []
-    assert sorted(unused - set(settings["ignore_names"])) == []
+    unused, excused = {item.name for item in checker.get_unused_code()}, settings["ignore_names"]
+    assert [pattern for pattern in excused if not fnmatch.filter(unused, pattern)] == []
+    assert [name for name in sorted(unused) if not any(fnmatch.fnmatch(name, pattern) for pattern in excused)] == []
