@@ -3,14 +3,14 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urljoin
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.row_sources import HttpSource
 from rlhf_ray.config.secret_variables import read_secret
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
+from rlhf_ray.data.retries import NoAnswer, answered
 from rlhf_ray.redaction.texts import redact_text
 
 
@@ -92,33 +92,21 @@ class _Fetcher:
         """The content of a page."""
         import httpx
 
-        reason = ""
-        for attempt in range(self._source.retries + 1):
-            left = self._ends - self._clock()
-            if left <= 0:
-                self._too_late(url, reason)
-            try:
-                wait = min(self._source.timeout_seconds, left)
-                response, content = self._get(url, parameters, wait)
-            except (httpx.TransportError, httpx.InvalidURL) as error:
-                if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
-                    raise BadInput(f"{self._source.name}: {url}: {error}") from None
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-                asked = None
-            else:
-                if response.is_success:
-                    return self._parsed(url, content)
-                reason = f"HTTP {response.status_code}"
-                if not may_pass(response.status_code):
-                    raise AcquisitionFailed(f"{self._source.name}: {url}: {reason}{_advice(response.status_code)}")
-                asked = asked_seconds(response.headers.get("Retry-After"))
-            if attempt < self._source.retries:
-                pause = pause_seconds(attempt, asked, self._ends - self._clock())
-                if pause is None:
-                    self._too_late(url, reason)
-                self._sleep(pause)
-        attempts = self._source.retries + 1
-        raise AcquisitionFailed(f"{self._source.name}: {url}: {reason}, {attempts} times; raise retries, or try later")
+        source = self._source
+        try:
+            content = answered(
+                lambda seconds: self._get(url, parameters, seconds),
+                retries=source.retries,
+                timeout_seconds=source.timeout_seconds,
+                left=lambda: self._ends - self._clock(),
+                sleep=self._sleep,
+            )
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise BadInput(f"{source.name}: {url}: {error}") from None
+        except NoAnswer as failure:
+            told = f"{failure.told(source.deadline_seconds)}{_advice(failure)}"
+            raise AcquisitionFailed(f"{source.name}: {url}: {told}") from None
+        return self._parsed(url, content)
 
     def _get(self, url: str, parameters: dict[str, str], seconds: float) -> tuple[Any, bytes]:
         # Parameters of the URL itself stay; `params={}` would take them away.
@@ -128,13 +116,8 @@ class _Fetcher:
                 parts.append(part)
                 # The limit of a request is one of silence; a server that trickles keeps that for ever.
                 if self._clock() >= self._ends:
-                    self._too_late(url, "the answer did not end")
+                    raise NoAnswer("too late", "the answer did not end")
             return response, b"".join(parts)
-
-    def _too_late(self, url: str, reason: str) -> NoReturn:
-        seconds = f"{self._source.deadline_seconds:g} s"
-        last = f" (last: {reason})" if reason else ""
-        raise AcquisitionFailed(f"{self._source.name}: {url}: deadline_seconds ({seconds}) passed{last}")
 
     def _parsed(self, url: str, content: bytes) -> Any:
         text = content.decode("utf-8-sig", errors="replace")
@@ -177,7 +160,9 @@ def _inside(value: Any, path: str) -> Any:
     return value
 
 
-def _advice(status: int) -> str:
-    if status in (401, 403):
+def _advice(failure: NoAnswer) -> str:
+    if failure.kind == "unreachable":
+        return "; raise retries, or try later"
+    if failure.status in (401, 403):
         return "; set token_variable to an environment variable that holds a valid token"
-    return "; check url" if status in (404, 410) else ""
+    return "; check url" if failure.status in (404, 410) else ""

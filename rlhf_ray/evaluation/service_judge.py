@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.judges import ServiceJudge
 from rlhf_ray.config.secret_variables import read_secret
-from rlhf_ray.data.retries import asked_seconds, may_pass, pause_seconds
+from rlhf_ray.data.retries import NoAnswer, answered
 from rlhf_ray.evaluation.verdicts import Winner, agreed
 from rlhf_ray.redaction.texts import redact_text
 
@@ -137,46 +137,26 @@ class ServiceJudging:
         """The answer of the service as JSON, after as many attempts as are allowed."""
         import httpx
 
-        reason = ""
-        for attempt in range(self._config.retries + 1):
-            left = self._ends - self._clock()
-            if left <= 0:
-                self._too_late(url, reason)
-            asked: float | None = None
-            try:
-                response = client.post(url, json=body, timeout=min(self._config.timeout_seconds, left))
-            except httpx.InvalidURL as error:
-                raise BadInput(f"judges: {self._config.name}: url: {url}: {error}") from None
-            except httpx.TransportError as error:
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
-            else:
-                if response.is_success:
-                    return _json(response, url)
-                reason = f"HTTP {response.status_code}"
-                if not may_pass(response.status_code):
-                    raise JudgeFailed("refused", f"{self._named(url)}: {reason}{_advice(response.status_code)}")
-                asked = asked_seconds(response.headers.get("Retry-After"))
-            if attempt < self._config.retries:
-                pause = pause_seconds(attempt, asked, self._ends - self._clock())
-                if pause is None:
-                    self._too_late(url, reason)
-                self._sleep(pause)
-        attempts = self._config.retries + 1
-        raise JudgeFailed(
-            "unreachable",
-            f"{self._named(url)}: {reason}, {attempts} times; check url, or run again later: verdicts so far are kept",
-        )
+        config = self._config
 
-    def _too_late(self, url: str, reason: str) -> NoReturn:
-        last = f" (last: {reason})" if reason else ""
-        raise JudgeFailed(
-            "too late",
-            f"{self._named(url)}: deadline_seconds ({self._config.deadline_seconds:g} s) passed{last}; verdicts so far "
-            "are kept, the same command goes on",
-        )
+        def send(seconds: float) -> tuple[Any, Any]:
+            response = client.post(url, json=body, timeout=seconds)
+            return response, response
 
-    def _named(self, url: str) -> str:
-        return f"judge {self._config.name}: {url}"
+        try:
+            response = answered(
+                send,
+                retries=config.retries,
+                timeout_seconds=config.timeout_seconds,
+                left=lambda: self._ends - self._clock(),
+                sleep=self._sleep,
+            )
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise BadInput(f"judges: {config.name}: url: {url}: {error}") from None
+        except NoAnswer as failure:
+            told = f"{failure.told(config.deadline_seconds)}; {_advice(failure)}"
+            raise JudgeFailed(failure.kind, f"judge {config.name}: {url}: {told}") from None
+        return _json(response, url)
 
 
 def check_failures(config: ServiceJudge, failed: int, pairs: int, reason: str) -> None:
@@ -233,9 +213,13 @@ def _content(answer: Any) -> str:
     return content
 
 
-def _advice(status: int) -> str:
-    if status in (401, 403):
-        return "; set token_variable to an environment variable that holds a valid token"
-    if status == 404:
-        return "; check url (the base, ending in /v1 mostly) and model"
-    return "; check model and instruction"
+def _advice(failure: NoAnswer) -> str:
+    if failure.kind == "unreachable":
+        return "check url, or run again later: verdicts so far are kept"
+    if failure.kind == "too late":
+        return "verdicts so far are kept, the same command goes on"
+    if failure.status in (401, 403):
+        return "set token_variable to an environment variable that holds a valid token"
+    if failure.status == 404:
+        return "check url (the base, ending in /v1 mostly) and model"
+    return "check model and instruction"
