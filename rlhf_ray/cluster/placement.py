@@ -52,7 +52,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         for name, group in self.groups.items():
-            _check_group(name, group)
+            if group.gpus_per_node > 1 and not _is_whole(group.gpus_per_node):
+                raise DoesNotFit(f"groups.{name}.gpus_per_node: {group.gpus_per_node:g} must be whole, or below 1")
             devices = device_count(group)
             self._bundles[name] = [_Bundle(group.cpus_per_node, [0.0] * devices) for _ in range(group.nodes)]
 
@@ -133,11 +134,6 @@ def _capacity(group: GroupConfig) -> float:
 
 def _is_whole(number: float) -> bool:
     return abs(number - round(number)) < TOLERANCE
-
-
-def _check_group(name: str, group: GroupConfig) -> None:
-    if group.gpus_per_node > 1 and not _is_whole(group.gpus_per_node):
-        raise DoesNotFit(f"groups.{name}.gpus_per_node: {group.gpus_per_node:g} must be whole, or below 1")
 
 
 def _group_of(role: str, placement: PlacementConfig, groups: Mapping[str, GroupConfig]) -> GroupConfig:

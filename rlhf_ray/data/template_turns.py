@@ -146,7 +146,9 @@ class TemplateTurns:
 def _in_form(turn: dict[str, Any], form: CallForm) -> dict[str, Any]:
     calls = turn["tool_calls"]
     if form.as_json:
-        calls = [{**call, "function": _spelt(call["function"])} for call in calls]
+        functions = [call["function"] for call in calls]
+        spelt = [{**one, "arguments": json.dumps(one["arguments"], ensure_ascii=False)} for one in functions]
+        calls = [{**call, "function": function} for call, function in zip(calls, spelt, strict=True)]
     return {**turn, "content": turn["content"] or form.content, "tool_calls": calls}
 
 
@@ -154,7 +156,3 @@ def _passed_over(what: str) -> BadRow:
     return BadRow(
         f"the chat template passes over {what}; set model.chat_template to one that reads it, or take it away"
     )
-
-
-def _spelt(function: Mapping[str, Any]) -> dict[str, Any]:
-    return {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}

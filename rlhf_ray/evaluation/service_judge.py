@@ -156,7 +156,11 @@ class ServiceJudging:
         except NoAnswer as failure:
             told = f"{failure.told(config.deadline_seconds)}; {_advice(failure)}"
             raise JudgeFailed(failure.kind, f"judge {config.name}: {url}: {told}") from None
-        return _json(response, url)
+        try:
+            return response.json()
+        except ValueError:
+            shown = redact_text(response.text)[:80]
+            raise JudgeFailed("unusable answer", f"{url}: the answer is not JSON: {shown!r}") from None
 
 
 def check_failures(config: ServiceJudge, failed: int, pairs: int, reason: str) -> None:
@@ -189,15 +193,6 @@ def _winner(answer: str, letters: dict[str, Any]) -> Winner:
         )
     winner: Winner = letters.get(found[-1], "tie")
     return winner
-
-
-def _json(response: Any, url: str) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        raise JudgeFailed(
-            "unusable answer", f"{url}: the answer is not JSON: {redact_text(response.text)[:80]!r}"
-        ) from None
 
 
 def _content(answer: Any) -> str:

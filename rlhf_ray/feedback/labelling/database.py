@@ -44,27 +44,25 @@ class Database:
         """
         self.shown = store
         """Name for messages."""
-        self._engine = _sqlite(store) if _is_sqlite(store) else _postgresql(store)
+        is_sqlite = "://" not in store or store.startswith("sqlite:")
+        self._engine = _sqlite(store) if is_sqlite else _postgresql(store)
         try:
-            self._prepare()
+            with self._engine.begin() as connection:
+                # Two pages that start at once must not both make the tables.
+                if not is_sqlite:
+                    connection.exec_driver_sql("SELECT pg_advisory_xact_lock(8904)")
+                tables.metadata.create_all(connection)
+                layout = connection.scalar(select(tables.about.c.layout))
+                if layout is None:
+                    connection.execute(insert(tables.about).values(layout=tables.LAYOUT))
+                elif layout != tables.LAYOUT:
+                    raise BadInput(
+                        f"store: {store} has layout {layout}, this version writes {tables.LAYOUT}; "
+                        "export it by the version that made it, or name another store"
+                    )
         except SQLAlchemyError as error:
             self._engine.dispose()
             raise BadInput(f"store: {store}: {_reason(error)}") from None
-
-    def _prepare(self) -> None:
-        with self._engine.begin() as connection:
-            # Two pages that start at once must not both make the tables.
-            if self._engine.dialect.name == "postgresql":
-                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(8904)")
-            tables.metadata.create_all(connection)
-            layout = connection.scalar(select(tables.about.c.layout))
-            if layout is None:
-                connection.execute(insert(tables.about).values(layout=tables.LAYOUT))
-            elif layout != tables.LAYOUT:
-                raise BadInput(
-                    f"store: {self.shown} has layout {layout}, this version writes {tables.LAYOUT}; "
-                    "export it by the version that made it, or name another store"
-                )
 
     @property
     def skips_locked_rows(self) -> bool:
@@ -103,10 +101,6 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
-
-
-def _is_sqlite(store: str) -> bool:
-    return "://" not in store or store.startswith("sqlite:")
 
 
 def _sqlite(store: str) -> Engine:

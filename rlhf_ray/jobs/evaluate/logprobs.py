@@ -89,8 +89,10 @@ def divergences(
     """
     for scorer in config.models:
         work = [one for one in _work(config, logs, scorer, answers, prompts, keys, texts) if one.missing]
-        if work:
-            _compute(config, logs, scorer, work, start_cluster)
+        # A model divides its logits by one temperature, from its start on; mostly all rows have the same.
+        for temperature in dict.fromkeys(one.temperature for one in work):
+            alike = [one for one in work if one.temperature == temperature]
+            _compute(config, logs, scorer, alike, temperature, start_cluster)
     ratios = {}
     if config.reference is not None:
         for name, given in answers.items():
@@ -165,15 +167,6 @@ def _sums(logs: RowLogs, file: str) -> dict[int, tuple[float, int]]:
 
 
 def _compute(
-    config: EvaluateConfig, logs: RowLogs, scorer: str, work: Sequence[_Work], start_cluster: StartCluster
-) -> None:
-    # A model divides its logits by one temperature, from its start on; mostly all rows have the same.
-    for temperature in dict.fromkeys(one.temperature for one in work):
-        alike = [one for one in work if one.temperature == temperature]
-        _compute_at(config, logs, scorer, alike, temperature, start_cluster)
-
-
-def _compute_at(
     config: EvaluateConfig,
     logs: RowLogs,
     scorer: str,
