@@ -9,6 +9,7 @@ from typing import Any
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
+from rlhf_ray.data.messages import REASONING
 from rlhf_ray.data.records import Message
 from rlhf_ray.data.template_turns import TemplateTurns
 
@@ -18,6 +19,9 @@ GENERATION = re.compile(r"\{%[-+]?\s*generation\b")
 QUESTION: Message = {"role": "user", "content": "question"}
 PROBE = "probe"
 """An answer that no template changes; what stands around it is the template's."""
+THOUGHT, THOUGHT_END = "<think>", "</think>"
+NO_THOUGHT = f"{THOUGHT}\n\n{THOUGHT_END}\n\n"
+"""How templates write that an answer has no thought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +29,7 @@ class TurnShape:
     """What a template puts around an answer."""
 
     before: str = ""
-    """Blanks between the opening of the assistant's turn and the answer."""
+    """Blanks between the opening of the assistant's turn and the answer, or the end of an empty thought."""
     after: str = ""
     """Text between the answer and the end-of-turn token, or all that follows where there is no such token."""
     end: str | None = None
@@ -56,17 +60,31 @@ class ChatTemplate:
             return TurnShape()
         end = self._end_of_turn(alone, answered)
         before = start.removeprefix(opening)
-        return TurnShape("" if before.strip() else before, alone[: alone.index(end)] if end else alone, end)
+        if begun := _thought_begun(opening):
+            before = NO_THOUGHT.removeprefix(begun)
+        elif before.strip():
+            before = ""
+        return TurnShape(before, alone[: alone.index(end)] if end else alone, end)
 
     @cached_property
     def ends(self) -> tuple[str, ...]:
-        """Tokens that end what the assistant writes: EOS, and the template's end of a turn."""
-        return tuple(dict.fromkeys(end for end in (self._tokenizer.eos_token, self.shape.end) if end))
+        """Tokens that end what the assistant writes: EOS, the template's end of a turn, and of one that calls tools."""
+        calls = TemplateTurns(self._by_template).call_ends(self.special.values()) if self._tokenizer.chat_template else []
+        return tuple(dict.fromkeys(end for end in (self._tokenizer.eos_token, self.shape.end, *calls) if end))
 
     @property
     def marks_answers(self) -> bool:
         """Whether the template says itself, by `{% generation %}`, what the assistant writes."""
         return bool(self._tokenizer.chat_template) and bool(GENERATION.search(self._tokenizer.get_chat_template()))
+
+    def marks_what_follows(self, messages: Sequence[Message]) -> bool:
+        """Whether marked answers of a conversation stand behind what the policy reads there.
+
+        Templates that are made for training may lack what the opening of an answer has at inference, `<think>` mostly.
+        """
+        whole = self.render(messages)
+        turns = [turn for turn, message in enumerate(messages) if turn and message["role"] == "assistant"]
+        return all(whole.startswith(self.render(messages[:turn], add_generation_prompt=True)) for turn in turns)
 
     def render(self, messages: Sequence[Message], **options: Any) -> str:
         """Return the text of messages; options are those of `apply_chat_template`.
@@ -101,7 +119,7 @@ class ChatTemplate:
         """Return what the policy reads before the last turn, the assistant's, and what it then writes, to its end.
 
         Where the opening is more than a turn begins with in a conversation (a `<think>`, say), the policy goes on from
-        there: it writes the content and the end of a turn.
+        there: it writes the content and the end of a turn. An answer without a thought ends the one that was opened.
 
         Raises:
             BadRow: the template refuses the turns, or changes a turn that is not plain text.
@@ -109,7 +127,14 @@ class ChatTemplate:
         whole = self.render(messages)
         before = messages[:-1]
         opening = self.render(before, add_generation_prompt=True) if before else self._header(whole)
-        return opening, self.cut(self.continued(opening, whole, _plain(messages[-1])))
+        begun, content = _thought_begun(opening), _plain(messages[-1])
+        if begun and content is not None and THOUGHT_END in content:
+            # As the policy wrote it, for templates write thoughts in a form of their own, or leave them out.
+            written = content.removeprefix(begun).removeprefix(THOUGHT) + self.shape.after + (self.shape.end or "")
+        else:
+            written = self.continued(opening, whole, content)
+            written = NO_THOUGHT.removeprefix(begun) + written if begun and THOUGHT_END not in written else written
+        return opening, self.cut(written)
 
     def judged(self, prompt: Sequence[Message], response: str) -> str:
         """Return a prompt with the assistant's next turn as a conversation holds them, to the end of that turn."""
@@ -122,6 +147,7 @@ class ChatTemplate:
         if whole.startswith(opening):
             return whole[len(opening) :]
         if not isinstance(content, str):
+            # Neither calls nor thoughts can be put behind an opening that the template does not go on from.
             raise BadRow(
                 "the chat template changes earlier turns when one is added; "
                 "set model.chat_template to one that does not, or to one with {% generation %} around the answers"
@@ -229,7 +255,13 @@ class ChatTemplate:
 
 def _plain(message: Message) -> str | None:
     """The text of a turn; None where it says more than that."""
-    return None if "tool_calls" in message else message["content"]
+    return None if message.keys() & {"tool_calls", *REASONING} else message["content"]
+
+
+def _thought_begun(opening: str) -> str:
+    """The thought that an opening begins, `<think>` with the line break behind it; empty where it begins none."""
+    begun = opening[place:] if (place := opening.rfind(THOUGHT)) >= 0 else ""
+    return begun if begun.strip() == THOUGHT else ""
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:

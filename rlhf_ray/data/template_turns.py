@@ -2,9 +2,9 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.messages import REASONING, SAID, tool_name
@@ -12,8 +12,18 @@ from rlhf_ray.data.records import Message
 
 Render = Callable[..., str]
 """Renders messages; `tools` as a keyword."""
-ARGUMENT = "argument"
-PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {ARGUMENT: "value"}}}
+ARGUMENT, VALUE = "argument", "value"
+PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {ARGUMENT: VALUE}}}
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe",
+        "description": "a probe",
+        "parameters": {"type": "object", "properties": {ARGUMENT: {"type": "string", "description": "any"}}},
+    },
+}
+CALLING: tuple[dict[str, Any], ...] = ({}, {"builtin_tools": ["other"]})
+"""Options under which a template may end a call in another way: Llama-3 hands over to tools of its own by `<|eom_id|>`."""
 
 
 class ReadTurn(dict[str, Any]):
@@ -119,6 +129,26 @@ class TemplateTurns:
             self.read.add("tools")
             if tool_name(tool) not in text:
                 raise _passed_over(f"the tool {tool_name(tool)!r} in `tools`")
+
+    def call_ends(self, special: Collection[str]) -> list[str]:
+        """Return the special tokens that end a turn behind its calls of tools, and stand between none of them."""
+        found = []
+        for options in CALLING:
+            # Some templates take one call in a turn alone.
+            text = self._called(2, options) or self._called(1, options)
+            first, last = text.partition(VALUE)[2], text.rpartition(VALUE)[2].rstrip()
+            ends = [name for name in special if name.strip() and last.endswith(name) and first.count(name) == 1]
+            found += sorted(ends, key=len)[-1:]
+        return found
+
+    def _called(self, calls: int, options: Mapping[str, Any]) -> str:
+        """A conversation that ends with calls of a tool; empty where the template takes none."""
+        turn = {"role": "assistant", "content": "", "tool_calls": [{**PROBE_CALL, "id": f"c{n:08}"} for n in range(calls)]}
+        asked = {"role": "user", "content": "question", "tools": [PROBE_TOOL]}
+        try:
+            return self.rendered([cast(Message, asked), cast(Message, turn)], **options)
+        except BadRow:
+            return ""
 
     def _turn(self, message: Message) -> dict[str, Any]:
         turn: dict[str, Any] = {key: value for key, value in message.items() if key not in ("tools", "weight")}

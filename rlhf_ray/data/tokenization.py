@@ -114,6 +114,11 @@ class Encoder:
             return text
         return self.template.content(text, ended, continued=prompt[-1]["role"] == "assistant")
 
+    def all_ends(self, network: Any) -> list[int]:
+        """Return the ids at which a network stops writing: `ends`, then those that its generation_config names."""
+        named = getattr(getattr(network, "generation_config", None), "eos_token_id", None)
+        return list(dict.fromkeys([*self.ends, *np.atleast_1d([] if named is None else named).tolist()]))
+
     def shorten(self, ids: Ids, max_tokens: int) -> Ids:
         """Take away the beginning of a text that is too long, but not BOS, so that the response is what remains."""
         if len(ids) <= max_tokens:
@@ -126,7 +131,8 @@ class Encoder:
 
         Before each turn stands exactly what the policy would read there. A template that renders earlier turns
         otherwise once later ones follow (without their thoughts, mostly) makes several sequences of a conversation.
-        A template with `{% generation %}` says itself what the assistant writes, if all turns are to be learned.
+        A template with `{% generation %}` says itself what the assistant writes, if all turns are to be learned and each
+        stands behind what the policy would read there.
 
         Args:
             messages: the conversation; what follows the assistant's last turn is left out.
@@ -137,7 +143,7 @@ class Encoder:
             BadRow: the template refuses the turns, or no answer is to be learned.
         """
         self.read_keys.update(LEARNED)
-        if first == 0 and self.template.marks_answers:
+        if first == 0 and self.template.marks_answers and self.template.marks_what_follows(messages):
             return [self._marked(messages)]
         sequences: list[_Sequence] = []
         for turn, message in enumerate(messages):

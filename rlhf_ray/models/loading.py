@@ -1,6 +1,9 @@
 """Hugging Face directories to networks and tokenizers, with errors that say what to change."""
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
 from rlhf_ray.models.heads import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.models.tokenizer_texts import as_in_its_file
 
 COMMON_TYPES = ("gemma2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Some of the architectures that can be policy, critic and reward model."""
@@ -251,22 +255,35 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """The model's tokenizer, padding on the right, with the config's chat template if it gives one.
 
     Raises:
-        BadInput: no tokenizer there, or one without an EOS token.
+        BadInput: no tokenizer there, one without an EOS token, or one that cannot keep texts as its file does.
     """
-    from transformers import AutoTokenizer
+    tokenizer, _ = _faithful_tokenizer(model)
+    return tokenizer
 
+
+@contextmanager
+def engine_tokenizer(model: ModelConfig) -> Iterator[str | None]:
+    """Give the directory or hub name from which an engine gets the tokenizer that `load_tokenizer` gives.
+
+    None is the model's own. A directory that had to be made is gone afterwards.
+
+    Raises:
+        BadInput: as `load_tokenizer`.
+    """
+    tokenizer, as_saved = _faithful_tokenizer(model)
+    if as_saved:
+        yield model.tokenizer
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
+def _faithful_tokenizer(model: ModelConfig) -> tuple[Any, bool]:
+    """The tokenizer, and whether Transformers makes the same of its directory."""
     path = model.tokenizer or model.path
-    _check_directory(path, has_tokenizer=True)
-    if Path(path).is_dir() and not any(found for name in TOKENIZER_FILES for found in Path(path).glob(name)):
-        # Transformers would make one without words from the model's type alone.
-        raise BadInput(f"{path}: holds no tokenizer; save it there beside the model (tokenizer.save_pretrained)")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-    except Exception as error:  # as in read_config
-        if (Path(path) / CONFIG_FILE).is_file():
-            # It is read on the way to the tokenizer, and what is wrong with it has a message of its own.
-            read_config(path, model.trust_remote_code)
-        raise BadInput(f"{path}: {_unloaded(path, 'no usable tokenizer')}: {_first_line(error)}") from error
+    loaded = _loaded_tokenizer(path, model.trust_remote_code)
+    tokenizer = as_in_its_file(loaded, path, model.path, model.trust_remote_code)
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
         # An encoder's texts begin with CLS and end with SEP.
         tokenizer.bos_token, tokenizer.eos_token = tokenizer.cls_token, tokenizer.sep_token
@@ -278,7 +295,24 @@ def load_tokenizer(model: ModelConfig) -> Any:
     tokenizer.padding_side = "right"
     if model.chat_template is not None:
         tokenizer.chat_template = _template_text(model.chat_template)
-    return tokenizer
+    return tokenizer, tokenizer is loaded
+
+
+def _loaded_tokenizer(path: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    _check_directory(path, has_tokenizer=True)
+    if Path(path).is_dir() and not any(found for name in TOKENIZER_FILES for found in Path(path).glob(name)):
+        # Transformers would make one without words from the model's type alone.
+        raise BadInput(f"{path}: holds no tokenizer; save it there beside the model (tokenizer.save_pretrained)")
+    try:
+        # Not by mistral-common, which knows no chat template, where a Mistral has files of both kinds.
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
+    except Exception as error:  # as in read_config
+        if (Path(path) / CONFIG_FILE).is_file():
+            # It is read on the way to the tokenizer, and what is wrong with it has a message of its own.
+            read_config(path, trust_remote_code)
+        raise BadInput(f"{path}: {_unloaded(path, 'no usable tokenizer')}: {_first_line(error)}") from error
 
 
 def _template_text(template: str) -> str:

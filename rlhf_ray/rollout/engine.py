@@ -14,7 +14,7 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.models.loading import checkpoint_shapes
+from rlhf_ray.models.loading import checkpoint_shapes, engine_tokenizer
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
@@ -105,9 +105,11 @@ class Engine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
-            # The offline context has the larger default batch, which rollouts want.
-            arguments = AsyncEngineArgs(**self._arguments)
-            self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+            # vLLM decodes too, where it looks for stop texts: by the tokenizer that everything else here reads by.
+            with engine_tokenizer(self._model) as tokenizer:
+                arguments = AsyncEngineArgs(**{**self._arguments, "tokenizer": tokenizer})
+                # The offline context has the larger default batch, which rollouts want.
+                self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         await self._llm.update_weight_version(str(self.version))
         return self.workers
 

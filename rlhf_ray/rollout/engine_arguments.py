@@ -91,7 +91,6 @@ def engine_arguments(
     """
     arguments: dict[str, Any] = {
         "model": model.path,
-        "tokenizer": model.tokenizer,
         "dtype": model.dtype,
         "trust_remote_code": model.trust_remote_code,
         "load_format": "safetensors",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rlhf_ray.checkpoint.storage import CheckpointError, filesystem, local_path, sync_folder
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.lora import files_settings, has_adapter, saved_name
 
@@ -46,11 +47,26 @@ def export(
             for name, content in files.items():
                 (folder / name).write_bytes(content)
         else:
-            network.save_pretrained(folder, state_dict=weights, safe_serialization=True)
-        load_tokenizer(model).save_pretrained(folder)
+            save_network(network, tokenizer, folder, weights)
+        tokenizer.save_pretrained(folder)
 
     if rank == 0:
+        tokenizer = load_tokenizer(model)
         write_directory(directory, write)
+
+
+def save_network(network: Any, tokenizer: Any, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Save a network in safetensors with its settings, so that it stops where its tokenizer's template ends a turn.
+
+    Args:
+        network: Hugging Face network; a language model's generation_config is given all ids that end a turn.
+        tokenizer: its own.
+        folder: where to.
+        weights: by name; the network's own unless given.
+    """
+    if getattr(network, "generation_config", None) is not None:
+        network.generation_config.eos_token_id = Encoder(tokenizer).all_ends(network)
+    network.save_pretrained(folder, state_dict=weights, safe_serialization=True)
 
 
 def adapter_files(

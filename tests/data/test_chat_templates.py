@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.tiny import build_tokenizer
 from tests.tiny_sentencepiece import LLAMA_2, build_sentencepiece
@@ -29,6 +30,8 @@ class Family:
     sequences: int = 1
     """Of a conversation with two answers."""
     special: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    """What else ends a turn: one that calls tools."""
 
     @property
     def text(self) -> str:
@@ -65,9 +68,17 @@ MARKED = (
     "{{ m.content }}{%- endgeneration -%}{% else %}{{ m.content }}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+QWQ = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + (m.content.split('</think>')[-1].lstrip('\n') if "
+    "m.role == 'assistant' else m.content) + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+)
 DEEPSEEK_END = "<｜end▁of▁sentence｜>"
 COHERE_END = "<|END_OF_TURN_TOKEN|>"
 IM = ("<|im_start|>", "<|im_end|>")
+THINKING = (*IM, "<think>", "</think>")
+DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>")
+HEADERS = ("<|start_header_id|>", "<|end_header_id|>")
 THINK = "<think>\n\n</think>\n\n"
 FAMILIES = {
     "chatml": Family(CHATML, "<|im_end|>", "<|im_end|>", special=IM),
@@ -87,8 +98,17 @@ FAMILIES = {
         DEEPSEEK_END,
         DEEPSEEK_END,
         sequences=2,
-        special=("<｜User｜>", "<｜Assistant｜>"),
+        special=DEEPSEEK,
     ),
+    "deepseek-r1": Family("deepseek_r1_distill", DEEPSEEK_END, DEEPSEEK_END, "", 2, DEEPSEEK),
+    "deepseek-r1-marked": Family("deepseek_r1_distill_training", DEEPSEEK_END, DEEPSEEK_END, "", 2, DEEPSEEK),
+    "qwen3.5": Family("qwen3_5_think", "<|im_end|>", "<|endoftext|>", "", 2, THINKING),
+    "qwen3.8": Family("qwen3_8", "<|im_end|>", "<|im_end|>", "", 1, THINKING),
+    "qwq": Family(QWQ, "<|im_end|>", "<|im_end|>", "", 2, THINKING),
+    "nemotron-3": Family("nemotron_3_nano", "<|im_end|>", "<|im_end|>", "", 2, THINKING),
+    "nemotron-3-marked": Family("nemotron_3_nano_training", "<|im_end|>", "<|im_end|>", "", 2, THINKING),
+    "llama-3.1": Family("llama3_1", "<|eot_id|>", "<|eot_id|>", special=HEADERS, more=("<|eom_id|>",)),
+    "gemma-4": Family("gemma4", "<turn|>", "<eos>", special=("<|turn>", "<tool_call|>"), more=("<|tool_response>",)),
     "zephyr": Family(ZEPHYR, "</s>", "</s>", special=("<|user|>", "<|assistant|>")),
     "granite": Family(GRANITE, "<|end_of_text|>", "<|end_of_text|>", special=("<|start_of_role|>", "<|end_of_role|>")),
     "cohere": Family(
@@ -109,7 +129,7 @@ TALK = [
 
 
 def encoder_of(family: Family, kind: str) -> Encoder:
-    names = list(dict.fromkeys((family.eos, family.end, *family.special)))
+    names = list(dict.fromkeys((family.eos, family.end, *family.more, *family.special)))
     if kind == "bytes":
         tokenizer: Any = build_tokenizer(["hello how are you"], 300)
         tokenizer.add_special_tokens({"bos_token": "<s>"})
@@ -131,7 +151,8 @@ def test_what_is_learned_is_what_inference_shows(name: str, kind: str) -> None:
     family = FAMILIES[name]
     encoder = encoder_of(family, kind)
     known = encoder.tokenizer.convert_ids_to_tokens(list(encoder.ends))
-    assert known == list(dict.fromkeys([family.eos, family.end])), "each end of a turn stops generation"
+    assert known[0] == family.eos
+    assert sorted(known) == sorted({family.eos, family.end, *family.more}), "each end of a turn stops generation"
     sequences = encoder.conversation(TALK)
     assert len(sequences) == family.sequences
     for turn in (1, 3):
@@ -169,5 +190,29 @@ def test_a_reward_model_reads_what_it_learned(name: str, kind: str) -> None:
     assert not set(judged[len(before) :][:-1].tolist()) & set(encoder.ends)
     np.testing.assert_array_equal(encoder.judged(prompt, encoder.response(prompt, before, answer, ended=True)), judged)
     # One opens a turn with more than a conversation holds; the other has no token at the border, where texts merge.
-    if name not in ("deepseek-v3", "no-end"):
+    if not name.startswith(("deepseek", "qwq", "no-end", "nemotron")):
         np.testing.assert_array_equal(judged, [*before, *answer])
+
+
+OPENED = [name for name in FAMILIES if name.startswith(("deepseek", "qwen3.", "qwq", "nemotron"))]
+
+
+@pytest.mark.parametrize("name", OPENED)
+def test_a_thought_goes_on_where_the_opening_began_it(name: str) -> None:
+    encoder = encoder_of(FAMILIES[name], "bytes")
+    thought = [*TALK[:3], {"role": "assistant", "content": "<think>\nwhy\n</think>\n\n4"}]
+    sequence, opening = encoder.conversation(thought)[-1], encoder.prompt(TALK[:3])
+    np.testing.assert_array_equal(sequence.ids[: len(opening)], opening)
+    learned = encoder.answer(TALK[:3], thought[-1]["content"])
+    np.testing.assert_array_equal(sequence.ids[len(opening) :], learned)
+    text = encoder.response(TALK[:3], opening, learned, ended=True)
+    assert text == "why\n</think>\n\n4"
+    assert encoder.tokenizer.decode(encoder.answer(TALK[:3], "4")[:-1]).endswith("</think>\n\n4"), "an empty thought ends"
+    np.testing.assert_array_equal(encoder.answer(TALK[:3], text), learned, "a policy's own answer is learned as it was")
+
+
+@pytest.mark.parametrize("name", ["qwq", "deepseek-r1"])
+def test_a_thought_that_the_template_drops_is_refused(name: str) -> None:
+    encoder = encoder_of(FAMILIES[name], "bytes")
+    with pytest.raises(BadRow, match="passes over `reasoning_content` of turn 4"):
+        encoder.conversation([*TALK[:3], {"role": "assistant", "content": "4", "reasoning_content": "why"}])

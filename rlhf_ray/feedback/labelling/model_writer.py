@@ -27,6 +27,7 @@ class ModelWriter:
         self._encoder = Encoder(load_tokenizer(source.model))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._network: Any = load_policy(source.model).to(device).eval()
+        self._ends = self._encoder.all_ends(self._network)
         self._source = source
         self._version = version_of(source)
         self._lock = threading.Lock()
@@ -63,13 +64,13 @@ class ModelWriter:
                 max_new_tokens=self._source.max_new_tokens,
                 num_return_sequences=count,
                 pad_token_id=self._encoder.tokenizer.pad_token_id,
-                eos_token_id=list(self._encoder.ends),
+                eos_token_id=self._ends,
             )
         return [self._response(prompt, ids, answer) for answer in written[:, len(ids) :].cpu().numpy()]
 
     def _response(self, prompt: Prompt, prompt_ids: Ids, padded: Ids) -> str:
         """The text of an answer, which is padded behind its end where another one is longer."""
-        ends = np.flatnonzero(np.isin(padded, self._encoder.ends))
+        ends = np.flatnonzero(np.isin(padded, self._ends))
         written = padded[: ends[0] + 1] if len(ends) else padded
         return self._encoder.response(prompt, prompt_ids, written, ended=bool(len(ends)))
 

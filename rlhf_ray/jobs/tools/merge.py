@@ -14,7 +14,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.tools import MergeConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.loading import load_policy, load_scalar, load_tokenizer, policy_config, scalar_config
-from rlhf_ray.training.export import write_directory
+from rlhf_ray.training.export import save_network, write_directory
 
 SETTINGS_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MOST_NAMED = 3
@@ -47,8 +47,9 @@ def run(config: MergeConfig) -> None:
     words = model.model_copy(update={"tokenizer": config.adapter if _has_tokenizer(adapter) else None})
 
     def save(folder: Path) -> None:
-        merged.save_pretrained(folder, safe_serialization=True)
-        load_tokenizer(words).save_pretrained(folder)
+        tokenizer = load_tokenizer(words)
+        save_network(merged, tokenizer, folder)
+        tokenizer.save_pretrained(folder)
         # What is said of the adapted model beside it, such as how a reward model's scores lie.
         for file in adapter.glob("*.json"):
             if file.name != SETTINGS_FILE and not (folder / file.name).exists():
