@@ -69,7 +69,9 @@ class ChatTemplate:
     @cached_property
     def ends(self) -> tuple[str, ...]:
         """Tokens that end what the assistant writes: EOS, the template's end of a turn, and of one that calls tools."""
-        calls = TemplateTurns(self._by_template).call_ends(self.special.values()) if self._tokenizer.chat_template else []
+        # Not by the turns that are read: what is asked for here says nothing of the data.
+        turns = TemplateTurns(self._by_template)
+        calls = turns.call_ends(self.special.values()) if self._tokenizer.chat_template else []
         return tuple(dict.fromkeys(end for end in (self._tokenizer.eos_token, self.shape.end, *calls) if end))
 
     @property

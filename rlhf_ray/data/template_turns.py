@@ -23,7 +23,7 @@ PROBE_TOOL = {
     },
 }
 CALLING: tuple[dict[str, Any], ...] = ({}, {"builtin_tools": ["other"]})
-"""Options under which a template may end a call in another way: Llama-3 hands over to tools of its own by `<|eom_id|>`."""
+"""Options under which a template may end calls in another way: Llama-3 asks tools of its own by `<|eom_id|>`."""
 
 
 class ReadTurn(dict[str, Any]):
@@ -143,7 +143,11 @@ class TemplateTurns:
 
     def _called(self, calls: int, options: Mapping[str, Any]) -> str:
         """A conversation that ends with calls of a tool; empty where the template takes none."""
-        turn = {"role": "assistant", "content": "", "tool_calls": [{**PROBE_CALL, "id": f"c{n:08}"} for n in range(calls)]}
+        turn = {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{**PROBE_CALL, "id": f"c{n:08}"} for n in range(calls)],
+        }
         asked = {"role": "user", "content": "question", "tools": [PROBE_TOOL]}
         try:
             return self.rendered([cast(Message, asked), cast(Message, turn)], **options)

@@ -131,8 +131,8 @@ class Encoder:
 
         Before each turn stands exactly what the policy would read there. A template that renders earlier turns
         otherwise once later ones follow (without their thoughts, mostly) makes several sequences of a conversation.
-        A template with `{% generation %}` says itself what the assistant writes, if all turns are to be learned and each
-        stands behind what the policy would read there.
+        A template with `{% generation %}` says itself what the assistant writes, if all turns are to be learned and
+        each stands behind what the policy would read there.
 
         Args:
             messages: the conversation; what follows the assistant's last turn is left out.

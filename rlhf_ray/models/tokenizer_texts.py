@@ -20,8 +20,8 @@ SAMPLES = (
     "刚收到货，质量很好。",
     "ok 🎉🎉 done",
 )
-"""Texts to keep: blanks, lines, digits, Chinese and emoji. None begins with blanks, of which some classes drop one, or has
-a second spelling in Unicode, for some compose characters."""
+"""Texts to keep: blanks, lines, digits, Chinese and emoji. None begins with blanks, of which some classes drop one, or
+has a second spelling in Unicode, for some compose characters."""
 
 BYTE_LEVEL_BLANK = "Ġ"
 """How byte-level vocabularies write a blank."""
@@ -55,10 +55,8 @@ def as_in_its_file(tokenizer: Any, path: str, beside: str, trust_remote_code: bo
     if lost is not None or path != beside:
         lost = lost_text(kept, own) or _lost_beside(kept, beside, own)
     if lost is not None:
-        raise BadInput(
-            f"{path}: {lost}, whatever its tokenizer_config.json says; "
-            + ("use a tokenizer of the model's own kind" if path != beside else "")
-        )
+        whose = "the model's own tokenizer" if path != beside else "a model of another kind, or another Transformers"
+        raise BadInput(f"{path}: {lost}, whatever class its tokenizer_config.json names; use {whose}")
     return kept
 
 

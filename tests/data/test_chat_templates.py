@@ -207,7 +207,9 @@ def test_a_thought_goes_on_where_the_opening_began_it(name: str) -> None:
     np.testing.assert_array_equal(sequence.ids[len(opening) :], learned)
     text = encoder.response(TALK[:3], opening, learned, ended=True)
     assert text == "why\n</think>\n\n4"
-    assert encoder.tokenizer.decode(encoder.answer(TALK[:3], "4")[:-1]).endswith("</think>\n\n4"), "an empty thought ends"
+    assert encoder.tokenizer.decode(encoder.answer(TALK[:3], "4")[:-1]).endswith("</think>\n\n4"), (
+        "an empty thought ends"
+    )
     np.testing.assert_array_equal(encoder.answer(TALK[:3], text), learned, "a policy's own answer is learned as it was")
 
 

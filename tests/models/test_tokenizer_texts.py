@@ -95,7 +95,7 @@ def test_what_loads_well_stays_as_it_is(tmp_path: Path, tokenizer: Any, name: st
 
 def test_a_tokenizer_that_no_saved_config_would_load_right_is_refused(tmp_path: Path):
     model = saved(tmp_path, build_sentencepiece(), "LlamaTokenizerFast", "qwen2")
-    with pytest.raises(BadInput, match="loaded as Qwen2Tokenizer, its tokenizer makes .* of 'hello how are you'") as error:
+    with pytest.raises(BadInput, match=r"loaded as Qwen2Tokenizer, its tokenizer makes .* of 'hello how are") as error:
         load_tokenizer(model)
     assert "\n" not in str(error.value)
 
@@ -103,7 +103,7 @@ def test_a_tokenizer_that_no_saved_config_would_load_right_is_refused(tmp_path: 
 def test_another_directorys_tokenizer_must_load_beside_the_model(tmp_path: Path):
     saved(tmp_path / "words", build_sentencepiece(), "LlamaTokenizerFast")
     model = saved(tmp_path / "model", byte_level(), "Qwen2Tokenizer", "qwen2")
-    with pytest.raises(BadInput, match="use a tokenizer of the model's own kind"):
+    with pytest.raises(BadInput, match="use the model's own tokenizer"):
         load_tokenizer(model.model_copy(update={"tokenizer": str(tmp_path / "words")}))
 
 
