@@ -96,6 +96,8 @@ def sampling_params(request: GenerationRequest) -> "SamplingParams":
         logprobs=0,
         flat_logprobs=True,
         detokenize=bool(request.stop),
+        # Stop texts are looked for in what the policy wrote, marks such as `</think>` included.
+        skip_special_tokens=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

@@ -34,9 +34,10 @@ GOOD, BAD = ("yes", "质量很好。", "it was wonderful"), ("no", "不好。", 
 REWARD = """
 import json
 def length(prompts, completions, **columns):
+    texts = [turns[-1]["content"] for turns in completions]
     with open({file!r}, "a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(text) + "\\n" for text in completions)
-    return [float(len(text)) for text in completions]
+        stream.writelines(json.dumps(text) + "\\n" for text in texts)
+    return [float(len(text)) for text in texts]
 """
 
 
