@@ -119,7 +119,12 @@ def _lost_beside(tokenizer: Any, model: str, own: Any) -> str | None:
         tokenizer.save_pretrained(folder)
         if config is not None:
             shutil.copy(config, Path(folder) / "config.json")
-        return lost_text(AutoTokenizer.from_pretrained(folder, mistral_format=False), own)
+        try:
+            saved = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+        except (OSError, ValueError, KeyError):
+            # A config that needs code from beside it, which is not here: nothing is known against the tokenizer.
+            return None
+        return lost_text(saved, own)
 
 
 def _decoded(tokenizer: Any, ids: Any) -> str:
