@@ -233,7 +233,8 @@ class Encoder:
         return np.array(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
 
     def _decode(self, ids: Sequence[int] | Ids) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+        # Many tokenizers ask for blanks before punctuation to be cleaned away, which the policy wrote.
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _decode_behind(self, ids: Sequence[int] | Ids) -> str:
         """Text of ids that do not begin a text: what they add to a letter before them."""

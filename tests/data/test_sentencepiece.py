@@ -82,3 +82,11 @@ def test_the_blank_behind_a_special_token_is_no_part_of_an_answer(blank):
     before, answer = encoder.prompt(prompt), encoder.answer(prompt, "how are you")
     np.testing.assert_array_equal([*before, *answer], encoder.judged(prompt, "how are you"))
     assert encoder.response(prompt, before, answer, ended=True) == "how are you"
+
+
+def test_blanks_before_punctuation_are_what_the_policy_wrote():
+    tokenizer = build_sentencepiece("first", "unigram")
+    tokenizer.clean_up_tokenization_spaces = True
+    encoder = Encoder(tokenizer)
+    before, answer = encoder.prompt("hello"), encoder.answer("hello", " how , it 's good .")
+    assert encoder.response("hello", before, answer, ended=True) == " how , it 's good ."
