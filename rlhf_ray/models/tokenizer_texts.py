@@ -104,8 +104,8 @@ def _read(file: str) -> Any:
     text = own.decode(own.encode(SAMPLES[0], add_special_tokens=False).ids, skip_special_tokens=False)
     if own.token_to_id(BYTE_LEVEL_BLANK) is not None and " " not in text:
         raise BadInput(
-            f"{file}: makes {text!r} of {SAMPLES[0]!r}: it was saved by a Transformers that had loaded it as another "
-            "kind; take the tokenizer.json of the model that it comes from"
+            f"{file}: makes {text!r} of {SAMPLES[0]!r}: "
+            "it was saved by a Transformers that had loaded it as another kind; take that of the model it comes from"
         )
     return own
 

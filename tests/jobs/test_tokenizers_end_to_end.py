@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_ray.config.dpo import DPOConfig
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.ppo import PPOConfig
-from rlhf_ray.config.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.records import Sample
-from rlhf_ray.jobs import dpo, ppo, reward, sft
+from rlhf_ray.jobs.ppo import run as ppo
+from rlhf_ray.jobs.supervised import dpo, reward, sft
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tokenizer
 from rlhf_ray.models.tokenizer_texts import SAMPLES
