@@ -18,7 +18,7 @@ from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
 from rlhf_ray.models.heads import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.models.tokenizer_texts import as_in_its_file
+from rlhf_ray.models.tokenizer_texts import as_in_its_file, save_beside
 
 COMMON_TYPES = ("gemma2", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3")
 """Some of the architectures that can be policy, critic and reward model."""
@@ -275,7 +275,7 @@ def engine_tokenizer(model: ModelConfig) -> Iterator[str | None]:
         yield model.tokenizer
         return
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
+        save_beside(tokenizer, model.path, folder)
         yield folder
 
 

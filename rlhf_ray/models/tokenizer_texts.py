@@ -80,6 +80,14 @@ def lost_text(tokenizer: Any, own: Any) -> str | None:
     return None
 
 
+def save_beside(tokenizer: Any, model: str, folder: str) -> None:
+    """Save a tokenizer, with the config.json of the model (directory or hub name) that decides how it is loaded."""
+    tokenizer.save_pretrained(folder)
+    config = cached(model, "config.json")
+    if config is not None:
+        shutil.copy(config, Path(folder) / "config.json")
+
+
 def cached(path: str, name: str) -> str | None:
     """Return where a file of a directory, or of a model of the hub, lies; None where there is none."""
     from transformers.utils import cached_file
@@ -114,11 +122,8 @@ def _lost_beside(tokenizer: Any, model: str, own: Any) -> str | None:
     """What is lost where a tokenizer is saved beside a model's config.json, which has a word in how it is loaded."""
     from transformers import AutoTokenizer
 
-    config = cached(model, "config.json")
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        if config is not None:
-            shutil.copy(config, Path(folder) / "config.json")
+        save_beside(tokenizer, model, folder)
         try:
             saved = AutoTokenizer.from_pretrained(folder, mistral_format=False)
         except (OSError, ValueError, KeyError):

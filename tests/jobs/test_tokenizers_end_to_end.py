@@ -145,8 +145,9 @@ def test_what_is_learned_ends_as_the_template_has_it(family: Family, runs: Path)
     data = SFTConfig.model_validate(supervised(runs, "sft", "base", "talks")).data
     tokenizer = family.tokenizer
     for row in read_supervised(data, tokenizer).rows:
-        ids = row.ids.tolist()
+        ids = [*row.prompt_ids.tolist(), *row.response_ids.tolist()]
         assert ids[-1] == family.end_id
+        assert row.written[-1]
         assert ids.count(family.end_id) == (4 if tokenizer.eos_token != family.end else 2)
         if tokenizer.eos_token != family.end:
             assert tokenizer.eos_token_id not in ids
