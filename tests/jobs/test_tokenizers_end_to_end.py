@@ -62,7 +62,7 @@ class Family:
 def sentencepiece(folder: Path) -> Family:
     tokenizer = build_sentencepiece("normalizer")
     tokenizer.chat_template = LLAMA_2
-    return Family(build_llama(folder, tokenizer), "</s>")
+    return Family(as_llama(build_llama(folder, tokenizer)), "</s>")
 
 
 def chatml(folder: Path) -> Family:
@@ -70,10 +70,14 @@ def chatml(folder: Path) -> Family:
     tokenizer = build_tokenizer(TEXTS, 330)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"], "unk_token": "<unk>"})
     tokenizer.chat_template = CHATML
-    build_llama(folder, tokenizer)
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizerFast"}))
-    return Family(folder, "<|im_end|>", stop=(" ",))
+    return Family(as_llama(build_llama(folder, tokenizer)), "<|im_end|>", stop=(" ",))
+
+
+def as_llama(folder: Path) -> Path:
+    """Name the class of a saved tokenizer as published Llamas do."""
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "LlamaTokenizerFast"}))
+    return folder
 
 
 @pytest.fixture(scope="module", params=[sentencepiece, chatml], ids=lambda made: made.__name__)
