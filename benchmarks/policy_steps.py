@@ -41,7 +41,6 @@ from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.runs.phases import compares
 from rlhf_ray.schedule import Loop, Schedule, Timings
 from rlhf_ray.tracking.tracker import Tracker
 
@@ -146,7 +145,7 @@ class Floor:
         self._epochs, self._group = config.epochs, config.samples_per_prompt
         rollout = config.rollout.model_copy(update={"threads": options.floor_engine_threads})
         self._engine = _remote(BareEngine).remote(config.model, rollout, PROMPT_TOKENS + workload.longest)
-        inferences = (config.algorithm.old_logprobs == "trainer") + compares(config)
+        inferences = (config.algorithm.old_logprobs == "trainer") + config.has_kl
         self._passes = _remote(BarePasses).remote(
             workload, bool(config.critics), inferences, CORES, options.floor_tokens
         )

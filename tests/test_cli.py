@@ -111,7 +111,7 @@ def test_algorithms_named_in_the_hint_exist() -> None:
     from typing import get_args
 
     from rlhf_ray.config.algorithm import AlgorithmConfig
-    from rlhf_ray.config.jobs.dpo import LossType
+    from rlhf_ray.config.preferences import LossType
 
     assert set(cli.ALGORITHMS["ppo"]) < set(get_args(AlgorithmConfig.model_fields["advantages"].annotation))
     assert set(cli.ALGORITHMS["dpo"]) < set(get_args(LossType))

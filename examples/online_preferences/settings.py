@@ -6,7 +6,7 @@ from typing import Literal, Self, get_args
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from rlhf_ray.config.jobs.labelling import FeedbackPageConfig
-from rlhf_ray.config.run import CheckpointConfig, JobConfig, TrackingConfig
+from rlhf_ray.config.run import CheckpointConfig, RunConfig, TrackingConfig
 
 Judge = Literal["oracle", "people"]
 RewardKind = Literal["true", "preferences"]
@@ -17,7 +17,7 @@ FIRST_COMPARISONS = 4
 """A predictor needs something to begin with."""
 
 
-class Settings(JobConfig):
+class Settings(RunConfig):
     """Runs with the true reward and with one learned from choices between clips, for several seeds."""
 
     output: str = "outputs/online_preferences"

@@ -6,7 +6,7 @@ With weights that sum to 1 over an optimizer step the metrics add up to their me
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -204,3 +204,24 @@ class SAPOLoss(PolicyLoss):
         tau = tau.masked_fill(batch.advantages > 0, self.temperature_positive)
         gate = torch.sigmoid(tau * (batch.log_ratio.exp() - 1)) * 4 / tau
         return -gate * batch.advantages, {}
+
+
+class NamedLoss(NamedTuple):
+    """A policy loss as configs know it."""
+
+    loss: PolicyLoss
+    """With its paper's settings."""
+    formula: str
+    """Loss of a token of advantage A, rho the ratio of its new to its old probability, as docs/algorithms.md has it."""
+
+
+POLICY_LOSSES: Mapping[str, NamedLoss] = {
+    "clip": NamedLoss(
+        ClippedPolicyLoss(), "-min(rho A, clip(rho, 1 - low, 1 + high) A); with dual clip, for A < 0 at most -c A"
+    ),
+    "clip_sequence": NamedLoss(ClippedPolicyLoss(level="sequence"), "the same with the product of the row's rho"),
+    "gspo": NamedLoss(GSPOLoss(), "the same with the geometric mean of the row's rho"),
+    "cispo": NamedLoss(CISPOLoss(), "-clip(rho) A logprob, the ratio without gradient"),
+    "sapo": NamedLoss(SAPOLoss(), "-4 / tau x sigmoid(tau (rho - 1)) A"),
+}
+"""By `algorithm.policy_loss`; `rlhf_ray.config.algorithm` has their defaults and checks in a table of the same name."""

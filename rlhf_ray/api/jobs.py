@@ -11,7 +11,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.errors import BadInput, perhaps
 from rlhf_ray.config.reading.documents import Document, read_document
-from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_document
+from rlhf_ray.config.reading.verbs import deduce_verb, load_document, verb_of
 from rlhf_ray.redaction.process import secrets_hidden
 from rlhf_ray.start import start_job
 
@@ -55,7 +55,7 @@ def _read(config: Config, overrides: Mapping[str, Any] | None, verb: str | None)
         hint = perhaps(verb, JOBS) or f"; they are {', '.join(JOBS)}"
         raise BadInput(f"verb: no job is called {verb!r}{hint}")
     if isinstance(config, Section):
-        verb = verb or next((name for name, job in JOBS.items() if type(config) is import_schema(job.schema)), None)
+        verb = verb or verb_of(config)
         config = config.model_dump(mode="json")
     if isinstance(config, Mapping):
         document = Document(None, _plain(config))

@@ -1,5 +1,6 @@
 """How rewards become updates: estimators of advantages, policy losses, KL, corrections, shaping of rewards."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -34,14 +35,30 @@ WHITENS: frozenset[Advantages] = frozenset({"gae", "reinforce_plus_plus", "reinf
 ONE_ADVANTAGE_A_ROW: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo", "opo", "remax"})
 """Estimators that give all tokens of a response the same advantage."""
 
-CLIP_RANGES: dict[PolicyLossName, tuple[float, float | None]] = {
-    "clip": (0.2, None),
-    "clip_sequence": (0.2, None),
-    "gspo": (3e-4, 4e-4),
-    "cispo": (1.0, 4.0),
-    "sapo": (0.2, None),
+
+@dataclass(frozen=True)
+class PolicyLossSettings:
+    """Which settings a policy loss has, and their defaults, from the papers."""
+
+    clip_range: float = 0.2
+    clip_range_high: float | None = None
+    clips: bool = True
+    """Whether the two above have an effect."""
+    unbounded_below: bool = False
+    """Whether `clip_range` may be 1 or more, which switches the lower bound off."""
+    dual_clip: bool = False
+    one_advantage_a_row: bool = False
+    """Whether all tokens of a response must have the same advantage."""
+
+
+POLICY_LOSSES: dict[PolicyLossName, PolicyLossSettings] = {
+    "clip": PolicyLossSettings(dual_clip=True),
+    "clip_sequence": PolicyLossSettings(dual_clip=True, one_advantage_a_row=True),
+    "gspo": PolicyLossSettings(3e-4, 4e-4),
+    "cispo": PolicyLossSettings(1.0, 4.0, unbounded_below=True),
+    "sapo": PolicyLossSettings(clips=False),
 }
-"""Defaults of `clip_range` and `clip_range_high`, from the papers."""
+"""The losses and their formulas are in the table of the same name in `rlhf_ray.algorithms.policy_losses`."""
 
 OFF_POLICY_BOUNDS: dict[OffPolicy, tuple[float, float]] = {
     "none": (0.0, 2.0),
@@ -58,11 +75,11 @@ def _whitens(given: dict[str, Any]) -> bool:
 
 
 def _clip_range(given: dict[str, Any]) -> float:
-    return CLIP_RANGES[given.get("policy_loss", "clip")][0]
+    return POLICY_LOSSES[given.get("policy_loss", "clip")].clip_range
 
 
 def _clip_range_high(given: dict[str, Any]) -> float | None:
-    return CLIP_RANGES[given.get("policy_loss", "clip")][1]
+    return POLICY_LOSSES[given.get("policy_loss", "clip")].clip_range_high
 
 
 def _bounds(given: dict[str, Any]) -> tuple[float, float]:

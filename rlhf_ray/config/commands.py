@@ -12,6 +12,9 @@ class Job:
     schema: str
     """`module:class` of its config."""
     help: str
+    check: str | None = None
+    """`module:function` that refuses a config whose models cannot be what they are for, before anything starts. None:
+    the job has no models to look at."""
 
 
 @dataclass(frozen=True)
@@ -35,41 +38,49 @@ JOBS = {
         "rlhf_ray.jobs.supervised.sft",
         "rlhf_ray.config.jobs.supervised:SFTConfig",
         "fine-tune a language model on texts",
+        check="rlhf_ray.runs.model_checks:check_supervised",
     ),
     "reward": Job(
         "rlhf_ray.jobs.supervised.reward",
         "rlhf_ray.config.jobs.supervised:RewardTrainingConfig",
         "train a reward model on rankings",
+        check="rlhf_ray.runs.model_checks:check_supervised",
     ),
     "dpo": Job(
         "rlhf_ray.jobs.supervised.dpo",
         "rlhf_ray.config.jobs.dpo:DPOConfig",
         "train a policy on preferences, without engines or a reward model",
+        check="rlhf_ray.runs.model_checks:check_supervised",
     ),
     "ppo": Job(
         "rlhf_ray.jobs.ppo.run",
         "rlhf_ray.config.jobs.ppo:PPOConfig",
         "train a policy against reward sources",
+        check="rlhf_ray.jobs.ppo.run:check_models",
     ),
     "generate": Job(
         "rlhf_ray.jobs.inference.generate",
         "rlhf_ray.config.jobs.inference:GenerateConfig",
         "answer prompts with a model",
+        check="rlhf_ray.jobs.inference.generate:check_models",
     ),
     "score": Job(
         "rlhf_ray.jobs.inference.score",
         "rlhf_ray.config.jobs.inference:ScoreConfig",
         "score answers with reward sources",
+        check="rlhf_ray.runs.model_checks:check_reward_sources",
     ),
     "feedback": Job(
         "rlhf_ray.jobs.ppo.feedback",
         "rlhf_ray.config.jobs.feedback:FeedbackConfig",
         "score answers at the terminal; the policy learns from each",
+        check="rlhf_ray.jobs.ppo.run:check_models",
     ),
     "evaluate": Job(
         "rlhf_ray.jobs.evaluate.run",
         "rlhf_ray.config.jobs.evaluate:EvaluateConfig",
         "compare models on held-out prompts, on one page",
+        check="rlhf_ray.jobs.evaluate.answers:check_models",
     ),
     "iterate": Job(
         "rlhf_ray.pipelines.iterate",

@@ -64,6 +64,10 @@ class RowSource(Section):
     bad_rows: Share = 0.01
     """Share of rows that may be unusable; they are counted and shown. Past it the job stops."""
 
+    def text_limit(self) -> int | None:
+        """Return the most tokens of a text that is learned; None where the rows are no such texts."""
+        return None
+
 
 class DataConfig(RowSource):
     """Rows for a job."""
@@ -88,6 +92,10 @@ class TextDataConfig(DataConfig):
     loss_on: Literal["completion", "all"] = "completion"
     """Which tokens are learned where a row has a prompt; plain text is learned whole."""
 
+    def text_limit(self) -> int:
+        """Return `max_tokens`."""
+        return self.max_tokens
+
 
 class RankingDataConfig(DataConfig):
     """Rankings: `prompt`, `chosen`, `rejected`; or `prompt`, `responses`, `ranks`; or lines best<TAB>...<TAB>worst.
@@ -97,3 +105,7 @@ class RankingDataConfig(DataConfig):
 
     max_tokens: Tokens = 2048
     """Longer texts lose their beginning."""
+
+    def text_limit(self) -> int:
+        """Return `max_tokens`."""
+        return self.max_tokens

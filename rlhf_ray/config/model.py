@@ -1,9 +1,11 @@
 """Networks: what to load and how to compute with it."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.paths import PathText
+from rlhf_ray.config.reading.documents import KeyPath
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -28,3 +30,20 @@ class ModelConfig(Section):
 
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off unless you trust its author."""
+
+    def paths(self) -> dict[KeyPath, str]:
+        """Return what is loaded, by key."""
+        return {("path",): self.path} | ({("tokenizer",): self.tokenizer} if self.tokenizer else {})
+
+
+@dataclass(frozen=True)
+class HeldModel:
+    """A model as one worker of a role holds it, which says how much memory it takes."""
+
+    model: ModelConfig
+    tokens: int = 0
+    """Of a forward pass, padding counted; an engine has a cache in their place."""
+    scalar: bool = False
+    """Whether a scalar head replaces the output head."""
+    copies: int = 1
+    """Models of this size."""

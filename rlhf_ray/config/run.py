@@ -1,10 +1,12 @@
-"""What every job has: run folder, seed, checkpoints, trackers."""
+"""What jobs that train have: run folder, seed, checkpoints, trackers."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.numbers import NonNegativeInt, PositiveInt, Seed
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
@@ -39,8 +41,8 @@ class TrackingConfig(Section):
     """Samples shown and logged at each step."""
 
 
-class JobConfig(Section):
-    """Fields of every job."""
+class RunConfig(JobConfig):
+    """Fields of every job that trains."""
 
     output: PathText
     """Run folder, on storage that every node sees; running again with the same folder resumes."""
@@ -59,3 +61,11 @@ class JobConfig(Section):
 
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     """Metrics and samples."""
+
+    def node_groups(self) -> Mapping[str, GroupConfig]:
+        """Return `groups`."""
+        return self.groups
+
+    def output_folder(self) -> str | None:
+        """Return the run folder."""
+        return self.output

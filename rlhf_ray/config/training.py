@@ -9,6 +9,9 @@ from rlhf_ray.config.numbers import Decay, LearningRate, NonNegativeInt, OfInteg
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import PlacementConfig
 
+COST_CRITIC = "cost"
+"""Name of the value model of costs among the critics."""
+
 
 class TrainerConfig(PlacementConfig):
     """One model trained by DeepSpeed ranks."""

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32
 
+from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.chat_template import ChatTemplate
 from rlhf_ray.data.messages import LEARNED
@@ -255,3 +257,20 @@ class _Sequence:
         self.text += text
         self.ids = np.concatenate([self.ids, ids]).astype(np.int32)
         self.learned = np.concatenate([self.learned, np.full(len(ids), learned)])
+
+
+def check_vocabulary(model: ModelConfig, network: Any, tokenizer: Any) -> None:
+    """Check that a model has an embedding for each of a tokenizer's tokens; `network` is its configuration.
+
+    Raises:
+        BadInput: names the model and what to do.
+    """
+    rows = network.get_text_config().vocab_size
+    # Special tokens past the embeddings do no harm as long as nobody writes them: padding, mostly.
+    harmless = set(tokenizer.all_special_ids) - set(Encoder(tokenizer).ends)
+    beyond = sorted({i for i in tokenizer.get_vocab().values() if i >= rows} - harmless)
+    if beyond:
+        raise BadInput(
+            f"{model.tokenizer or model.path}: the tokenizer has tokens up to number {beyond[-1]}, but the model "
+            f"{model.path} has embeddings for {rows}; use the model's own tokenizer"
+        )

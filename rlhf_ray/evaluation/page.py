@@ -11,7 +11,7 @@ import yaml
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from rich.table import Table
 
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
+from rlhf_ray.config.rewards import TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.figures import colour_of, make_bars, make_plane, make_spread
 from rlhf_ray.evaluation.measures import cells, headlines, measured, shown

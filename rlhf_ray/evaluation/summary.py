@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_ray.config.jobs.evaluate import ORACLE
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
+from rlhf_ray.config.rewards import ORACLE, TOTAL_COLUMN
 from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.statistics import (
     Estimate,

@@ -1,32 +1,26 @@
 """The policy's loss and the off-policy correction that a config names."""
 
+from dataclasses import fields, replace
+from typing import Any
+
 from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.off_policy import OffPolicyCorrection
-from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, PolicyLoss, SAPOLoss
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, PolicyLoss
 from rlhf_ray.config.algorithm import AlgorithmConfig
 
 
 def policy_loss(algorithm: AlgorithmConfig, kl_coefficient: float) -> PolicyLoss:
-    """The loss, with its entropy bonus and, where the config puts it there, the KL at its present weight."""
-    name, low = algorithm.policy_loss, algorithm.clip_range
+    """Return the loss, with its entropy bonus and, where the config puts it there, the KL at its present weight."""
+    low = algorithm.clip_range
     high = low if algorithm.clip_range_high is None else algorithm.clip_range_high
-    entropy, kl = algorithm.entropy_coefficient, None
+    kl = None
     if not algorithm.reward_kl and kl_coefficient:
         kl = KLTerm(kl_coefficient, algorithm.kl.estimator)
-    if name == "gspo":
-        return GSPOLoss(clip_low=low, clip_high=high, entropy_coefficient=entropy, kl=kl)
-    if name == "cispo":
-        return CISPOLoss(clip_low=low, clip_high=high, entropy_coefficient=entropy, kl=kl)
-    if name == "sapo":
-        return SAPOLoss(entropy_coefficient=entropy, kl=kl)
-    return ClippedPolicyLoss(
-        clip_low=low,
-        clip_high=high,
-        dual_clip=algorithm.dual_clip,
-        level="sequence" if name == "clip_sequence" else "token",
-        entropy_coefficient=entropy,
-        kl=kl,
-    )
+    loss = POLICY_LOSSES[algorithm.policy_loss].loss
+    given = {"clip_low": low, "clip_high": high, "dual_clip": algorithm.dual_clip}
+    own = {field.name for field in fields(loss)}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if name in own}
+    return replace(loss, **settings, entropy_coefficient=algorithm.entropy_coefficient, kl=kl)
 
 
 def off_policy_correction(algorithm: AlgorithmConfig) -> OffPolicyCorrection | None:

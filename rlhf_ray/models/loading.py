@@ -4,6 +4,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rlhf_ray.config.checks.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
+from rlhf_ray.models.facts import checkpoint_shapes, facts_of
 from rlhf_ray.models.heads import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
 from rlhf_ray.models.score_statistics import ScoreStatistics
@@ -98,8 +100,7 @@ def policy_config(model: ModelConfig) -> Any:
             f"{model.path}: is a classifier ({', '.join(config.architectures)}), such as a reward model, and not a "
             "language model"
         )
-    _check_weights(model.path)
-    check_coherence(model.path, config, checkpoint_shapes(model.path))
+    _check_files(model, config)
     return config
 
 
@@ -116,31 +117,22 @@ def check_head(path: str, network: Any) -> None:
 
 
 def outline(model: ModelConfig, scalar: bool = False) -> Any:
-    """A network on torch's meta device: its layers with their shapes; no weights are read or made.
+    """A network on torch's meta device: its layers with their shapes; no weights are read or made. It is shared.
 
     Raises:
         BadInput: as `policy_config` and `scalar_config`.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-    config = scalar_config(model) if scalar else policy_config(model)
-    auto = AutoModelForSequenceClassification if scalar else AutoModelForCausalLM
+    (scalar_config if scalar else policy_config)(model)
+    facts = facts_of(model.path, model.trust_remote_code)
+    kind = "classifier" if scalar else "language model"
     try:
-        with torch.device("meta"):
-            network = auto.from_config(config, trust_remote_code=model.trust_remote_code)
+        network = facts.classifier if scalar else facts.language_model
     except Exception as error:  # whatever layers say to sizes that do not fit one another
         raise BadInput(f"{model.path}: no network follows from its config.json: {_first_line(error)}") from error
-    check_shapes(model.path, network, checkpoint_shapes(model.path))
+    if kind not in facts.sound:
+        check_shapes(model.path, network, checkpoint_shapes(model.path))
+        facts.sound.add(kind)
     return network
-
-
-def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes in a checkpoint directory's safetensors headers; None for a hub name."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in sorted(Path(path).glob("*.safetensors")):
-        with safe_open(file, framework="numpy") as tensors:
-            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return shapes or None
 
 
 def renamed_weights(model: ModelConfig, network: Any) -> list[str]:
@@ -194,13 +186,21 @@ def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: b
             f"{model.path}: cannot be a reward model or critic, for Transformers has no sequence classifier of "
             f"architecture {config.model_type}; begin from another one, such as {', '.join(COMMON_TYPES)}"
         )
-    _check_weights(model.path)
-    check_coherence(model.path, config, checkpoint_shapes(model.path))
+    _check_files(model, config)
     return config
 
 
 def _is_classifier(config: Any) -> bool:
     return any(name.endswith("ForSequenceClassification") for name in config.architectures or [])
+
+
+def _check_files(model: ModelConfig, config: Any) -> None:
+    """Look for the weight files of a model, and whether its configuration agrees with them, once in a process."""
+    facts = facts_of(model.path, model.trust_remote_code)
+    if "files" not in facts.sound:
+        _check_weights(model.path)
+        check_coherence(model.path, config, checkpoint_shapes(model.path))
+        facts.sound.add("files")
 
 
 def _check_weights(path: str) -> None:
@@ -252,7 +252,7 @@ def _rescale_head(head: nn.Linear, units: ScoreStatistics) -> None:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, padding on the right, with the config's chat template if it gives one.
+    """The model's tokenizer, padding on the right, with the config's chat template if it gives one. It is shared.
 
     Raises:
         BadInput: no tokenizer there, one without an EOS token, or one that cannot keep texts as its file does.
@@ -281,6 +281,18 @@ def engine_tokenizer(model: ModelConfig) -> Iterator[str | None]:
 
 def _faithful_tokenizer(model: ModelConfig) -> tuple[Any, bool]:
     """The tokenizer, and whether Transformers makes the same of its directory."""
+    facts = facts_of(model.tokenizer or model.path, model.trust_remote_code)
+    # What lies beside it has a word in it; and each template has a tokenizer, which carries it.
+    key = (facts_of(model.path, model.trust_remote_code), model.chat_template)
+    if key not in facts.tokenizers:
+        facts.tokenizers[key] = _made_tokenizer(model)
+    tokenizer, as_saved = facts.tokenizers[key]
+    if model.chat_template is not None:
+        tokenizer.chat_template = _template_text(model.chat_template)
+    return tokenizer, as_saved
+
+
+def _made_tokenizer(model: ModelConfig) -> tuple[Any, bool]:
     path = model.tokenizer or model.path
     loaded = _loaded_tokenizer(path, model.trust_remote_code)
     tokenizer = as_in_its_file(loaded, path, model.path, model.trust_remote_code)
@@ -293,8 +305,6 @@ def _faithful_tokenizer(model: ModelConfig) -> tuple[Any, bool]:
         # Padding never enters a computation here; the id only has to exist.
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    if model.chat_template is not None:
-        tokenizer.chat_template = _template_text(model.chat_template)
     return tokenizer, tokenizer is loaded
 
 
@@ -325,16 +335,14 @@ def _template_text(template: str) -> str:
 
 
 def read_config(path: str, trust_remote_code: bool) -> Any:
-    """Return the Transformers configuration of a model.
+    """Return the Transformers configuration of a model, a copy of the caller's own.
 
     Raises:
         BadInput: there is none that can be read.
     """
-    from transformers import AutoConfig
-
     _check_directory(path)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        return deepcopy(facts_of(path, trust_remote_code).config)
     except Exception as error:  # Transformers says by any kind what it cannot read
         file = Path(path) / CONFIG_FILE if Path(path).is_dir() else path
         raise BadInput(f"{file}: {_unloaded(path, 'not a model that can be loaded')}: {_first_line(error)}") from error

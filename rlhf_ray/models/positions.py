@@ -1,6 +1,9 @@
 """How many tokens a network can read: told by its weights where each position has its own."""
 
+from collections.abc import Mapping
 from typing import Any
+
+from rlhf_ray.config.errors import BadInput
 
 NAMES = ("pos", "wpe")
 """Parts of the names of tables of positions, learned or computed once."""
@@ -31,3 +34,23 @@ def longest_text(network: Any) -> int | None:
 def described_positions(config: Any) -> int | None:
     """Return the longest text that a network was made for, as its configuration says; None where it says nothing."""
     return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def check_positions(path: str, network: Any, lengths: Mapping[str, int]) -> None:
+    """Check that a network can read texts of these lengths.
+
+    Args:
+        path: of the model.
+        network: its outline.
+        lengths: most tokens of the texts that it reads, by the keys that say so.
+
+    Raises:
+        BadInput: names the key to lower.
+    """
+    longest = longest_text(network)
+    for key, tokens in lengths.items():
+        if longest is not None and tokens > longest:
+            raise BadInput(
+                f"{path}: has positions for {longest} tokens and fails on longer texts, but {key} is {tokens}; set "
+                f"{key} to {longest} or less"
+            )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.models.facts import facts_of
 
 IMPLEMENTATION = "sdpa_of_ragged_rows"
 """Name in Transformers' tables of attention and of masks; without ragged rows it does what `sdpa` does."""
@@ -42,10 +43,8 @@ class RaggedRows:
 
 def model_takes_ragged_rows(model: ModelConfig) -> bool:
     """Whether the network of a model will take ragged rows; False too where there is none, which its ranks will say."""
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
+        config = facts_of(model.path, model.trust_remote_code).config
     except (OSError, ValueError, KeyError):
         return False
     return takes_ragged_rows(config, model.attention)

@@ -10,9 +10,8 @@ import yaml
 
 from rlhf_ray.config.data import DataConfig
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.config.jobs.iterate import IterateConfig, PeopleLabels, SourceLabels
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import TOTAL_COLUMN, RewardConfig
 from rlhf_ray.data.columns import prompt_of, ranking_of
 from rlhf_ray.data.loading import converted_rows, report_of
 from rlhf_ray.data.row_files import json_line

@@ -10,30 +10,11 @@ from ray.actor import ActorHandle
 from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.cluster.group import ActorGroup
-from rlhf_ray.config.rewards import HTTPReward, ModelReward, RewardConfig
+from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.columns import Answered
 from rlhf_ray.data.records import Prompt, Sample
+from rlhf_ray.scoring.kinds import kind_of
 from rlhf_ray.scoring.source import Failure, FailureTally, RewardSourceProtocol, Scores, combine
-
-
-def build_source(source: RewardConfig, tokens_per_microbatch: int) -> RewardSourceProtocol:
-    """Load the source in this process, on its GPU if it has one.
-
-    Raises:
-        BadInput: the model or the function cannot be used, or a service's secret is not set.
-    """
-    if isinstance(source, ModelReward):
-        from rlhf_ray.scoring.model import ModelScorer
-
-        return ModelScorer(source, tokens_per_microbatch, "cuda" if source.gpus_per_worker else "cpu")
-    if isinstance(source, HTTPReward):
-        from rlhf_ray.scoring.http import HTTPScorer
-
-        return HTTPScorer(source)
-    from rlhf_ray.scoring.function import FunctionScorer
-
-    return FunctionScorer(source)
-
 
 Batch = tuple[list[Prompt], list[str], dict[str, list[Any]]]
 
@@ -47,7 +28,7 @@ class ScorerActor:
 
     @cached_property
     def _source(self) -> RewardSourceProtocol:
-        return build_source(self._config, self._tokens_per_microbatch)
+        return kind_of(self._config).open(self._config, self._tokens_per_microbatch)
 
     def load(self) -> None:
         """Load the source."""

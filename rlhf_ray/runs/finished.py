@@ -4,14 +4,14 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.tracking.run_record import RunRecord
 from rlhf_ray.tracking.terminal import Terminal
 
 
 def finished_before(
-    config: JobConfig,
+    config: RunConfig,
     steps: int | None = None,
     *,
     exports: Sequence[Path] = (),

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from rlhf_ray.config.errors import BadInput, Interrupted
 from rlhf_ray.config.reading.loading import dump_config, dumped
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.runs.changes import Change, changes_between
 from rlhf_ray.runs.snapshot import FolderSnapshot, holds_steps
 
@@ -37,7 +37,7 @@ class RunFolder:
         self._before: FolderSnapshot | None = None
 
     @classmethod
-    def open(cls, config: JobConfig) -> "RunFolder":
+    def open(cls, config: RunConfig) -> "RunFolder":
         """Create the folder, or return to it, and keep others out for as long as the object lives.
 
         Raises:
@@ -88,7 +88,7 @@ class RunFolder:
         return f"interrupted before a step was made; {self.path} is as it was"
 
     @classmethod
-    def of(cls, config: JobConfig) -> "RunFolder":
+    def of(cls, config: RunConfig) -> "RunFolder":
         """The folder of a run, whether it exists or not."""
         return cls(Path(config.output).expanduser().resolve())
 
@@ -151,7 +151,7 @@ class RunFolder:
         """The average of the finished model's weights, likewise."""
         return self.path / "final_average"
 
-    def changes(self, config: JobConfig) -> list[Change]:
+    def changes(self, config: RunConfig) -> list[Change]:
         """Return what differs from the config of the last start; nothing where there was none.
 
         Raises:
@@ -183,7 +183,7 @@ class RunFolder:
             raise BadInput(f"{self.config_file} is not the config of a run; move the folder away")
         return before
 
-    def _config_before(self, schema: type[JobConfig]) -> dict[str, Any]:
+    def _config_before(self, schema: type[RunConfig]) -> dict[str, Any]:
         before = self.written_config()
         if not self.lock_file.exists():
             return before

@@ -1,21 +1,17 @@
 """Whether the models that a config names can do what they are for: read from their config files, before Ray starts."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import data_sets_of
-from rlhf_ray.config.data import RankingDataConfig, TextDataConfig
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.jobs.dpo import PreferenceDataConfig
-from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConfig
+from rlhf_ray.config.job import JobConfig
+from rlhf_ray.config.jobs.supervised import SupervisedConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward, RewardConfig
+from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.secret_variables import read_secret
-from rlhf_ray.data.tokenization import Encoder
+from rlhf_ray.data.tokenization import check_vocabulary
 from rlhf_ray.models.loading import (
     COMMON_TYPES,
     check_head,
@@ -28,11 +24,9 @@ from rlhf_ray.models.loading import (
 )
 from rlhf_ray.models.logit_transform import UnknownTransform, measure_transform
 from rlhf_ray.models.lora import target_names
-from rlhf_ray.models.positions import longest_text
-from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.models.positions import check_positions
 from rlhf_ray.rollout.engine_arguments import tensor_parallel_size
-from rlhf_ray.scoring.function import check_function
-from rlhf_ray.scoring.model import shared_tokenizer
+from rlhf_ray.scoring.kinds import kind_of
 
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Widths of an attention head for which vLLM's CPU attention has a kernel (`CPUAttentionBackend`)."""
@@ -62,7 +56,7 @@ def check_language_model(model: ModelConfig, tokenizer: Any) -> None:
     Raises:
         BadInput: names the directory and what to do.
     """
-    _check_vocabulary(model, policy_config(model), tokenizer)
+    check_vocabulary(model, policy_config(model), tokenizer)
 
 
 def check_policy(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int]) -> None:
@@ -82,7 +76,7 @@ def check_policy(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int])
         measure_transform(network)
     except UnknownTransform as error:
         raise unsupported(model.path, network.config, str(error)) from error
-    _check_positions(model.path, network, lengths)
+    check_positions(model.path, network, lengths)
 
 
 def check_scalar(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int]) -> None:
@@ -91,54 +85,29 @@ def check_scalar(model: ModelConfig, tokenizer: Any, lengths: Mapping[str, int])
     Raises:
         BadInput: names the directory and what to do.
     """
-    _check_vocabulary(model, scalar_config(model), tokenizer)
+    check_vocabulary(model, scalar_config(model), tokenizer)
     network = outline(model, scalar=True)
     check_head(model.path, network)
-    _check_positions(model.path, network, lengths)
+    check_positions(model.path, network, lengths)
 
 
-def text_lengths(config: Section) -> dict[str, int]:
+def text_lengths(config: JobConfig) -> dict[str, int]:
     """Return the most tokens of the texts of a job's data sets, by the keys that say so."""
-    data_sets = data_sets_of(config).items()
-    limited = TextDataConfig | RankingDataConfig | PreferenceDataConfig
-    return {
-        ".".join(map(str, (*key, "max_tokens"))): data.max_tokens
-        for key, data in data_sets
-        if isinstance(data, limited)
-    }
+    limits = {(*key, "max_tokens"): data.text_limit() for key, data in config.data_sets().items()}
+    return {".".join(map(str, key)): tokens for key, tokens in limits.items() if tokens is not None}
 
 
-def check_supervised(config: SupervisedConfig, tokenizer: Any) -> None:
-    """Check the model of a job that learns from rows, and its adapter.
+def check_supervised(config: SupervisedConfig) -> Any:
+    """Check the model of a job that learns from rows, and its adapter; return its tokenizer.
 
     Raises:
         BadInput: names the key and what to do.
     """
-    scalar = isinstance(config, RewardTrainingConfig)
-    (check_scalar if scalar else check_policy)(config.model, tokenizer, text_lengths(config))
-    check_adapter("trainer", config.model, config.trainer.lora, scalar)
-
-
-def _check_positions(path: str, network: Any, lengths: Mapping[str, int]) -> None:
-    longest = longest_text(network)
-    for key, tokens in lengths.items():
-        if longest is not None and tokens > longest:
-            raise BadInput(
-                f"{path}: has positions for {longest} tokens and fails on longer texts, but {key} is {tokens}; set "
-                f"{key} to {longest} or less"
-            )
-
-
-def _check_vocabulary(model: ModelConfig, network: Any, tokenizer: Any) -> None:
-    rows = network.get_text_config().vocab_size
-    # Special tokens past the embeddings do no harm as long as nobody writes them: padding, mostly.
-    harmless = set(tokenizer.all_special_ids) - set(Encoder(tokenizer).ends)
-    beyond = sorted({i for i in tokenizer.get_vocab().values() if i >= rows} - harmless)
-    if beyond:
-        raise BadInput(
-            f"{model.tokenizer or model.path}: the tokenizer has tokens up to number {beyond[-1]}, but the model "
-            f"{model.path} has embeddings for {rows}; use the model's own tokenizer"
-        )
+    tokenizer = job_tokenizer(config.model)
+    check = check_scalar if config.learns_scalar else check_policy
+    check(config.model, tokenizer, text_lengths(config))
+    check_adapter("trainer", config.model, config.trainer.lora, config.learns_scalar)
+    return tokenizer
 
 
 def check_engine(model: ModelConfig, rollout: RolloutConfig, max_tokens: int) -> None:
@@ -256,7 +225,7 @@ def check_critic(
         raise BadInput(f"{key}: {error}") from error
     if critic.path == policy.path:
         return
-    _check_positions(critic.path, network, lengths)
+    check_positions(critic.path, network, lengths)
     try:
         own = load_tokenizer(critic.model_copy(update={"tokenizer": None}))
         other = own.get_vocab() != tokenizer.get_vocab()
@@ -270,50 +239,23 @@ def check_critic(
         )
 
 
-def check_reward_sources(rewards: Sequence[RewardConfig]) -> None:
-    """Check each reward source, see `check_reward_source`.
+def check_reward_sources(config: JobConfig) -> None:
+    """Check each reward source of a job, see `check_reward_source`.
 
     Raises:
         BadInput: names the source's key and what to do.
     """
-    for index, source in enumerate(rewards):
-        check_reward_source(f"rewards.{index}", source)
+    for key, source in config.reward_sources().items():
+        check_reward_source(".".join(map(str, key)), source)
 
 
 def check_reward_source(key: str, source: RewardConfig) -> None:
-    """Check that a reward model is one, with a tokenizer of its own, a function is there, a service's secret is set.
+    """Check what a reward source needs: a reward model is one, a function is there, a service's secret is set.
 
     Raises:
         BadInput: names the source's key and what to do.
     """
-    if isinstance(source, FunctionReward):
-        try:
-            check_function(source.function)
-        except BadInput as error:
-            raise BadInput(f"{key}.function: {error}") from error
-    if isinstance(source, HTTPReward) and source.secret_variable is not None:
-        read_secret(source.secret_variable, f"{key}.secret_variable")
-    if isinstance(source, ModelReward):
-        for place, path in enumerate([source.path, *source.ensemble]):
-            member = f"{key}.{f'ensemble.{place - 1}' if place else 'path'}"
-            try:
-                _check_reward_model(source, path, f"{key}.max_tokens")
-            except BadInput as error:
-                raise BadInput(f"{member}: {error}") from error
-
-
-def _check_reward_model(source: ModelReward, path: str, max_tokens_key: str) -> None:
-    model = ModelConfig(path=path, dtype=source.dtype)
-    network = scalar_config(model, must_have_head=True)
-    tokenizer = load_tokenizer(model)
-    _check_vocabulary(model, network, tokenizer)
-    _check_positions(path, outline(model, scalar=True), {max_tokens_key: source.max_tokens})
-    if source.ensemble or source.normalise:
-        ScoreStatistics.read(path)
-    elif source.normalise is None and source.measures == "reward":
-        ScoreStatistics.read_if_kept(path)
-    if path != source.path:
-        shared_tokenizer([ModelConfig(path=source.path), model])
+    kind_of(source).refuse(key, source)
 
 
 def _context(network: Any) -> int | None:

@@ -53,6 +53,24 @@ class FunctionScorer:
             raise BadInput(f"{source.function}: no such file: {self._file or source.function}")
         self._connection = self._start()
 
+    @classmethod
+    def open(cls, source: FunctionReward, tokens_per_microbatch: int) -> "FunctionScorer":
+        """Start the process."""
+        return cls(source)
+
+    @staticmethod
+    def refuse(key: str, source: FunctionReward) -> None:
+        """See `check_function`."""
+        try:
+            check_function(source.function)
+        except BadInput as error:
+            raise BadInput(f"{key}.function: {error}") from error
+
+    @staticmethod
+    def identity(source: FunctionReward) -> list[Any]:
+        """Return the file's content."""
+        return [Path(source.function.rpartition(":")[0]).expanduser().read_text(encoding="utf-8")]
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ) -> Scores:

@@ -52,6 +52,22 @@ class HTTPScorer:
             headers=headers, trust_env=False, follow_redirects=False, timeout=None, verify=verify
         )
 
+    @classmethod
+    def open(cls, source: HTTPReward, tokens_per_microbatch: int) -> "HTTPScorer":
+        """Make a client of the service."""
+        return cls(source)
+
+    @staticmethod
+    def refuse(key: str, source: HTTPReward) -> None:
+        """Look for the secret; the service may start later than the job."""
+        if source.secret_variable is not None:
+            read_secret(source.secret_variable, f"{key}.secret_variable")
+
+    @staticmethod
+    def identity(source: HTTPReward) -> list[Any]:
+        """Return nothing: what a service does is its own affair."""
+        return []
+
     def score(
         self, prompts: Sequence[Prompt], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ) -> Scores:

@@ -14,11 +14,13 @@ from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.batches import assign
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.data.tokenization import Encoder, Ids
+from rlhf_ray.data.tokenization import Encoder, Ids, check_vocabulary
 from rlhf_ray.models.heads import ScalarNetwork
-from rlhf_ray.models.loading import load_scalar, load_tokenizer, scalar_config, unsupported
+from rlhf_ray.models.identity import directory_identity
+from rlhf_ray.models.loading import load_scalar, load_tokenizer, outline, scalar_config, unsupported
+from rlhf_ray.models.positions import check_positions
 from rlhf_ray.models.probe import Reading, Unfaithful, check_readings, probe_texts, scores_alone
-from rlhf_ray.models.score_statistics import statistics_of
+from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.scoring.source import Failure, FailureKind, Scores
 
 
@@ -49,6 +51,25 @@ class ModelScorer:
         self._device = device
         for model, network in zip(models, self._networks, strict=True):
             self._check(model, network)
+
+    @classmethod
+    def open(cls, source: ModelReward, tokens_per_microbatch: int) -> "ModelScorer":
+        """Load the models."""
+        return cls(source, tokens_per_microbatch, "cuda" if source.gpus_per_worker else "cpu")
+
+    @staticmethod
+    def refuse(key: str, source: ModelReward) -> None:
+        """Look at each member's description, tokenizer and score statistics."""
+        for place, path in enumerate([source.path, *source.ensemble]):
+            try:
+                _refuse_member(source, path, f"{key}.max_tokens")
+            except BadInput as error:
+                raise BadInput(f"{key}.{f'ensemble.{place - 1}' if place else 'path'}: {error}") from error
+
+    @staticmethod
+    def identity(source: ModelReward) -> list[Any]:
+        """Return hashes of the models."""
+        return list(map(directory_identity, [source.path, *source.ensemble]))
 
     def _check(self, model: ModelConfig, network: ScalarNetwork) -> None:
         """Refuse a network whose scores of a few texts are others here than in Transformers."""
@@ -144,3 +165,17 @@ def shared_tokenizer(models: Sequence[ModelConfig]) -> Any:
                 f"{models[0].path}; make it a reward source of its own"
             )
     return first
+
+
+def _refuse_member(source: ModelReward, path: str, max_tokens_key: str) -> None:
+    model = ModelConfig(path=path, dtype=source.dtype)
+    network = scalar_config(model, must_have_head=True)
+    tokenizer = load_tokenizer(model)
+    check_vocabulary(model, network, tokenizer)
+    check_positions(path, outline(model, scalar=True), {max_tokens_key: source.max_tokens})
+    if source.ensemble or source.normalise:
+        ScoreStatistics.read(path)
+    elif source.normalise is None and source.measures == "reward":
+        ScoreStatistics.read_if_kept(path)
+    if path != source.path:
+        shared_tokenizer([ModelConfig(path=source.path), model])

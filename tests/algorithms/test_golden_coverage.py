@@ -7,10 +7,9 @@ import test_golden_preferences as preferences
 import yaml
 from golden_cases import GOLDEN, NOT_OFFERED, all_cases
 
-from rlhf_ray.config.checks.all import check
-from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
+from rlhf_ray.config.preferences import PreferenceLossConfig
 
 PPO = {
     "output": "run",
@@ -59,7 +58,7 @@ def test_settings_in_the_docs_exist() -> None:
     assert snippets
     for snippet in snippets:
         if set(snippet) & {"algorithm", "policy", "ptx", "rewards"}:
-            assert not check(PPOConfig.model_validate(PPO | snippet))
+            assert not list(PPOConfig.model_validate(PPO | snippet).problems())
         elif isinstance(snippet.get("loss"), dict):
             PreferenceLossConfig.model_validate(snippet["loss"])
         else:

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.algorithm import AlgorithmConfig, KLConfig
-from rlhf_ray.config.checks.parts import placements_of
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.reading.loading import dump_config, load_config
 
@@ -111,7 +110,7 @@ def test_contradictions_end_in_one_line(name: str, refuses: Any) -> None:
 def test_estimators_without_a_critic_have_none(name: str, write_config: Any) -> None:
     config = load_config(PPOConfig, write_config({"algorithm.advantages": name, "samples_per_prompt": 4}))
     assert config.critics == {}
-    assert not [key for key in placements_of(config) if key[0] == "critics"]
+    assert not [key for key in config.placements() if key[0] == "critics"]
 
 
 def test_reinforce_plus_plus_takes_single_samples(write_config: Any) -> None:

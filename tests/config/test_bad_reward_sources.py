@@ -98,8 +98,8 @@ def test_a_secret_that_is_not_set_is_found_before_ray_starts(
 ) -> None:
     from rlhf_ray.config.errors import BadInput
     from rlhf_ray.config.rewards import HTTPReward
-    from rlhf_ray.runs.model_checks import check_reward_sources
+    from rlhf_ray.runs.model_checks import check_reward_source
 
     monkeypatch.delenv("JUDGE_KEY", raising=False)
     with pytest.raises(BadInput, match=r"rewards\.0\.secret_variable: JUDGE_KEY is not set"):
-        check_reward_sources([HTTPReward(url="http://judge/", secret_variable="JUDGE_KEY")])
+        check_reward_source("rewards.0", HTTPReward(url="http://judge/", secret_variable="JUDGE_KEY"))

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from rlhf_ray import cli
-from rlhf_ray.config.checks.parts import critic_path, placements_of
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.reading.loading import dump_config, load_config
 
@@ -87,7 +86,7 @@ def test_costs_have_no_meaning_where_nothing_is_trained(
 def test_costs_bring_their_critic(write_config: Any, tmp_path: Path) -> None:
     config = load_config(PPOConfig, write_config(SAFE))
     assert list(config.critics) == ["value", "cost"]
-    assert {("critics", "value"), ("critics", "cost")} <= placements_of(config).keys()
+    assert {("critics", "value"), ("critics", "cost")} <= config.placements().keys()
     again = tmp_path / "again.yaml"
     again.write_text(dump_config(config))
     assert load_config(PPOConfig, again) == config
@@ -108,8 +107,8 @@ def test_each_critic_starts_from_a_model_of_what_it_learns(write_config: Any, wo
     harm = {"kind": "model", "path": "harm", "name": "harm", "measures": "cost"}
     preference = {"kind": "model", "path": "model", "name": "preference"}
     config = load_config(PPOConfig, write_config({**SAFE, "rewards": [harm, preference]}))
-    assert critic_path(config, "value") == "model"
-    assert critic_path(config, "cost") == "harm"
+    assert config.critic_path("value") == "model"
+    assert config.critic_path("cost") == "harm"
     of_function = load_config(PPOConfig, write_config({**SAFE, "model.path": "harm"}))
-    assert critic_path(of_function, "cost") == "harm", "without a cost model, the policy"
-    assert critic_path(of_function, "value") == "model"
+    assert of_function.critic_path("cost") == "harm", "without a cost model, the policy"
+    assert of_function.critic_path("value") == "model"

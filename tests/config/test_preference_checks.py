@@ -10,9 +10,9 @@ import yaml
 from rlhf_ray import cli
 from rlhf_ray.algorithms.preference_losses import KTOLoss
 from rlhf_ray.algorithms.preferences import COUPLED, LENGTH_NORMALISED, PLAIN_SUMS, REFERENCE_FREE, Kind
-from rlhf_ray.config.checks.all import check
-from rlhf_ray.config.jobs import dpo
-from rlhf_ray.config.jobs.dpo import OF_SINGLE_ANSWERS, DPOConfig, LossType, PreferenceLossConfig
+from rlhf_ray.config import preferences
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.config.preferences import OF_SINGLE_ANSWERS, LossType, PreferenceLossConfig
 
 VALID = {"output": "outputs/run", "model": {"path": "model"}, "data": {"path": "prompts.jsonl"}}
 
@@ -107,7 +107,7 @@ def test_bad_settings(case: str, workplace: Path, capsys: pytest.CaptureFixture[
 
 
 def problems(**loss: Any) -> list[str]:
-    return [problem.message for problem in check(DPOConfig.model_validate(VALID | {"loss": loss}))]
+    return [problem.message for problem in DPOConfig.model_validate(VALID | {"loss": loss}).problems()]
 
 
 @pytest.mark.parametrize("kind", get_args(LossType))
@@ -128,7 +128,7 @@ def test_a_resolved_config_is_as_good_as_what_was_written() -> None:
     """The run folder's config.yaml has every key, and none of them counts as said without effect."""
     for kind in ("sigmoid", "kto", "simpo"):
         config = DPOConfig.model_validate(VALID | {"loss": {"type": kind}})
-        assert check(DPOConfig.model_validate(config.model_dump(mode="json"))) == []
+        assert list(DPOConfig.model_validate(config.model_dump(mode="json")).problems()) == []
 
 
 def test_the_names_are_those_of_the_losses() -> None:
@@ -136,4 +136,4 @@ def test_the_names_are_those_of_the_losses() -> None:
     assert set(get_args(LossType)) == set(get_args(Kind)) | single
     assert single - set(get_args(Kind)) == OF_SINGLE_ANSWERS
     assert set(get_args(LossType)) >= COUPLED | REFERENCE_FREE | LENGTH_NORMALISED
-    assert (dpo.WITHOUT_REFERENCE, dpo.PLAIN_SUMS) == (REFERENCE_FREE, PLAIN_SUMS)
+    assert (preferences.WITHOUT_REFERENCE, preferences.PLAIN_SUMS) == (REFERENCE_FREE, PLAIN_SUMS)

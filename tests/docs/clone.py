@@ -15,7 +15,6 @@ from typing import Any
 from rlhf_ray import cli
 from rlhf_ray.config.base import Section as Config
 from rlhf_ray.config.checks.files import is_adapter, names_local_path
-from rlhf_ray.config.checks.parts import groups_of, models_of
 from rlhf_ray.config.reading.loading import load_arguments
 from rlhf_ray.config.reading.verbs import import_schema, load_job
 from tests.docs.pages import PROJECT, PYTHON, ROOT, Block, Brought, Section, section, tracked_files
@@ -222,7 +221,7 @@ class Clone(ABC):
 
 def not_here(config: Config) -> str | None:
     """Return what this machine lacks for a job, none where nothing is lacking."""
-    groups = groups_of(config).values()
+    groups = config.node_groups().values()
     if any(group.nodes > 1 for group in groups):
         return "several machines"
     if any(group.gpus_per_node for group in groups):
@@ -232,7 +231,7 @@ def not_here(config: Config) -> str | None:
 
 def of_the_hub(config: Config) -> list[str]:
     """Return the models that only the hub has."""
-    return [name for name in models_of(config).values() if not Path(name).exists() and not names_local_path(name)]
+    return [name for name in config.model_paths().values() if not Path(name).exists() and not names_local_path(name)]
 
 
 def commands_of(text: str) -> Iterator[Stated]:

@@ -23,7 +23,7 @@ from rlhf_ray.config.jobs.labelling import FeedbackPageConfig
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConfig
 from rlhf_ray.config.reading.loading import dump_config, load_arguments
 from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_job
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.jobs.plan.run import INCOMPLETE, checked_parts
 from rlhf_ray.tracking.names import METRICS
 from rlhf_ray.tracking.records import METRICS_FILE
@@ -154,7 +154,7 @@ class Reader(Clone):
 
     def _leave(self, config: Config) -> None:
         """Put what the run of a job would leave."""
-        if isinstance(config, JobConfig):
+        if isinstance(config, RunConfig):
             folder = self.cwd / config.output
             if not Path(config.output).is_absolute():
                 kind = "reward model" if isinstance(config, RewardTrainingConfig) else "model"

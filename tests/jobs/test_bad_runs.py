@@ -260,13 +260,12 @@ def test_a_critic_of_another_vocabulary_may_start_from_the_policy_instead(
 ) -> None:
     from rlhf_ray.config.jobs.ppo import PPOConfig
     from rlhf_ray.jobs.ppo.run import check_models
-    from rlhf_ray.models.loading import load_tokenizer
 
     settings = settings_of("ppo")
     settings["rewards"][0]["path"] = str(models / "foreign_reward")
     settings["critics"]["value"]["path"] = "policy"
     config = PPOConfig.model_validate(settings)
-    check_models(config, load_tokenizer(config.model))
+    check_models(config)
 
 
 DATA_AND_OUTPUT: dict[str, tuple[str, dict[str, Any], list[str]]] = {
@@ -352,7 +351,7 @@ def test_data_outputs_and_clusters(
     assert [word for word in words if word not in message] == [], message
 
 
-@pytest.mark.parametrize(("verb", "module"), [("sft", "supervised"), ("ppo", "ppo")])
+@pytest.mark.parametrize(("verb", "module"), [("sft", "supervised.loop"), ("ppo", "ppo.run")])
 @pytest.mark.usefixtures("no_ray")
 def test_ctrl_c_before_the_first_step(
     verb: str,

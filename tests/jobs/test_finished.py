@@ -15,6 +15,7 @@ from rlhf_ray import cli
 from rlhf_ray.algorithms.kl import FixedKL
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints, Manifest
+from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.jobs.ppo.state import PPOState
@@ -26,7 +27,7 @@ from tests.jobs.ppo_runs import write_config, write_rows
 
 STEPS = 3
 TRAINERS = ("sft", "reward", "dpo", "ppo", "feedback")
-READS = dict.fromkeys(TRAINERS, "job_tokenizer") | {"feedback": "PPOData.read"}
+READS = dict.fromkeys(TRAINERS, "check_supervised") | {"ppo": "check_models", "feedback": "PPOData.read"}
 """What each trainer does first in a run that is not finished."""
 
 Files = dict[Path, tuple[bytes, int]]
@@ -130,7 +131,7 @@ def test_a_run_that_lacks_something_goes_on(
     config, folder = finished(verb)
     if change is not None:
         change(folder)
-    monkeypatch.setattr(f"rlhf_ray.jobs.{verb}.{READS[verb]}", begin)
+    monkeypatch.setattr(f"{JOBS[verb].module}.{READS[verb]}", begin)
     with pytest.raises(Begun):
         cli.main([verb, str(config), *arguments])
 

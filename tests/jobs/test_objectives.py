@@ -1,5 +1,7 @@
 """The policy's loss by config: its settings arrive, and micro-batches, ranks and the order of rows change nothing."""
 
+from dataclasses import fields
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -8,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
-from rlhf_ray.config.algorithm import Aggregation, AlgorithmConfig
+from rlhf_ray.algorithms.policy_losses import POLICY_LOSSES, CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
+from rlhf_ray.config.algorithm import POLICY_LOSSES as SETTINGS
+from rlhf_ray.config.algorithm import Aggregation, AlgorithmConfig, PolicyLossName
 from rlhf_ray.data.batches import TokenBatch, assign
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.experience.minibatches import draw_epochs
@@ -42,6 +45,17 @@ def test_settings_arrive() -> None:
     assert (term.coefficient, term.estimator) == (0.3, "k2"), "the coefficient is the present one"
     assert policy_loss(AlgorithmConfig.model_validate({"kl": {"place": "loss"}}), 0.0).kl is None
     assert off_policy_correction(AlgorithmConfig()) is None
+
+
+def test_one_table_holds_every_loss_that_configs_name() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "algorithms.md").read_text(encoding="utf-8")
+    assert set(get_args(PolicyLossName)) == POLICY_LOSSES.keys() == SETTINGS.keys()
+    for name, (loss, formula) in POLICY_LOSSES.items():
+        algorithm = AlgorithmConfig.model_validate({"policy_loss": name})
+        assert policy_loss(algorithm, 0.0) == loss, "a config's defaults are those of the loss"
+        settings, own = SETTINGS[algorithm.policy_loss], {field.name for field in fields(loss)}
+        assert (settings.clips, settings.dual_clip) == ("clip_low" in own, "dual_clip" in own)
+        assert f"| `{name}` | {formula} |" in page
 
 
 @st.composite

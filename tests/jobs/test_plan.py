@@ -10,6 +10,7 @@ from rlhf_ray import cli
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.phases import LOGPROBS
 from rlhf_ray.config.reading.verbs import deduce_verb, load_job
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
@@ -33,7 +34,6 @@ from rlhf_ray.jobs.plan.memory import (
 )
 from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, checked_parts, device_loads, peak
 from rlhf_ray.models.tiny import build_tiny
-from rlhf_ray.runs.phases import LOGPROBS
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -152,7 +152,7 @@ def test_presets_can_be_planned(path: Path, seven_b: Path, capsys: pytest.Captur
     assert cli.main(["plan", verb, str(path), *models]) == 0
     shown = capsys.readouterr().out
     assert "Placement" in shown
-    assert "WorkerMemory of each device" in shown
+    assert "Memory of each device" in shown
     if verb == "ppo":
         algorithm = load_job(verb, [str(path)], check_files=False).algorithm
         assert ("critics.value" in shown) == algorithm.has_critic, "what does not run has no place in the plan"
@@ -230,7 +230,7 @@ def test_larger_presets_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pyt
     (tmp_path / "config.json").write_text(json.dumps(SEVENTY_B if "70b" in preset.name else SEVEN_B))
     assert cli.main(["plan", deduce_verb(str(preset)), str(preset), "--model.path", str(tmp_path)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "WorkerMemory of each device" in shown
+    assert "Memory of each device" in shown
     assert not unexpected_warnings(shown)
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.config.checks.all import check
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.jobs.ppo import run as ppo
 from rlhf_ray.jobs.ppo.roles import PPORoles
@@ -112,7 +111,7 @@ def config_of(data: Path, ppo_settings: Settings) -> Callable[..., PPOConfig]:
         if name == "dapo":
             settings["data"] = settings["data"] | {"path": str(data / "yes_or_no.jsonl")}
         config = PPOConfig.model_validate(settings)
-        assert not check(config)
+        assert not list(config.problems())
         return config
 
     return make

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from rlhf_ray.cluster.placement import Layout
-from rlhf_ray.config.checks.parts import placements_of
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.reading.verbs import load_job
@@ -17,7 +16,6 @@ from rlhf_ray.jobs.plan.run import checked_parts
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import critic_units, role_placements, thread_demand, uses
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.runs.phases import ppo_phases
 from rlhf_ray.training.process import ThreadDemand
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
@@ -73,13 +71,13 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         run = cluster.layout.slots
     [part] = checked_parts(config)
     planned = part.layout.slots
-    names = dict(zip(role_placements(config), placements_of(config), strict=True))
+    names = dict(zip(role_placements(config), config.placements(), strict=True))
     assert {".".join(map(str, names[role])): slots for role, slots in run.items()} == planned
 
 
 def test_a_run_takes_turns_by_the_table_of_phases() -> None:
     config = small_run()
-    expected = {phase: [s.replace("critics", "critic") for s in names] for phase, names in ppo_phases(config).items()}
+    expected = {phase: [s.replace("critics", "critic") for s in names] for phase, names in config.phases().items()}
     assert uses(config) == expected
     assert (expected["generate"], expected["sync"]) == (["rollout"], ["policy", "rollout"])
     cost = {"kind": "function", "function": "judge.py:harm", "measures": "cost"}

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf_ray.config.jobs.dpo import PreferenceLossConfig
+from rlhf_ray.config.preferences import PreferenceLossConfig
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded

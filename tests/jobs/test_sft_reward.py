@@ -21,7 +21,7 @@ from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.score_statistics import STATISTICS_FILE
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.runs.model_checks import check_reward_sources
+from rlhf_ray.runs.model_checks import check_reward_source
 from rlhf_ray.scoring.model import ModelScorer
 from tests.jobs.actors_here import actors_here
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows
@@ -231,7 +231,7 @@ def test_an_ensemble_is_a_reward_source(ensemble: Path) -> None:
     source = ModelReward(
         path=members[0], ensemble=members[1:], disagreement_penalty=1.0, dtype="float32", max_tokens=96
     )
-    check_reward_sources([source])
+    check_reward_source("rewards.0", source)
     scores = ModelScorer(source, 512).score(["The film", "The film"], [f" was {word}." for word in (BEST, WORST)], {})
     best, worst = scores.values
     assert best is not None

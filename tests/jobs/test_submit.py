@@ -20,6 +20,7 @@ from rlhf_ray.jobs.tools.submit import run
 from tests.jobs.ppo_runs import training_rows, write_config
 
 ROOT = Path(__file__).parents[2]
+FUNCTION = {"kind": "function", "function": "f.py:f"}
 CONFIG = {"output": "/storage/run", "model": {"path": "gpt2"}, "data": {"path": "texts.txt"}}
 
 # Stands in for the cluster's own command: joins the cluster that it was submitted to, and works there. PPO is itself.
@@ -209,6 +210,22 @@ def test_a_relative_output_would_be_lost(submit_config: Callable[..., SubmitConf
     (folder / "lost.yaml").write_text(yaml.safe_dump(CONFIG | {"output": "outputs/run"}))
     with pytest.raises(BadInput, match="output: outputs/run: on a cluster it must be an absolute path"):
         run(submit_config("sft", "lost.yaml"))
+
+
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "evaluate": {"output": "lost", "models": {"one": {"path": "m"}}, "data": {"path": "d.jsonl"}, "oracle": FUNCTION},
+    "data": {"output": "lost", "sources": [{"kind": "files", "path": "d.jsonl"}]},
+    "label": {"store": "/labels.db", "answers": {"kind": "file", "path": "d.jsonl"}, "export": "lost.jsonl"},
+}
+
+
+@pytest.mark.parametrize("verb", OUTPUTS)
+def test_every_jobs_output_must_outlive_the_copy(
+    verb: str, submit_config: Callable[..., SubmitConfig], folder: Path
+) -> None:
+    (folder / "lost.yaml").write_text(yaml.safe_dump(OUTPUTS[verb]))
+    with pytest.raises(BadInput, match=r"(output: lost|export: lost\.jsonl): on a cluster it must be an absolute path"):
+        run(submit_config(verb, "lost.yaml"))
 
 
 def test_a_config_outside_of_what_is_sent(submit_config: Callable[..., SubmitConfig], folder: Path):

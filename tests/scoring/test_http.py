@@ -15,8 +15,8 @@ import pytest
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import HTTPReward
 from rlhf_ray.data import retries
-from rlhf_ray.roles.scorer import build_source
 from rlhf_ray.scoring import http
+from rlhf_ray.scoring.http import HTTPScorer
 from rlhf_ray.scoring.source import Scores
 from tests.scoring.services import Asked, Service, say, serving
 
@@ -31,7 +31,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def scorer(url: str, **settings: Any) -> Iterator[Any]:
-    source = build_source(HTTPReward(url=url, **{"timeout_seconds": 5.0, **settings}), 0)
+    source = HTTPScorer(HTTPReward(url=url, **{"timeout_seconds": 5.0, **settings}))
     try:
         yield source
     finally:
@@ -293,7 +293,7 @@ def test_a_secret_that_cannot_be_sent(monkeypatch: pytest.MonkeyPatch, value: st
     if value is not None:
         monkeypatch.setenv("JUDGE_KEY", value)
     with pytest.raises(BadInput, match=message) as caught:
-        build_source(HTTPReward(url="http://unused", secret_variable="JUDGE_KEY"), 0)
+        HTTPScorer(HTTPReward(url="http://unused", secret_variable="JUDGE_KEY"))
     assert "a\nb" not in str(caught.value)
 
 

@@ -1,23 +1,23 @@
 """Checks of low-rank adapters across fields."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import placements_of
-from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import ENGINE_RANKS
+from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
 
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.ppo import PPOConfig
 
-def adapter_problems(config: Section) -> Iterator[Problem]:
-    """Yield what is wrong with the adapters of a job."""
-    for key, role in placements_of(config).items():
+
+def adapter_problems(placements: Mapping[KeyPath, PlacementConfig]) -> Iterator[Problem]:
+    """Find what is wrong with the adapters of trained roles."""
+    for key, role in placements.items():
         if isinstance(role, TrainerConfig) and role.lora is not None:
             yield from _adapter((*key, "lora"), role)
-    if isinstance(config, PPOConfig):
-        yield from _policy(config)
 
 
 def _adapter(key: KeyPath, role: TrainerConfig) -> Iterator[Problem]:
@@ -31,7 +31,8 @@ def _adapter(key: KeyPath, role: TrainerConfig) -> Iterator[Problem]:
         yield Problem((*key, "load_in_4bit"), "needs bitsandbytes, which is not installed; pip install bitsandbytes")
 
 
-def _policy(config: PPOConfig) -> Iterator[Problem]:
+def policy_adapter_problems(config: "PPOConfig") -> Iterator[Problem]:
+    """Find what is wrong between the adapter of a policy, its reference and its engines."""
     lora, reload = config.policy.lora, config.rollout.adapter == "reload"
     if lora is None:
         if reload:

@@ -1,24 +1,25 @@
 """Settings of policy-gradient algorithms that contradict each other, or have no effect beside each other."""
 
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-from rlhf_ray.config.algorithm import COMPARES_GROUPS, ONE_ADVANTAGE_A_ROW, AlgorithmConfig
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.algorithm import COMPARES_GROUPS, ONE_ADVANTAGE_A_ROW, POLICY_LOSSES, AlgorithmConfig
 from rlhf_ray.config.reading.documents import Problem
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.ppo import PPOConfig
 
 ANOTHER_SAMPLED = "another policy sampled what is replayed, so the engine's log-probabilities are not this one's"
 OF_THE_CRITIC = ("gae_lambda", "value_clip_range", "critic_warmup_steps")
 
 
-def algorithm_problems(config: Section) -> Iterator[Problem]:
-    """Return what is wrong with the algorithm of a PPO config, and with what it needs of the other sections."""
-    if isinstance(config, PPOConfig):
-        for one in (_critic, _groups, _loss, _kl, _off_policy, _rewards, _average):
-            yield from one(config)
+def algorithm_problems(config: "PPOConfig") -> Iterator[Problem]:
+    """Find what is wrong with the algorithm of a PPO config, and with what it needs of the other sections."""
+    for one in (_critic, _groups, _loss, _kl, _off_policy, _rewards, _average):
+        yield from one(config)
 
 
-def _critic(config: PPOConfig) -> Iterator[Problem]:
+def _critic(config: "PPOConfig") -> Iterator[Problem]:
     algorithm = config.algorithm
     if algorithm.has_critic:
         if not config.critics:
@@ -32,7 +33,7 @@ def _critic(config: PPOConfig) -> Iterator[Problem]:
     yield from _without_effect(algorithm, OF_THE_CRITIC, f"advantages {algorithm.advantages}, which has no critic")
 
 
-def _groups(config: PPOConfig) -> Iterator[Problem]:
+def _groups(config: "PPOConfig") -> Iterator[Problem]:
     name, samples = config.algorithm.advantages, config.samples_per_prompt
     compares = name in COMPARES_GROUPS
     if compares and samples < 2:
@@ -51,24 +52,25 @@ def _groups(config: PPOConfig) -> Iterator[Problem]:
     yield from _without_effect(config.algorithm, discounts, f"advantages {name}, which does not discount")
 
 
-def _loss(config: PPOConfig) -> Iterator[Problem]:
+def _loss(config: "PPOConfig") -> Iterator[Problem]:
     algorithm, loss = config.algorithm, config.algorithm.policy_loss
-    if loss == "clip_sequence" and not one_advantage_a_row(algorithm):
+    settings = POLICY_LOSSES[loss]
+    if settings.one_advantage_a_row and not one_advantage_a_row(algorithm):
         text = (
-            f"clip_sequence needs one advantage for each response, but {algorithm.advantages} gives each token its "
+            f"{loss} needs one advantage for each response, but {algorithm.advantages} gives each token its "
             f"own; set advantages to one of {', '.join(sorted(ONE_ADVANTAGE_A_ROW))}"
         )
         yield Problem(("algorithm", "policy_loss"), text)
-    if loss == "sapo":
+    if not settings.clips:
         ranges = ("clip_range", "clip_range_high")
-        yield from _without_effect(algorithm, ranges, "policy_loss sapo, which has no clip")
+        yield from _without_effect(algorithm, ranges, f"policy_loss {loss}, which has no clip")
     if algorithm.dual_clip is not None:
-        if loss not in {"clip", "clip_sequence"}:
+        if not settings.dual_clip:
             yield Problem(("algorithm", "dual_clip"), f"is part of policy_loss clip; {loss} has none")
         elif algorithm.dual_clip <= 1 + (algorithm.clip_range_high or algorithm.clip_range):
             text = f"{algorithm.dual_clip:g} lies within the clip range; it bounds ratios beyond it, such as 3"
             yield Problem(("algorithm", "dual_clip"), text)
-    if loss != "cispo" and algorithm.clip_range >= 1:
+    if not settings.unbounded_below and algorithm.clip_range >= 1:
         text = f"{algorithm.clip_range:g} reaches ratio 0 and below; give one below 1, such as 0.2"
         yield Problem(("algorithm", "clip_range"), text)
 
@@ -81,7 +83,7 @@ def one_advantage_a_row(algorithm: AlgorithmConfig) -> bool:
     return not algorithm.has_critic and algorithm.gamma == 1 and not penalised
 
 
-def _kl(config: PPOConfig) -> Iterator[Problem]:
+def _kl(config: "PPOConfig") -> Iterator[Problem]:
     kl = config.algorithm.kl
     if kl.target is not None and kl.coefficient == 0:
         yield Problem(("algorithm", "kl", "target"), "has no effect while coefficient is 0; give it a first value")
@@ -92,7 +94,7 @@ def _kl(config: PPOConfig) -> Iterator[Problem]:
         yield Problem(("algorithm", "kl", "estimator"), text)
 
 
-def _off_policy(config: PPOConfig) -> Iterator[Problem]:
+def _off_policy(config: "PPOConfig") -> Iterator[Problem]:
     algorithm, (low, high) = config.algorithm, config.algorithm.off_policy_bounds
     if algorithm.off_policy == "none":
         yield from _without_effect(algorithm, ("off_policy_bounds",), "off_policy none")
@@ -105,12 +107,12 @@ def _off_policy(config: PPOConfig) -> Iterator[Problem]:
         yield Problem(("algorithm", "off_policy_bounds"), f"the lower bound {low:g} is above the upper one, {high:g}")
 
 
-def _average(config: PPOConfig) -> Iterator[Problem]:
+def _average(config: "PPOConfig") -> Iterator[Problem]:
     if config.policy.ema_decay is None and config.policy.ema_export == "instead":
         yield Problem(("policy", "ema_export"), "there is no average to export; set policy.ema_decay, such as 0.99")
 
 
-def _rewards(config: PPOConfig) -> Iterator[Problem]:
+def _rewards(config: "PPOConfig") -> Iterator[Problem]:
     algorithm, longest = config.algorithm, config.rollout.max_new_tokens
     if algorithm.reward_normalisation == "whiten" and algorithm.reward_baseline:
         text = "has no effect beside reward_normalisation whiten, which takes the mean away"

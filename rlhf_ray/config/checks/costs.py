@@ -1,39 +1,45 @@
 """Settings of safe RLHF that contradict each other: cost models, cost sources, their critic, and lambda."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from rlhf_ray.config.algorithm import LagrangianConfig
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import rewards_of
-from rlhf_ray.config.jobs.evaluate import EvaluateConfig
-from rlhf_ray.config.jobs.inference import ScoreConfig
-from rlhf_ray.config.jobs.iterate import IterateConfig
-from rlhf_ray.config.jobs.ppo import COST_CRITIC, PPOConfig
-from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
-from rlhf_ray.config.reading.documents import Problem
+from rlhf_ray.config.reading.documents import KeyPath, Problem
+from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.training import COST_CRITIC
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.ppo import PPOConfig
+    from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 
 OF_A_LEARNED_LAMBDA = ("cost_limit", "learning_rate", "maximum", "delay_steps", "window")
 
 
-def cost_problems(config: Section) -> Iterator[Problem]:
-    """Return what is wrong with the cost sources of a job, and with what they need of the other sections."""
-    if isinstance(config, ScoreConfig | EvaluateConfig | IterateConfig):
-        for key, source in rewards_of(config).items():
-            if source.measures == "cost":
-                text = "cost has no meaning where nothing is trained; leave it out, or give a negative weight"
-                yield Problem((*key, "measures"), text)
-    if isinstance(config, RewardTrainingConfig) and config.cost is not None:
+def untrained_cost_problems(sources: Mapping[KeyPath, RewardConfig]) -> Iterator[Problem]:
+    """Find sources of costs in a job that trains nothing."""
+    for key, source in sources.items():
+        if source.measures == "cost":
+            text = "cost has no meaning where nothing is trained; leave it out, or give a negative weight"
+            yield Problem((*key, "measures"), text)
+
+
+def cost_model_problems(config: "RewardTrainingConfig") -> Iterator[Problem]:
+    """Find settings of reward models that have no effect on a cost model."""
+    if config.cost is not None:
         for name in ("loss", "aggregation", "centering_coefficient", "members"):
-            if dict(config)[name] != RewardTrainingConfig.model_fields[name].default:
+            if dict(config)[name] != type(config).model_fields[name].default:
                 yield Problem((name,), "has no effect beside cost, which learns from pairs and has a zero of its own")
-    if isinstance(config, PPOConfig):
-        yield from _sources(config)
-        yield from _critics(config)
-        if config.algorithm.lagrangian is not None:
-            yield from _multiplier(config, config.algorithm.lagrangian)
 
 
-def _sources(config: PPOConfig) -> Iterator[Problem]:
+def cost_problems(config: "PPOConfig") -> Iterator[Problem]:
+    """Find what is wrong with the cost sources of a PPO config, and with what they need of the other sections."""
+    yield from _sources(config)
+    yield from _critics(config)
+    if config.algorithm.lagrangian is not None:
+        yield from _multiplier(config, config.algorithm.lagrangian)
+
+
+def _sources(config: "PPOConfig") -> Iterator[Problem]:
     costs = [index for index, source in enumerate(config.rewards) if source.measures == "cost"]
     if costs and len(costs) == len(config.rewards):
         yield Problem(("rewards",), "all sources measure cost; at least one must measure reward")
@@ -49,7 +55,7 @@ def _sources(config: PPOConfig) -> Iterator[Problem]:
         yield Problem(("algorithm", "lagrangian"), text)
 
 
-def _critics(config: PPOConfig) -> Iterator[Problem]:
+def _critics(config: "PPOConfig") -> Iterator[Problem]:
     algorithm, names = config.algorithm, list(config.critics)
     if algorithm.lagrangian is not None and algorithm.lagrangian.place == "advantages" and not algorithm.has_critic:
         text = (
@@ -71,7 +77,7 @@ def _critics(config: PPOConfig) -> Iterator[Problem]:
         yield Problem(("critics",), f"one value model learns the reward, such as `value: {{}}`; given are: {given}")
 
 
-def _multiplier(config: PPOConfig, lagrangian: LagrangianConfig) -> Iterator[Problem]:
+def _multiplier(config: "PPOConfig", lagrangian: LagrangianConfig) -> Iterator[Problem]:
     key = ("algorithm", "lagrangian")
     if lagrangian.place == "reward":
         for name in OF_A_LEARNED_LAMBDA:

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
+from typing import TYPE_CHECKING
 
 from rlhf_ray.config.errors import perhaps
-from rlhf_ray.config.jobs.evaluate import ORACLE, EvaluateConfig
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.config.jobs.judges import RewardJudge, ServiceJudge
 from rlhf_ray.config.jobs.row_sources import FILE_NAME
 from rlhf_ray.config.reading.documents import KeyPath, Problem
+from rlhf_ray.config.rewards import ORACLE, TOTAL_COLUMN
 from rlhf_ray.redaction.texts import quoted_address
 
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 
-def evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
+
+def evaluate_problems(config: "EvaluateConfig") -> Iterator[Problem]:
     """Yield what contradicts itself in the config of an evaluation."""
     yield from _names(config)
     yield from _sources(config)
@@ -22,7 +25,7 @@ def evaluate_problems(config: EvaluateConfig) -> Iterator[Problem]:
         yield Problem(("rewards",), "nothing to compare by: give rewards, oracle, reference, texts or judges")
 
 
-def _names(config: EvaluateConfig) -> Iterator[Problem]:
+def _names(config: "EvaluateConfig") -> Iterator[Problem]:
     keys: Iterable[tuple[KeyPath, str]] = chain(
         ((("models", name), name) for name in config.models),
         ((("judges", index, "name"), judge.name) for index, judge in enumerate(config.judges)),
@@ -36,7 +39,7 @@ def _names(config: EvaluateConfig) -> Iterator[Problem]:
             yield Problem((field,), f"no model is named {chosen!r}{named}")
 
 
-def _sources(config: EvaluateConfig) -> Iterator[Problem]:
+def _sources(config: "EvaluateConfig") -> Iterator[Problem]:
     alone = len(config.rewards) == 1 and config.rewards[0].weight == 1
     for index, source in enumerate(config.rewards):
         if source.name == ORACLE:
@@ -47,7 +50,7 @@ def _sources(config: EvaluateConfig) -> Iterator[Problem]:
             )
 
 
-def _divergence(config: EvaluateConfig) -> Iterator[Problem]:
+def _divergence(config: "EvaluateConfig") -> Iterator[Problem]:
     sampling = config.sampling
     if config.reference is not None and (sampling.greedy or sampling.top_k or sampling.top_p < 1):
         yield Problem(
@@ -57,7 +60,7 @@ def _divergence(config: EvaluateConfig) -> Iterator[Problem]:
         )
 
 
-def _judges(config: EvaluateConfig) -> Iterator[Problem]:
+def _judges(config: "EvaluateConfig") -> Iterator[Problem]:
     known = [source.name for source in config.rewards] + ([ORACLE] if config.oracle else [])
     seen: dict[str, int] = {}
     for index, judge in enumerate(config.judges):

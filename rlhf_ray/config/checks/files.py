@@ -6,21 +6,16 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import data_sets_of, functions_of, models_of
 from rlhf_ray.config.data import special_file
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.jobs.cleaning import DataJobConfig
-from rlhf_ray.config.jobs.evaluate import EvaluateConfig
-from rlhf_ray.config.jobs.feedback import FeedbackConfig
-from rlhf_ray.config.jobs.inference import GenerateConfig, InferenceConfig
-from rlhf_ray.config.jobs.iterate import IterateConfig
-from rlhf_ray.config.jobs.judges import PeopleJudge
-from rlhf_ray.config.jobs.labelling import FeedbackPageConfig
-from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.placement import ClusterConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem, read_document
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.rollout import RolloutConfig
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.job import JobConfig
 
 DATA_SUFFIXES = {".jsonl", ".json", ".csv", ".parquet", ".txt", ".tsv", ".gz", ".bz2", ".xz"}
 
@@ -30,24 +25,20 @@ PROCESSES_PER_CPU = 4
 MERGE_FIRST = "is an adapter and no whole model; merge it first: rlhf merge {adapter} --output DIRECTORY"
 
 
-def missing_files(config: Section) -> list[Problem]:
+def missing_files(config: "JobConfig") -> list[Problem]:
     """Return the local models, data sets, reward functions and config files that are named but not there.
 
     And what the user may not look at, output folders that cannot be made, because a file is there, and processes for
     which this machine has no CPUs.
     """
+    sources = config.reward_sources().items()
     return [
         *_models(config),
         *_data(config),
-        *_functions(config),
-        *_replay(config),
-        *_feedback(config),
-        *_classifiers(config),
-        *_compared(config),
-        *_stages(config),
+        *(Problem((*key, *one.key), one.message) for key, source in sources for one in source.missing()),
+        *config.missing(),
         *_output_folder(config),
         *_overwritten(config),
-        *_processes(config),
     ]
 
 
@@ -72,8 +63,8 @@ def _allowed(key: KeyPath, problems: Iterator[str]) -> Iterator[Problem]:
         yield Problem(key, f"no permission for {error.filename}; name another, or ask its owner")
 
 
-def _models(config: Section) -> Iterator[Problem]:
-    for key, name in models_of(config).items():
+def _models(config: "JobConfig") -> Iterator[Problem]:
+    for key, name in config.model_paths().items():
         yield from _allowed(key, _model_problem(name, is_whole=key[-1] == "path"))
 
 
@@ -101,8 +92,8 @@ def _description_problem(file: Path) -> Iterator[str]:
         yield f"{file} holds a {type(description).__name__}, but a model is described by an object"
 
 
-def _data(config: Section) -> Iterator[Problem]:
-    for key, data in data_sets_of(config).items():
+def _data(config: "JobConfig") -> Iterator[Problem]:
+    for key, data in config.data_sets().items():
         yield from _allowed((*key, "path"), _data_problem(data.path))
 
 
@@ -121,9 +112,9 @@ def _data_problem(name: str) -> Iterator[str]:
         yield f"no such file or directory: {name}"
 
 
-def _functions(config: Section) -> Iterator[Problem]:
-    for key, function in functions_of(config).items():
-        yield from _allowed(key, _function_problem(function))
+def function_problem(key: KeyPath, function: str) -> Iterator[Problem]:
+    """Find out whether `file.py:name` is there, and a function."""
+    yield from _allowed(key, _function_problem(function))
 
 
 def _function_problem(function: str) -> Iterator[str]:
@@ -149,40 +140,30 @@ def _function_problem(function: str) -> Iterator[str]:
         yield f"{file} has no function {name}"
 
 
-def _replay(config: Section) -> Iterator[Problem]:
-    if isinstance(config, PPOConfig | GenerateConfig):
-        key: KeyPath = ("rollout", "replay")
-        if config.rollout.replay and not Path(config.rollout.replay).expanduser().exists():
-            yield Problem(key, f"no such file: {config.rollout.replay}")
+def absent_file(key: KeyPath, name: str | None) -> Iterator[Problem]:
+    """Find out whether a file that a config names is there."""
+    if name and not Path(name).expanduser().is_file():
+        yield Problem(key, f"no such file: {name}")
 
 
-def _feedback(config: Section) -> Iterator[Problem]:
-    if isinstance(config, FeedbackConfig) and config.replay and not Path(config.replay).expanduser().is_file():
-        yield Problem(("replay",), f"no such file: {config.replay}")
+def absent_replay(rollout: RolloutConfig) -> Iterator[Problem]:
+    """Find out whether the recording that the engines' section names is there."""
+    if rollout.replay and not Path(rollout.replay).expanduser().exists():
+        yield Problem(("rollout", "replay"), f"no such file: {rollout.replay}")
 
 
-def _classifiers(config: Section) -> Iterator[Problem]:
-    if not isinstance(config, DataJobConfig):
-        return
-    for name, trained in (("classifier", config.classifier), ("classes", config.classes)):
-        if trained is not None and trained.path is not None and not Path(trained.path).expanduser().is_file():
-            yield Problem((name, "path"), f"no such file: {trained.path}")
+def unreadable_config(key: KeyPath, name: str) -> Iterator[Problem]:
+    """Find out whether another job's config file can be read."""
+    try:
+        read_document(name)
+    except BadInput as error:
+        yield Problem(key, str(error))
 
 
-def _compared(config: Section) -> Iterator[Problem]:
-    if not isinstance(config, EvaluateConfig):
-        return
-    for index, judge in enumerate(config.judges):
-        if isinstance(judge, PeopleJudge) and not Path(judge.path).expanduser().is_file():
-            yield Problem(("judges", index, "path"), f"no such file: {judge.path}")
-    for name, model in config.models.items():
-        if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
-            yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")
-
-
-def _output_folder(config: Section) -> Iterator[Problem]:
-    if isinstance(config, JobConfig | EvaluateConfig | IterateConfig | DataJobConfig) and "://" not in config.output:
-        yield from _allowed(("output",), _output_problem(Path(config.output).expanduser()))
+def _output_folder(config: "JobConfig") -> Iterator[Problem]:
+    folder = config.output_folder()
+    if folder is not None and "://" not in folder:
+        yield from _allowed(("output",), _output_problem(Path(folder).expanduser()))
 
 
 def _output_problem(output: Path) -> Iterator[str]:
@@ -193,20 +174,12 @@ def _output_problem(output: Path) -> Iterator[str]:
         yield f"{below}{standing} is a file, and output names a folder; choose another"
 
 
-def _overwritten(config: Section) -> Iterator[Problem]:
+def _overwritten(config: "JobConfig") -> Iterator[Problem]:
     """An output file that would take the place of what the job reads."""
-    if isinstance(config, InferenceConfig):
-        key, output = "output", config.output
-    elif isinstance(config, FeedbackPageConfig) and config.export is not None:
-        key, output = "export", config.export
-    else:
-        return
-    read = {".".join(map(str, (*key, "path"))): data.path for key, data in data_sets_of(config).items()}
-    if isinstance(config, FeedbackPageConfig):
-        read["store"] = config.store.removeprefix("sqlite:///")
-    for name, path in read.items():
-        if is_among(output, path):
-            yield Problem((key,), f"{output} is read as {name}; name another file")
+    for key, output in config.output_files().items():
+        for name, path in config.files_read().items():
+            if is_among(output, path):
+                yield Problem(key, f"{output} is read as {name}; name another file")
 
 
 def is_among(file: str, data: str) -> bool:
@@ -222,22 +195,10 @@ def is_among(file: str, data: str) -> bool:
     return any(os.path.samefile(file, one) for one in found if os.path.exists(one))
 
 
-def _processes(config: Section) -> Iterator[Problem]:
-    """More processes than this machine's CPUs can serve; on a cluster Ray knows its CPUs."""
-    if isinstance(config, DataJobConfig) and config.cluster.address is None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = PROCESSES_PER_CPU * cpus
-        if config.processes > most:
-            text = f"{config.processes}, but this machine has {cpus} CPUs; set {most} or fewer, or cluster.address"
-            yield Problem(("processes",), text)
-
-
-def _stages(config: Section) -> Iterator[Problem]:
-    if not isinstance(config, IterateConfig):
-        return
-    files = {"generate": config.generate, "reward": config.reward, "ppo": config.ppo, "evaluate": config.evaluate}
-    for verb, file in files.items():
-        try:
-            read_document(file)
-        except BadInput as error:
-            yield Problem((verb,), str(error))
+def too_many_processes(processes: int, cluster: ClusterConfig) -> Iterator[Problem]:
+    """Find more processes than this machine's CPUs can serve; on a cluster Ray knows its CPUs."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = PROCESSES_PER_CPU * cpus
+    if cluster.address is None and processes > most:
+        text = f"{processes}, but this machine has {cpus} CPUs; set {most} or fewer, or cluster.address"
+        yield Problem(("processes",), text)

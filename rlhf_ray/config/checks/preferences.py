@@ -1,16 +1,19 @@
 """Checks across the fields of `rlhf dpo`: settings under which nothing, or something else, would be learned."""
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rlhf_ray.config.jobs.dpo import (
+from rlhf_ray.config.preferences import (
     OF_SINGLE_ANSWERS,
     PLAIN_SUMS,
     SMOOTHED,
     WITHOUT_REFERENCE,
-    DPOConfig,
     PreferenceLossConfig,
 )
 from rlhf_ray.config.reading.documents import Problem
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.dpo import DPOConfig
 
 FOR_PAIRS = (
     "weights", "label_smoothing", "nll_coefficient", "length_normalised", "length_desensitisation", "reference_free",
@@ -21,7 +24,7 @@ FOR_SINGLE_ANSWERS = ("desirable_weight", "undesirable_weight")
 OF_ONE_LOSS = {"simpo_margin": "simpo", "simpo_alpha": "simpo", "discopop_temperature": "discopop"}
 
 
-def preference_problems(config: DPOConfig) -> Iterator[Problem]:
+def preference_problems(config: "DPOConfig") -> Iterator[Problem]:
     """Find what is wrong between the settings of a job that learns from preferences."""
     if config.trainer.learning_rate == 0:
         yield Problem(("trainer", "learning_rate"), "0 freezes the policy, so nothing would be learned")

@@ -1,15 +1,19 @@
 """`rlhf data`: from raw rows to data sets that are clean, apart from each other, and accounted for."""
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.checks.files import absent_file, too_many_processes
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.row_sources import FILE_NAME, FileSource, Source
 from rlhf_ray.config.numbers import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed, Share, Workers
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
 
 Judged = Literal["answer", "answers", "prompt", "row"]
 """Which texts of a row a rule looks at. A row without answers is judged by its prompt."""
@@ -227,7 +231,7 @@ def _everything() -> dict[str, SplitConfig]:
     return {"train": SplitConfig(share=1)}
 
 
-class DataJobConfig(Section):
+class DataJobConfig(JobConfig):
     """Acquire, clean, classify, sample and split rows; every removed row is accounted for."""
 
     output: PathText
@@ -291,6 +295,29 @@ class DataJobConfig(Section):
         if self.sample is not None:
             self._check_sample(self.sample)
         return self
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the files among the sources, and examples that train classifiers."""
+        sources = enumerate(self.sources)
+        found: dict[KeyPath, RowSource | None] = {
+            ("sources", index): source for index, source in sources if isinstance(source, FileSource)
+        }
+        if self.classifier is not None:
+            found |= {("classifier", "high"): self.classifier.high, ("classifier", "low"): self.classifier.low}
+        if self.classes is not None:
+            found["classes", "examples"] = self.classes.examples
+        return {key: source for key, source in found.items() if source is not None}
+
+    def output_folder(self) -> str | None:
+        """Return `output`."""
+        return self.output
+
+    def missing(self) -> Iterator[Problem]:
+        """Find classifiers that are not there, and CPUs that are too few."""
+        yield from too_many_processes(self.processes, self.cluster)
+        for name, trained in (("classifier", self.classifier), ("classes", self.classes)):
+            if trained is not None:
+                yield from absent_file((name, "path"), trained.path)
 
     @property
     def near_prompts_to_group(self) -> float | None:

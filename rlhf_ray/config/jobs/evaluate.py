@@ -1,21 +1,27 @@
 """`rlhf evaluate`: several models side by side."""
 
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
 from pydantic import Field
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import PromptDataConfig, TextDataConfig
+from rlhf_ray.config.checks.costs import untrained_cost_problems
+from rlhf_ray.config.checks.evaluate import evaluate_problems
+from rlhf_ray.config.checks.files import absent_file
+from rlhf_ray.config.checks.inference import sampling_problems
+from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.inference import SamplingConfig
-from rlhf_ray.config.jobs.judges import JudgeConfig
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.jobs.judges import JudgeConfig, PeopleJudge
+from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import Samples, Seed, Tokens
 from rlhf_ray.config.paths import PathText
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig
+from rlhf_ray.config.phases import GENERATE, LOGPROBS, SCORE, Phases
+from rlhf_ray.config.placement import ClusterConfig, GroupConfig, PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import FunctionReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import ReferenceConfig
-
-ORACLE = "oracle"
-"""Name of the oracle's scores beside those of the reward sources."""
 
 
 class ComparedModel(ModelConfig):
@@ -25,8 +31,10 @@ class ComparedModel(ModelConfig):
     """Folder of the run that made it, for wall time and peak memory. None: the folder above `path`, if it is one."""
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(JobConfig):
     """Compare models on the same held-out prompts: rewards, an oracle, KL, diversity, perplexity, win rates, cost."""
+
+    phases_apart = True
 
     output: PathText
     """Folder of answers, scores, summary.json and comparison.html; the same command goes on where it stopped."""
@@ -78,3 +86,70 @@ class EvaluateConfig(Section):
 
     tokens_per_microbatch: Tokens = 8192
     """Tokens, padding counted, of one forward pass on one worker."""
+
+    def node_groups(self) -> Mapping[str, GroupConfig]:
+        """Return `groups`."""
+        return self.groups
+
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return all roles; log-probabilities are measured only where there is a reference, or texts."""
+        roles = {("rollout",): self.rollout} | super().placements()
+        return roles | ({("measure",): self.measure} if self.reference is not None or self.texts is not None else {})
+
+    def phases(self) -> Phases:
+        """Return the phases, each with roles of its own."""
+        return {GENERATE: ("rollout",), SCORE: ("rewards", "oracle"), LOGPROBS: ("measure",)}
+
+    def reward_sources(self) -> dict[KeyPath, RewardConfig]:
+        """Return `rewards`, and the oracle."""
+        found: dict[KeyPath, RewardConfig] = {("rewards", index): reward for index, reward in enumerate(self.rewards)}
+        return found | ({("oracle",): self.oracle} if self.oracle is not None else {})
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return those of the compared models, and of reward models."""
+        models = self.models.items()
+        found: dict[KeyPath, str] = {
+            ("models", name, *key): path for name, model in models for key, path in model.paths().items()
+        }
+        return found | super().model_paths()
+
+    def held_models(self) -> dict[KeyPath, list[HeldModel]]:
+        """Return any of the compared models, which are loaded one at a time, and reward models."""
+        answering = [HeldModel(model) for model in self.models.values()]
+        measured = [HeldModel(model, self.tokens_per_microbatch) for model in self.models.values()]
+        return {("rollout",): answering, ("measure",): measured} | super().held_models()
+
+    def longest_answer(self) -> int:
+        """Return the tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
+    def batch_lines(self) -> Iterator[str]:
+        """Say how many responses there are."""
+        yield (
+            f"{len(self.models)} models one after another, each with {self.samples_per_prompt} responses to each "
+            f"prompt, of at most {self.rollout.max_new_tokens} tokens, by {self.rollout.workers} engines."
+        )
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the prompts, and the held-out texts."""
+        return {("data",): self.data} | ({("texts",): self.texts} if self.texts else {})
+
+    def output_folder(self) -> str | None:
+        """Return `output`."""
+        return self.output
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from sampling_problems(self.sampling, self.samples_per_prompt, self.rollout)
+        yield from evaluate_problems(self)
+        yield from untrained_cost_problems(self.reward_sources())
+
+    def missing(self) -> Iterator[Problem]:
+        """Find verdicts and run folders that are not there."""
+        for index, judge in enumerate(self.judges):
+            if isinstance(judge, PeopleJudge):
+                yield from absent_file(("judges", index, "path"), judge.path)
+        for name, model in self.models.items():
+            if model.run is not None and not (Path(model.run).expanduser() / "config.yaml").is_file():
+                yield Problem(("models", name, "run"), f"{model.run} is no run folder: it has no config.yaml")

@@ -1,13 +1,17 @@
 """`rlhf feedback`: PPO on the scores of a person at the terminal."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
+from rlhf_ray.config.checks.algorithm import ANOTHER_SAMPLED
+from rlhf_ray.config.checks.files import absent_file
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.numbers import AnyFloat, OfIntegers, PositiveInt, WrittenAsList
 from rlhf_ray.config.paths import PathText
+from rlhf_ray.config.reading.documents import Problem
 from rlhf_ray.config.rewards import RewardConfig
 
 
@@ -59,3 +63,30 @@ class FeedbackConfig(PPOConfig):
 
     replay: PathText | None = None
     """Learn from the rows of this file, the `feedback.jsonl` of a session, instead of asking. None: ask."""
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        lowest, highest = self.reward_range
+        if not lowest < highest:
+            yield Problem(("reward_range",), f"is [lowest, highest], not [{lowest:g}, {highest:g}]")
+        algorithm = self.algorithm
+        if algorithm.whiten_advantages:
+            text = "would take the mean of a single answer away, and with it the score; leave it out"
+            yield Problem(("algorithm", "whiten_advantages"), text)
+        if algorithm.reward_normalisation == "whiten":
+            text = "takes away from a person's scores what they have in common; set scale or none"
+            yield Problem(("algorithm", "reward_normalisation"), text)
+        if algorithm.old_logprobs == "engine" and self.replay is not None:
+            yield Problem(("algorithm", "old_logprobs"), ANOTHER_SAMPLED)
+        if self.evaluation.data is not None:
+            yield Problem(("evaluation", "data"), "nobody scores held-out answers here; leave it out")
+        for name, value in (("record", self.rollout.record), ("replay", self.rollout.replay)):
+            if value is not None:
+                text = "feedback.jsonl in the run folder has every answer with its score; `replay` at the top reads one"
+                yield Problem(("rollout", name), text)
+
+    def missing(self) -> Iterator[Problem]:
+        """Find rows to learn from that are not there."""
+        yield from super().missing()
+        yield from absent_file(("replay",), self.replay)

@@ -1,20 +1,25 @@
 """`rlhf generate` and `rlhf score`: a model over a data set, once."""
 
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import DataConfig, PromptDataConfig
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.checks.costs import untrained_cost_problems
+from rlhf_ray.config.checks.files import absent_replay
+from rlhf_ray.config.checks.inference import sampling_problems
+from rlhf_ray.config.checks.rewards import safety_problems, score_column_problems
+from rlhf_ray.config.data import DataConfig, PromptDataConfig, RowSource
+from rlhf_ray.config.job import JobConfig
+from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import AnyFloat, NonNegativeInt, PositiveInt, Samples, Seed
 from rlhf_ray.config.paths import PathText
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig
+from rlhf_ray.config.phases import GENERATE, SCORE, Phases
+from rlhf_ray.config.placement import ClusterConfig, GroupConfig, PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
-
-TOTAL_COLUMN = "reward"
-"""Column of the weighted sum that `rlhf score` writes."""
 
 
 class SamplingConfig(Section):
@@ -50,7 +55,7 @@ class SafetyConfig(Section):
     """Most further answers of `resample` in the place of one."""
 
 
-class InferenceConfig(Section):
+class InferenceConfig(JobConfig):
     """What jobs without training share."""
 
     output: PathText
@@ -64,6 +69,20 @@ class InferenceConfig(Section):
 
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; roles say which one they are on."""
+
+    def node_groups(self) -> Mapping[str, GroupConfig]:
+        """Return `groups`."""
+        return self.groups
+
+    def output_files(self) -> dict[KeyPath, str]:
+        """Return `output`."""
+        return {("output",): self.output}
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        if not self.output.endswith((".jsonl", ".parquet")):
+            yield Problem(("output",), f"ends in .jsonl or .parquet, not {self.output!r}")
 
 
 class GenerateConfig(InferenceConfig):
@@ -87,6 +106,53 @@ class GenerateConfig(InferenceConfig):
     safety: SafetyConfig | None = None
     """Filter of the answers by a cost. None: all go out."""
 
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return the engines, and what judges their answers."""
+        return {("rollout",): self.rollout} | super().placements()
+
+    def phases(self) -> Phases:
+        """Return the one phase."""
+        return {GENERATE: ("rollout", "safety")}
+
+    def reward_sources(self) -> dict[KeyPath, RewardConfig]:
+        """Return the cost that filters answers."""
+        return {} if self.safety is None else {("safety", "cost"): self.safety.cost}
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return those of `model`, and of the cost."""
+        found: dict[KeyPath, str] = {("model", *key): path for key, path in self.model.paths().items()}
+        return found | super().model_paths()
+
+    def held_models(self) -> dict[KeyPath, list[HeldModel]]:
+        """Return the cost's, and the engines'."""
+        return super().held_models() | {("rollout",): [HeldModel(self.model)]}
+
+    def longest_sample(self) -> int:
+        """Return the tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
+    def batch_lines(self) -> Iterator[str]:
+        """Say how many responses there are."""
+        yield (
+            f"{self.samples_per_prompt} responses to each prompt, of at most {self.rollout.max_new_tokens} tokens, "
+            f"by {self.rollout.workers} engines."
+        )
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the prompts."""
+        return {("data",): self.data}
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from sampling_problems(self.sampling, self.samples_per_prompt, self.rollout)
+        if self.safety is not None:
+            yield from safety_problems(self.safety, self.sampling.greedy)
+
+    def missing(self) -> Iterator[Problem]:
+        """Find a recording that is not there."""
+        yield from absent_replay(self.rollout)
+
 
 class ScoreConfig(InferenceConfig):
     """Score prompts with their completions."""
@@ -99,3 +165,21 @@ class ScoreConfig(InferenceConfig):
 
     batch_size: PositiveInt = 64
     """Rows sent to a source at a time."""
+
+    def phases(self) -> Phases:
+        """Return the one phase."""
+        return {SCORE: ("rewards",)}
+
+    def reward_sources(self) -> dict[KeyPath, RewardConfig]:
+        """Return `rewards`."""
+        return {("rewards", index): reward for index, reward in enumerate(self.rewards)}
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the rows."""
+        return {("data",): self.data}
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from score_column_problems(self.rewards)
+        yield from untrained_cost_problems(self.reward_sources())

@@ -1,13 +1,19 @@
 """`rlhf iterate`: rounds of collecting, labelling, reward model, PPO and evaluation."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.checks.costs import untrained_cost_problems
+from rlhf_ray.config.checks.files import unreadable_config
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.numbers import NonNegativeFloat, PositiveInt, Seed
 from rlhf_ray.config.paths import PathText
+from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import RewardConfig
 
 
@@ -37,7 +43,7 @@ class PeopleLabels(Section):
 LabelsConfig = Annotated[SourceLabels | PeopleLabels, Field(discriminator="kind")]
 
 
-class IterateConfig(Section):
+class IterateConfig(JobConfig):
     """Online preference learning: each round asks about answers of the present policy, and trains it on the labels."""
 
     output: PathText
@@ -81,3 +87,36 @@ class IterateConfig(Section):
 
     evaluate: PathText
     """Config file of `rlhf evaluate`, whose models `start` and `policy` are filled in, and a reward as for PPO."""
+
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return none: each stage places its own roles."""
+        return {}
+
+    def reward_sources(self) -> dict[KeyPath, RewardConfig]:
+        """Return the sources that rank answers."""
+        if not isinstance(self.labels, SourceLabels):
+            return {}
+        return {("labels", "rewards", index): reward for index, reward in enumerate(self.labels.rewards)}
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return the first round's, and those of reward models that rank."""
+        return {("model",): self.model} | super().model_paths()
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the prompts."""
+        return {("prompts",): self.prompts}
+
+    def output_folder(self) -> str | None:
+        """Return `output`."""
+        return self.output
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from untrained_cost_problems(self.reward_sources())
+
+    def missing(self) -> Iterator[Problem]:
+        """Find configs of stages that cannot be read."""
+        stages = {"generate": self.generate, "reward": self.reward, "ppo": self.ppo, "evaluate": self.evaluate}
+        for verb, file in stages.items():
+            yield from unreadable_config((verb,), file)

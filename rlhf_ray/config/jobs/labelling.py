@@ -1,17 +1,21 @@
 """`rlhf label` and `rlhf compare`: people rank answers, or choose between two checkpoints, in a browser."""
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.checks.roles import recording_problems
 from rlhf_ray.config.data import RowSource
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.job import JobConfig
+from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import Seed, Share, Temperature, Tokens, WrittenAsList
 from rlhf_ray.config.paths import PathText
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig
+from rlhf_ray.config.placement import ClusterConfig, GroupConfig, PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rollout import RolloutConfig
 
 MOST_ANSWERS = 9
@@ -74,7 +78,7 @@ class RolloutAnswers(Section):
 AnswerConfig = Annotated[FileAnswers | ModelAnswers | RolloutAnswers, Field(discriminator="kind")]
 
 
-class FeedbackPageConfig(Section):
+class FeedbackPageConfig(JobConfig):
     """What the pages for people share."""
 
     store: PathText
@@ -119,6 +123,53 @@ class FeedbackPageConfig(Section):
 
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; engines say which one they are on."""
+
+    def answer_sources(self) -> dict[KeyPath, AnswerConfig]:
+        """Return where answers come from."""
+        return {}
+
+    def engines(self) -> dict[KeyPath, RolloutConfig]:
+        """Return the engines that write answers."""
+        sources = self.answer_sources().items()
+        return {(*key, "rollout"): source.rollout for key, source in sources if isinstance(source, RolloutAnswers)}
+
+    def node_groups(self) -> Mapping[str, GroupConfig]:
+        """Return `groups`."""
+        return self.groups
+
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return the engines."""
+        return dict(self.engines())
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return the models that answer."""
+        sources = self.answer_sources().items()
+        return {(*key, "model", "path"): one.model.path for key, one in sources if not isinstance(one, FileAnswers)}
+
+    def held_models(self) -> dict[KeyPath, list[HeldModel]]:
+        """Return those of the engines."""
+        sources = self.answer_sources().items()
+        return {(*key, "rollout"): [HeldModel(one.model)] for key, one in sources if isinstance(one, RolloutAnswers)}
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the files of answers, and the prompts."""
+        sources = self.answer_sources().items()
+        found: dict[KeyPath, RowSource] = {key: source for key, source in sources if isinstance(source, FileAnswers)}
+        return found | ({("prompts",): self.prompts} if self.prompts is not None else {})
+
+    def output_files(self) -> dict[KeyPath, str]:
+        """Return the export."""
+        return {} if self.export is None else {("export",): self.export}
+
+    def files_read(self) -> dict[str, str]:
+        """Return the data sets, and the store."""
+        return super().files_read() | {"store": self.store.removeprefix("sqlite:///")}
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        for key, rollout in self.engines().items():
+            yield from recording_problems(key, rollout, "the store of labels keeps all answers")
 
     @property
     def loopback(self) -> bool:
@@ -175,6 +226,10 @@ class LabelConfig(FeedbackPageConfig):
     answers_per_prompt: int = Field(default=4, ge=2, le=MOST_ANSWERS)
     """Answers to each prompt; where a file has more, the first of them."""
 
+    def answer_sources(self) -> dict[KeyPath, AnswerConfig]:
+        """Return `answers`."""
+        return {("answers",): self.answers}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if isinstance(self.answers, FileAnswers) and self.prompts is not None:
@@ -190,6 +245,10 @@ class CompareConfig(FeedbackPageConfig):
 
     b: AnswerConfig
     """Second checkpoint."""
+
+    def answer_sources(self) -> dict[KeyPath, AnswerConfig]:
+        """Return both sides."""
+        return {("a",): self.a, ("b",): self.b}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -1,21 +1,28 @@
 """`rlhf ppo`: the whole of what a user may say about a policy-gradient run."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import PromptDataConfig, TextDataConfig
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.batches import policy_gradient_lines, policy_gradient_warnings
+from rlhf_ray.config.checks.adapters import policy_adapter_problems
+from rlhf_ray.config.checks.algorithm import algorithm_problems
+from rlhf_ray.config.checks.costs import cost_problems
+from rlhf_ray.config.checks.files import absent_replay
+from rlhf_ray.config.checks.roles import attention_problems, transport_problems
+from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import PositiveFloat, PositiveInt, Samples, Tokens
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.phases import GENERATE, SCORE, SYNC, TRAIN, Phases
+from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
+from rlhf_ray.config.rewards import ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.run import JobConfig
-from rlhf_ray.config.training import CriticConfig, PolicyConfig, ReferenceConfig
-
-COST_CRITIC = "cost"
-"""Name of the value model of costs among the critics."""
+from rlhf_ray.config.run import RunConfig
+from rlhf_ray.config.training import COST_CRITIC, CriticConfig, PolicyConfig, ReferenceConfig
 
 
 class EvaluationConfig(Section):
@@ -51,8 +58,10 @@ def _critics(given: dict[str, Any]) -> dict[str, CriticConfig]:
     return {"value": CriticConfig()} if algorithm is None or algorithm.has_critic else {}
 
 
-class PPOConfig(JobConfig):
+class PPOConfig(RunConfig):
     """Train a policy by reinforcement learning against reward sources."""
+
+    learns_from_samples = True
 
     model: ModelConfig
     """The policy's starting point, also the reference."""
@@ -112,3 +121,121 @@ class PPOConfig(JobConfig):
                 f"(prompts_per_step {self.prompts_per_step} x samples_per_prompt {self.samples_per_prompt})"
             )
         return self
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the policy is compared with the model that it began from."""
+        return self.algorithm.kl.coefficient > 0 or self.algorithm.kl.target is not None
+
+    @property
+    def adapter_off_is_reference(self) -> bool:
+        """Whether the policy with its adapter switched off is what it is compared with."""
+        return self.has_kl and self.policy.lora is not None
+
+    @property
+    def policy_infers(self) -> bool:
+        """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
+        return self.algorithm.old_logprobs == "trainer" or self.adapter_off_is_reference
+
+    def critic_path(self, name: str) -> str:
+        """Return the model that a critic starts from: its own path, else the first model of what it learns, else the
+        policy."""
+        path, learns = self.critics[name].path, "cost" if name == COST_CRITIC else "reward"
+        if path is None:
+            sources = (source for source in self.rewards if isinstance(source, ModelReward))
+            path = next((source.path for source in sources if source.measures == learns), "policy")
+        return self.model.path if path == "policy" else path
+
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return all roles; a reference only where KL has a weight, and the policy no adapter to switch off."""
+        roles: dict[KeyPath, PlacementConfig] = {("policy",): self.policy, ("rollout",): self.rollout}
+        roles |= {("critics", name): critic for name, critic in self.critics.items()}
+        if self.algorithm.kl.coefficient > 0 and self.policy.lora is None:
+            roles["reference",] = self.reference
+        return roles | super().placements()
+
+    def phases(self) -> Phases:
+        """Return the phases of a step."""
+        return {
+            GENERATE: ("rollout",),
+            SCORE: (*(["policy"] if self.policy_infers else []), "critics", "reference", "rewards"),
+            TRAIN: ("policy", "critics"),
+            SYNC: ("policy", "rollout"),
+        }
+
+    def reward_sources(self) -> dict[KeyPath, RewardConfig]:
+        """Return `rewards`."""
+        return {("rewards", index): reward for index, reward in enumerate(self.rewards)}
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return the policy's, those of reward models, and those that critics have of their own."""
+        found: dict[KeyPath, str] = {("model", *key): path for key, path in self.model.paths().items()}
+        critics = self.critics.items()
+        own = {("critics", name, "path"): one.path for name, one in critics if one.path and one.path != "policy"}
+        return found | super().model_paths() | own
+
+    def trained_model(self) -> ModelConfig:
+        """Return the policy."""
+        return self.model
+
+    def held_models(self) -> dict[KeyPath, list[HeldModel]]:
+        """Return the policy, its frozen start, critics, reward models, and the policy as engines hold it."""
+        tokens = max(self.tokens_per_microbatch, self.longest_sample())
+        policy = HeldModel(self.model, tokens)
+        held: dict[KeyPath, list[HeldModel]] = {("policy",): [policy], ("reference",): [policy]}
+        for name in self.critics:
+            start = self.model.model_copy(update={"path": self.critic_path(name)})
+            held["critics", name] = [HeldModel(start, tokens, scalar=True)]
+        return held | super().held_models() | {("rollout",): [HeldModel(self.model)]}
+
+    def longest_sample(self) -> int:
+        """Return the tokens of the longest prompt with the longest response."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the prompts, the texts that are mixed in, and held-out prompts."""
+        found: dict[KeyPath, RowSource] = {("data",): self.data}
+        if self.ptx:
+            found["ptx", "data"] = self.ptx.data
+        if self.evaluation.data:
+            found["evaluation", "data"] = self.evaluation.data
+        return found
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from attention_problems(self.model, self.placements())
+        yield from transport_problems(self.policy, self.rollout)
+        samples = self.prompts_per_step * self.samples_per_prompt
+        if samples // self.minibatches < self.policy.workers:
+            text = f"leaves {samples // self.minibatches} samples for {self.policy.workers} ranks of the policy"
+            yield Problem(("minibatches",), text)
+        if self.rollout.replay and self.rollout.record:
+            text = "replayed samples are on file already; leave out record or replay"
+            yield Problem(("rollout", "record"), text)
+        if self.rollout.replay and self.rollout.deterministic:
+            yield Problem(("rollout", "deterministic"), "has no effect under replay; leave out one of them")
+        yield from algorithm_problems(self)
+        yield from policy_adapter_problems(self)
+        yield from cost_problems(self)
+
+    def missing(self) -> Iterator[Problem]:
+        """Find a recording that is not there."""
+        yield from absent_replay(self.rollout)
+
+    def batch_lines(self) -> Iterator[str]:
+        """Say what a step comes to."""
+        yield from policy_gradient_lines(self)
+
+    def batch_warnings(self) -> Iterator[str]:
+        """Name batches that do not divide evenly, and samples longer than a micro-batch."""
+        yield from policy_gradient_warnings(self)
+
+    def adapter_lines(self) -> Iterator[str]:
+        """Say also what is the reference, and how engines get the adapter."""
+        yield from super().adapter_lines()
+        if self.policy.lora is not None:
+            if self.algorithm.kl.coefficient > 0:
+                yield "The reference is the policy with its adapter off, on the policy's own workers."
+            ways = {"merged": "merged into the weights that travel", "reload": "alone, and load it in place"}
+            yield f"Engines get the adapter {ways[self.rollout.adapter]}."

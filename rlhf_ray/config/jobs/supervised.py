@@ -1,14 +1,20 @@
 """`rlhf sft` and `rlhf reward`: jobs that learn from a fixed data set."""
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import RankingDataConfig, TextDataConfig
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.checks.costs import cost_model_problems
+from rlhf_ray.config.checks.roles import attention_problems
+from rlhf_ray.config.data import RankingDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import LearningRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tokens
-from rlhf_ray.config.run import JobConfig
+from rlhf_ray.config.phases import TRAIN, Phases
+from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.reading.documents import KeyPath, Problem
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import TrainerConfig
 
 
@@ -19,8 +25,11 @@ class SupervisedTrainerConfig(TrainerConfig):
     """Peak learning rate of AdamW."""
 
 
-class SupervisedConfig(JobConfig):
+class SupervisedConfig(RunConfig):
     """What supervised jobs share."""
+
+    learns_scalar: ClassVar[bool] = False
+    """Whether the model that is learned has a scalar head, as reward models do."""
 
     model: ModelConfig
     """The model to start from."""
@@ -40,6 +49,53 @@ class SupervisedConfig(JobConfig):
     evaluate_every_steps: NonNegativeInt = 50
     """Steps between evaluations on the held-out rows; 0 evaluates only at the end."""
 
+    def placements(self) -> dict[KeyPath, PlacementConfig]:
+        """Return the trainer."""
+        return {("trainer",): self.trainer}
+
+    def phases(self) -> Phases:
+        """Return the one phase."""
+        return {TRAIN: ("trainer",)}
+
+    def model_paths(self) -> dict[KeyPath, str]:
+        """Return those of `model`."""
+        return {("model", *key): path for key, path in self.model.paths().items()}
+
+    def trained_model(self) -> ModelConfig:
+        """Return `model`."""
+        return self.model
+
+    def held_models(self) -> dict[KeyPath, list[HeldModel]]:
+        """Return the trainer's."""
+        return {("trainer",): [HeldModel(self.model, self.tokens_per_microbatch, self.learns_scalar)]}
+
+    def batch_lines(self) -> Iterator[str]:
+        """Say what an optimizer step comes to."""
+        rows = self.batch_size / self.trainer.workers
+        yield (
+            f"Each optimizer step: {self.batch_size} rows, {rows:g} for each of {self.trainer.workers} ranks, "
+            f"in micro-batches of at most {self.tokens_per_microbatch} tokens."
+        )
+        yield f"{self.epochs:g} passes over the data."
+
+    def batch_warnings(self) -> Iterator[str]:
+        """Name rows that do not divide evenly."""
+        if self.batch_size % self.trainer.workers:
+            yield f"batch_size: {self.batch_size} rows do not divide evenly by {self.trainer.workers} ranks"
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from attention_problems(self.model, self.placements())
+        if self.batch_size < self.trainer.workers:
+            text = f"{self.batch_size} rows do not reach {self.trainer.workers} ranks"
+            yield Problem(("batch_size",), text)
+
+
+def rows_of(data: RowSource, held_out: RowSource | None) -> dict[KeyPath, RowSource]:
+    """Return the data sets of a supervised job by key: rows to learn from, and those that are kept aside."""
+    return {("data",): data} | ({("evaluation_data",): held_out} if held_out else {})
+
 
 class SFTConfig(SupervisedConfig):
     """Supervised fine-tuning, or continued pre-training on plain text."""
@@ -49,6 +105,10 @@ class SFTConfig(SupervisedConfig):
 
     evaluation_data: TextDataConfig | None = None
     """Rows kept aside, for loss and perplexity."""
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the rows to learn from, and those that are kept aside."""
+        return rows_of(self.data, self.evaluation_data)
 
 
 class CostModelConfig(Section):
@@ -63,6 +123,8 @@ class CostModelConfig(Section):
 
 class RewardTrainingConfig(SupervisedConfig):
     """A reward model from rankings (Stiennon et al. 2020, Ouyang et al. 2022), or a cost model."""
+
+    learns_scalar = True
 
     data: RankingDataConfig
     """Rankings to learn from."""
@@ -89,3 +151,12 @@ class RewardTrainingConfig(SupervisedConfig):
     def member_outputs(self) -> list[str]:
         """Run folder of each model: the first is the job's own, those of further members of an ensemble are below."""
         return [self.output, *(f"{self.output}/members/{number}" for number in range(2, self.members + 1))]
+
+    def data_sets(self) -> dict[KeyPath, RowSource]:
+        """Return the rows to learn from, and those that are kept aside."""
+        return rows_of(self.data, self.evaluation_data)
+
+    def problems(self) -> Iterator[Problem]:
+        """Find what is wrong between the sections."""
+        yield from super().problems()
+        yield from cost_model_problems(self)

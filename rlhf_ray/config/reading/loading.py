@@ -9,24 +9,25 @@ import yaml
 from pydantic import ValidationError
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.all import check
 from rlhf_ray.config.checks.files import missing_files
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.explain import Origins, explain
 from rlhf_ray.config.reading.overrides import apply_override, overrides_of, parse_overrides
 from rlhf_ray.redaction.texts import each_text, hide_forms
 
-Config = TypeVar("Config", bound=Section)
+Job = TypeVar("Job", bound=JobConfig)
+Settings = TypeVar("Settings", bound=Section)
 
 
 def load_config(
-    section: type[Config],
+    section: type[Job],
     source: str | Path | Document,
     overrides: Iterable[str] | Mapping[str, Any] = (),
     *,
     check_files: bool = True,
-) -> Config:
+) -> Job:
     """Read a config, apply overrides such as `--policy.learning_rate 1e-6`, and check the whole.
 
     Args:
@@ -52,7 +53,7 @@ def load_config(
         config = section.model_validate(data)
     except ValidationError as error:
         raise BadInput("\n".join(map(origins.line, explain(error, data, section)))) from None
-    problems = check(config)
+    problems = list(config.problems())
     if check_files and not problems:
         problems = missing_files(config)
     if problems:
@@ -61,8 +62,8 @@ def load_config(
 
 
 def load_arguments(
-    section: type[Config], arguments: list[str], *, positional: str | None = None, rest: bool = False
-) -> Config:
+    section: type[Settings], arguments: list[str], *, positional: str | None = None, rest: bool = False
+) -> Settings:
     """Read settings from the command line alone.
 
     Args:

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.loading import load_config
 from rlhf_ray.config.reading.overrides import DRY_RUN, PLAN_INSTEAD
@@ -24,7 +25,20 @@ def import_schema(reference: str) -> type[Section]:
     return schema
 
 
-def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -> Section:
+def job_schema(verb: str) -> type[JobConfig]:
+    """Import the config class of a job."""
+    schema = import_schema(SCHEMAS[verb])
+    assert issubclass(schema, JobConfig)
+    return schema
+
+
+def verb_of(config: Section) -> str | None:
+    """Return the job whose config this is; None for other sections."""
+    own = f"{type(config).__module__}:{type(config).__name__}"
+    return next((verb for verb, schema in SCHEMAS.items() if schema == own), None)
+
+
+def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -> JobConfig:
     """Read `CONFIG.yaml --key value ...` by the schema of a verb.
 
     Raises:
@@ -42,14 +56,14 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
 
 def load_document(
     verb: str, document: Document, overrides: Iterable[str] | Mapping[str, Any] = (), *, check_files: bool = True
-) -> Section:
+) -> JobConfig:
     """Read a config by the schema of a verb, with overrides as `load_config` takes them.
 
     Raises:
         BadInput: it or an override is wrong, or it is a config for another verb.
     """
     try:
-        return load_config(import_schema(SCHEMAS[verb]), document, overrides, check_files=check_files)
+        return load_config(job_schema(verb), document, overrides, check_files=check_files)
     except BadInput:
         others = _other_verbs(document, verb)
         if not others:
@@ -108,15 +122,15 @@ def _fitting(document: Document, keys: set[str]) -> list[str]:
     fits = [verb for verb in fits if not any(required[verb] < required[other] for other in fits)]
     if len(fits) > 1:
         # The same key may hold other things in another job, as `loss` does.
-        fits = [verb for verb in fits if _can_be_read(document, import_schema(SCHEMAS[verb]))] or fits
+        fits = [verb for verb in fits if _can_be_read(document, job_schema(verb))] or fits
     return fits
 
 
 def _fields(verb: str) -> dict[str, FieldInfo]:
-    return import_schema(SCHEMAS[verb]).model_fields
+    return job_schema(verb).model_fields
 
 
-def _can_be_read(document: Document, schema: type[Section]) -> bool:
+def _can_be_read(document: Document, schema: type[JobConfig]) -> bool:
     try:
         load_config(schema, document, check_files=False)
     except BadInput:

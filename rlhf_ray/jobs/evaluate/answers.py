@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster
-from rlhf_ray.config.checks.parts import longest_sample
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.evaluate import ComparedModel, EvaluateConfig
 from rlhf_ray.config.model import ModelConfig
@@ -22,7 +21,14 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.single_turn import SingleTurn
 from rlhf_ray.runs.engines import fixed_pool
-from rlhf_ray.runs.model_checks import LONGEST_SAMPLE, check_engine, check_language_model, check_policy, text_lengths
+from rlhf_ray.runs.model_checks import (
+    LONGEST_SAMPLE,
+    check_engine,
+    check_language_model,
+    check_policy,
+    check_reward_sources,
+    text_lengths,
+)
 
 StartCluster = Callable[[], AbstractContextManager[Cluster]]
 """Reserves the groups for one phase."""
@@ -52,6 +58,20 @@ def read_all_prompts(config: EvaluateConfig) -> Prompts:
     }
 
 
+def check_models(config: EvaluateConfig) -> None:
+    """Check every model, and every reward source.
+
+    Raises:
+        BadInput: names the model, or the source's key, and what to do.
+    """
+    check_reward_sources(config)
+    for name, model in config.models.items():
+        try:
+            check_model(config, model)
+        except BadInput as error:
+            raise BadInput(f"models.{name}: {error}") from error
+
+
 def check_model(config: EvaluateConfig, model: ModelConfig) -> Any:
     """Check that a model can answer, and read what others answered where that is asked for; return its tokenizer.
 
@@ -60,10 +80,10 @@ def check_model(config: EvaluateConfig, model: ModelConfig) -> Any:
     """
     tokenizer = load_tokenizer(model)
     check_language_model(model, tokenizer)
-    check_engine(model, config.rollout, longest_sample(config))
+    check_engine(model, config.rollout, config.longest_answer())
     texts = text_lengths(config)
     if config.reference is not None or texts:
-        check_policy(model, tokenizer, {LONGEST_SAMPLE: longest_sample(config)} | texts)
+        check_policy(model, tokenizer, {LONGEST_SAMPLE: config.longest_answer()} | texts)
     return tokenizer
 
 
@@ -141,7 +161,7 @@ def _generate(
     rows = logs.open(f"answers/{name}")
     with (
         start_cluster() as cluster,
-        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=longest_sample(config)) as pool,
+        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_answer()) as pool,
         RowProgress(f"answers of {name}", len(prompts) * config.samples_per_prompt) as progress,
     ):
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):

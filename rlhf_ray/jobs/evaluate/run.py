@@ -41,7 +41,7 @@ def run(config: EvaluateConfig) -> None:
     def say(text: str) -> None:
         console.print(text, soft_wrap=True, markup=False, highlight=False)
 
-    check_reward_sources(config.rewards)
+    check_reward_sources(config)
     check_judges(config)
     check_reference(config)
     prompts = read_all_prompts(config)

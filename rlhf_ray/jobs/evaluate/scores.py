@@ -2,22 +2,20 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.jobs.evaluate import ORACLE, EvaluateConfig
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
+from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.placement import PlacementConfig
-from rlhf_ray.config.rewards import FunctionReward, ModelReward, RewardConfig
+from rlhf_ray.config.rewards import ORACLE, TOTAL_COLUMN, RewardConfig
 from rlhf_ray.data.columns import Answered
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.evaluation.answers import Answer
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
 from rlhf_ray.jobs.evaluate.answers import StartCluster
 from rlhf_ray.jobs.inference.rows import RowProgress
-from rlhf_ray.models.identity import directory_identity
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.runs.recovery import RESTARTS
+from rlhf_ray.scoring.kinds import kind_of
 from rlhf_ray.scoring.source import combine
 
 ROWS_AT_ONCE = 64
@@ -122,9 +120,4 @@ def _with_total(
 def _identity(source: RewardConfig) -> list[Any]:
     """What a source is: its settings, and the file or models behind it."""
     settings = source.model_dump(mode="json", exclude={*PlacementConfig.model_fields, "weight", "failed_scores"})
-    if isinstance(source, ModelReward):
-        return [settings, *map(directory_identity, [source.path, *source.ensemble])]
-    if isinstance(source, FunctionReward):
-        file = Path(source.function.rpartition(":")[0]).expanduser()
-        return [settings, file.read_text(encoding="utf-8")]
-    return [settings]
+    return [settings, *kind_of(source).identity(source)]

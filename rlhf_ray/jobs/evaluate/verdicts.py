@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN
 from rlhf_ray.config.jobs.judges import PeopleJudge, RewardJudge, ServiceJudge
+from rlhf_ray.config.rewards import TOTAL_COLUMN
 from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.evaluation.answers import ModelResult

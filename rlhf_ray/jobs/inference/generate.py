@@ -7,7 +7,6 @@ from itertools import chain
 from typing import Any
 
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.config.checks.parts import longest_sample
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.jobs.inference import GenerateConfig
 from rlhf_ray.data.columns import as_given
@@ -38,8 +37,7 @@ def run(config: GenerateConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do.
     """
-    tokenizer = job_tokenizer(config.model)
-    check_models(config, tokenizer)
+    tokenizer = check_models(config)
     prompts = read_prompts(config.data, tokenizer)
     added = {"completion": str, "prompt_id": str, "index": int, "finish_reason": str, "seed": int}
     if config.safety is not None:
@@ -56,7 +54,7 @@ def run(config: GenerateConfig) -> None:
         row_output(config.output, known, added) as file,
         connect(config.cluster, config.groups) as cluster,
         fixed_pool(
-            cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=longest_sample(config)
+            cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_sample()
         ) as pool,
         RowProgress("generating", len(known) * config.samples_per_prompt) as progress,
     ):
@@ -155,15 +153,17 @@ def _in_order(
             due = next(following, due)
 
 
-def check_models(config: GenerateConfig, tokenizer: Any) -> None:
-    """Check that the model can write, and the cost model judge.
+def check_models(config: GenerateConfig) -> Any:
+    """Check that the model can write, and the cost model judge; return the model's tokenizer.
 
     Raises:
         BadInput: names the key and what to do.
     """
+    tokenizer = job_tokenizer(config.model)
     check_language_model(config.model, tokenizer)
-    check_engine(config.model, config.rollout, longest_sample(config))
+    check_engine(config.model, config.rollout, config.longest_sample())
     check_safety(config)
+    return tokenizer
 
 
 class _Tally:

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_ray.cluster.connect import connect
-from rlhf_ray.config.jobs.inference import TOTAL_COLUMN, ScoreConfig
-from rlhf_ray.config.rewards import ModelReward
+from rlhf_ray.config.jobs.inference import ScoreConfig
+from rlhf_ray.config.rewards import TOTAL_COLUMN, ModelReward
 from rlhf_ray.data.columns import Answered, as_given
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import read_answered
@@ -43,7 +43,7 @@ def run(config: ScoreConfig) -> None:
         TooManyFailures: a source failed for more rows than its `failed_scores` allows; no file is written.
         RlhfError: with what is wrong and what to do.
     """
-    check_reward_sources(config.rewards)
+    check_reward_sources(config)
     answers = read_answered(config.data)
     names = list(dict.fromkeys([*(source.name for source in config.rewards), TOTAL_COLUMN]))
     known = [_known(answer, names) for answer in answers.rows]

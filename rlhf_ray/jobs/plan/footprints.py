@@ -1,22 +1,17 @@
 """Memory of each role of a job, from its models' config files."""
 
 import threading
-from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.files import names_local_path
-from rlhf_ray.config.checks.parts import critic_path, longest_sample, placements_of, rewards_of
-from rlhf_ray.config.jobs.evaluate import EvaluateConfig
-from rlhf_ray.config.jobs.inference import GenerateConfig
-from rlhf_ray.config.jobs.ppo import PPOConfig
-from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConfig
-from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.reading.documents import KeyPath
-from rlhf_ray.config.rewards import ModelReward, RewardConfig
+from rlhf_ray.config.job import JobConfig
+from rlhf_ray.config.model import HeldModel, ModelConfig
+from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
 from rlhf_ray.jobs.plan.memory import (
     ModelShape,
     WorkerMemory,
@@ -32,72 +27,35 @@ HUB_SECONDS = 8.0
 """For the hub to give a model's config file, which is small: a plan shall come at once."""
 
 
-def role_footprints(config: Section, gpu_bytes: float) -> tuple[dict[str, WorkerMemory], list[str]]:
+def role_footprints(config: JobConfig, gpu_bytes: float) -> tuple[dict[str, WorkerMemory], list[str]]:
     """Return bytes of one worker of each role, and a warning for each model whose size is not known."""
+    placements, shapes = config.placements(), _Shapes()
     footprints: dict[str, WorkerMemory] = {}
-    shapes = _Shapes()
-    if isinstance(config, SupervisedConfig):
-        shape = shapes.of(config.model.path, config.model.trust_remote_code)
-        scalar = isinstance(config, RewardTrainingConfig)
-        if shape:
-            tokens = config.tokens_per_microbatch
-            footprints["trainer"] = trainer_memory(shape, config.trainer, config.model.dtype, tokens, scalar)
-    if isinstance(config, PPOConfig):
-        footprints |= _trained_roles(config, shapes)
-    if isinstance(config, EvaluateConfig):
-        footprints |= _compared(config, shapes, gpu_bytes)
-    footprints |= _reward_models(rewards_of(config), shapes)
-    if isinstance(config, PPOConfig | GenerateConfig):
-        shape = shapes.of(config.model.path, config.model.trust_remote_code)
-        if shape:
-            footprints["rollout"] = engine_memory(shape, config.model.dtype, config.rollout, gpu_bytes)
-    placed = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
-    footprints = {
-        role: replace(memory, process=worker_process(placed[role]))
-        for role, memory in footprints.items()
-        if role in placed
-    }
-    return {role: memory for role, memory in footprints.items() if memory.total}, shapes.unknown
+    for key, models in config.held_models().items():
+        sizes = [(shape, held) for held in models if (shape := shapes.of(held.model)) is not None]
+        if key not in placements or (models and not sizes):
+            continue
+        memory = WorkerMemory()
+        if sizes:
+            shape, held = max(sizes, key=lambda pair: pair[0].parameters)
+            memory = _holding(placements[key], held, shape, gpu_bytes)
+        memory = replace(memory, process=worker_process(placements[key]))
+        if memory.total:
+            footprints[".".join(map(str, key))] = memory
+    return footprints, shapes.unknown
 
 
-def _compared(config: EvaluateConfig, shapes: "_Shapes", gpu_bytes: float) -> dict[str, WorkerMemory]:
-    """Of the largest model: one at a time is loaded."""
-    found = ((shapes.of(model.path, model.trust_remote_code), model.dtype) for model in config.models.values())
-    known = [(shape, dtype) for shape, dtype in found if shape]
-    if not known:
-        return {}
-    shape, dtype = max(known, key=lambda pair: pair[0].parameters)
-    engine = engine_memory(shape, dtype, config.rollout, gpu_bytes)
-    return {"rollout": engine, "measure": forward_memory(shape, dtype, config.tokens_per_microbatch, scalar=False)}
-
-
-def _trained_roles(config: PPOConfig, shapes: "_Shapes") -> dict[str, WorkerMemory]:
-    footprints: dict[str, WorkerMemory] = {}
-    model, tokens = config.model, max(config.tokens_per_microbatch, longest_sample(config))
-    shape = shapes.of(model.path, model.trust_remote_code)
-    if shape:
-        footprints["policy"] = trainer_memory(shape, config.policy, model.dtype, tokens, scalar=False)
-        if ("reference",) in placements_of(config):
-            shards = config.reference.workers if config.reference.zero_stage == 3 else 1
-            footprints["reference"] = forward_memory(shape, model.dtype, tokens, scalar=False, shards=shards)
-    for name, critic in config.critics.items():
-        shape = shapes.of(critic_path(config, name), model.trust_remote_code)
-        if shape:
-            footprints[f"critics.{name}"] = trainer_memory(shape, critic, model.dtype, tokens, scalar=True)
-    return footprints
-
-
-def _reward_models(rewards: Mapping[KeyPath, RewardConfig], shapes: "_Shapes") -> dict[str, WorkerMemory]:
-    footprints: dict[str, WorkerMemory] = {}
-    for key, reward in rewards.items():
-        role = ".".join(map(str, key))
-        shape = shapes.of(reward.path, False) if isinstance(reward, ModelReward) else None
-        if not isinstance(reward, ModelReward):
-            footprints[role] = WorkerMemory()
-        elif shape:
-            one = forward_memory(shape, reward.dtype, reward.max_tokens, scalar=True)
-            footprints[role] = replace(one, weights=one.weights * (1 + len(reward.ensemble)))
-    return footprints
+def _holding(role: PlacementConfig, held: HeldModel, shape: ModelShape, gpu_bytes: float) -> WorkerMemory:
+    dtype, shards = held.model.dtype, 1
+    match role:
+        case RolloutConfig():
+            return engine_memory(shape, dtype, role, gpu_bytes)
+        case TrainerConfig():
+            return trainer_memory(shape, role, dtype, held.tokens, held.scalar)
+        case ReferenceConfig(zero_stage=3):
+            shards = role.workers
+    one = forward_memory(shape, dtype, held.tokens, held.scalar, shards)
+    return replace(one, weights=one.weights * held.copies)
 
 
 class _Shapes:
@@ -108,12 +66,13 @@ class _Shapes:
         self._hub = _Hub()
         self._known: dict[str, ModelShape | None] = {}
 
-    def of(self, path: str, trust_remote_code: bool) -> ModelShape | None:
+    def of(self, model: ModelConfig) -> ModelShape | None:
+        path = model.path
         if path not in self._known and names_local_path(path) and not (Path(path) / "config.json").is_file():
             self._known[path] = None
         if path not in self._known:
             try:
-                self._known[path] = self._read(ModelConfig(path=path, trust_remote_code=trust_remote_code))
+                self._known[path] = self._read(model)
             except Exception as error:  # Transformers says by any kind what it cannot read
                 self._known[path] = None
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -136,12 +95,16 @@ def read_shape(model: ModelConfig) -> ModelShape:
         ValueError: it describes no causal language model.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    description: Any = AutoConfig.from_pretrained(model.path, trust_remote_code=model.trust_remote_code)
-    description = description.get_text_config()
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(description, trust_remote_code=model.trust_remote_code)
+    from rlhf_ray.models.facts import facts_of
+
+    facts = facts_of(model.path, model.trust_remote_code)
+    description: Any = facts.config.get_text_config()
+    if description is facts.config:
+        network = facts.language_model
+    else:
+        network = facts.network_of(AutoModelForCausalLM, description)
     heads: int = description.num_attention_heads
     tied: bool = description.tie_word_embeddings
     head_size = getattr(description, "head_dim", None) or description.hidden_size // heads

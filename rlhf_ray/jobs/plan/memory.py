@@ -9,12 +9,11 @@ CUDA context come on top.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import placements_of
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.lora import ALL_LINEAR, LoraConfig
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.placement import PlacementConfig
-from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward
+from rlhf_ray.config.rewards import RewardSource
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.rollout.engine_arguments import CPU_CACHE_BYTES, GPU_SHARE, tensor_parallel_size
@@ -169,16 +168,12 @@ def worker_process(role: PlacementConfig) -> float:
         case RolloutConfig():
             workers = tensor_parallel_size(role)
             return ENGINE + (workers * ENGINE_WORKER if workers > 1 else 0)
-        case FunctionReward():
-            return SCORER + FUNCTION
-        case HTTPReward():
-            return SCORER
-        case ModelReward():
-            return MODEL_SCORER
+        case RewardSource():
+            return (MODEL_SCORER if role.is_network else SCORER) + (FUNCTION if role.has_process else 0)
     return TRAINER
 
 
-def other_processes(config: Section) -> Mapping[str, float]:
+def other_processes(config: JobConfig) -> Mapping[str, float]:
     """Bytes of what runs beside the roles, where all of them compute on CPU."""
-    on_gpu = any(role.gpus_per_worker for role in placements_of(config).values())
+    on_gpu = any(role.gpus_per_worker for role in config.placements().values())
     return {} if on_gpu else {"driver": DRIVER, "Ray": RAY}

@@ -9,15 +9,12 @@ from rich.table import Table
 
 from rlhf_ray.cluster.errors import DoesNotFit
 from rlhf_ray.cluster.placement import Layout
-from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.files import missing_files
-from rlhf_ray.config.checks.parts import longest_sample, placements_of
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.jobs.inference import GenerateConfig
-from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
-from rlhf_ray.jobs.plan.arithmetic import adapter_lines, batch_lines, warnings_of
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
 from rlhf_ray.jobs.plan.models import refuse_models
@@ -115,7 +112,7 @@ def run(config: PlanConfig) -> int:
     return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)), heading)
 
 
-def show(config: Section, gpu_gib: float, console: Console, heading: str = "") -> int:
+def show(config: JobConfig, gpu_gib: float, console: Console, heading: str = "") -> int:
     """Print the plan of a checked config.
 
     Args:
@@ -144,15 +141,16 @@ def show(config: Section, gpu_gib: float, console: Console, heading: str = "") -
     if footprints:
         console.print(_memory_table(footprints, other_processes(config)))
         console.print(_device_table(loads, gpu_gib))
-    for line in [*batch_lines(config), *_cache_lines(config, footprints), *adapter_lines(config)]:
+    for line in [*config.batch_lines(), *_cache_lines(config, footprints), *config.adapter_lines()]:
         console.print(line, highlight=False)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
-    for warning in [*unknown, *files, *models, *warnings_of(config), *_overfull(loads, footprints, gpu_gib)]:
+    unused = [*config.batch_warnings(), *idle_groups(config)]
+    for warning in [*unknown, *files, *models, *unused, *_overfull(loads, footprints, gpu_gib)]:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     return INCOMPLETE if unknown else 0
 
 
-def checked_parts(config: Section) -> list[Part]:
+def checked_parts(config: JobConfig) -> list[Part]:
     """Place all roles of a job, those that are there at the same time together.
 
     Raises:
@@ -162,9 +160,10 @@ def checked_parts(config: Section) -> list[Part]:
         parts = parts_of(config)
     except DoesNotFit as error:
         raise BadInput(str(error)) from None
-    if isinstance(config, PPOConfig):
+    rollout = config.placements().get(("rollout",))
+    if config.learns_from_samples and isinstance(rollout, RolloutConfig):
         overlap = parts[0].layout.overlap("rollout", "policy")
-        if choose_transport(config.rollout, overlap) == "ipc" and overlap == "none":
+        if choose_transport(rollout, overlap) == "ipc" and overlap == "none":
             raise BadInput(
                 "rollout.transport: ipc is for engines on the policy's GPUs, and these are on others; use auto, which "
                 "is nccl here"
@@ -172,14 +171,14 @@ def checked_parts(config: Section) -> list[Part]:
     return parts
 
 
-def _placement_table(parts: list[Part], config: Section) -> Table:
+def _placement_table(parts: list[Part], config: JobConfig) -> Table:
     # In a part of one phase all its roles are awake all the time.
     sharing = "takes turns with" if len(parts[0].phases) > 1 else "shares GPUs with"
     table = Table(title="Placement", title_justify="left")
     in_phase = ["in phase"] if len(parts) > 1 else []
     for name in ("role", *in_phase, "group", "workers", "CPUs each", "GPUs each", "devices", sharing):
         table.add_column(name, no_wrap=name == "in phase")
-    placements = {".".join(map(str, key)): placement for key, placement in placements_of(config).items()}
+    placements = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
     for part in parts:
         for role in part.layout.slots:
             placement = placements[role]
@@ -220,7 +219,7 @@ def _turns(layout: Layout, role: str) -> str:
 
 
 def _memory_table(footprints: dict[str, WorkerMemory], processes: Mapping[str, float]) -> Table:
-    table = Table(title="WorkerMemory of one worker, GiB (estimate)", title_justify="left")
+    table = Table(title="Memory of one worker, GiB (estimate)", title_justify="left")
     for name in ("role", "weights", "gradients", "optimizer", "activations", "KV cache", "process", "sum"):
         table.add_column(name, justify="left" if name == "role" else "right")
     beside = {name: WorkerMemory(process=size) for name, size in processes.items()}
@@ -230,15 +229,28 @@ def _memory_table(footprints: dict[str, WorkerMemory], processes: Mapping[str, f
     return table
 
 
-def _cache_lines(config: Section, footprints: dict[str, WorkerMemory]) -> Iterator[str]:
+def _cache_lines(config: JobConfig, footprints: dict[str, WorkerMemory]) -> Iterator[str]:
     """How much an engine can write at once."""
-    engine = footprints.get("rollout")
-    if engine is not None and engine.cached_tokens and isinstance(config, PPOConfig | GenerateConfig):
-        samples = engine.cached_tokens // longest_sample(config)
+    engine, longest = footprints.get("rollout"), config.longest_sample()
+    if engine is not None and engine.cached_tokens and longest is not None:
+        samples = engine.cached_tokens // longest
         yield (
             f"The KV cache of an engine holds {engine.cached_tokens:,.0f} tokens (estimate): {samples:,.0f} of the "
             "longest samples at once."
         )
+
+
+def idle_groups(config: JobConfig) -> Iterator[str]:
+    """Name groups, and GPUs of groups, that no role uses."""
+    placements = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
+    parts = [[placements[role] for role in part.layout.slots] for part in parts_of(config)]
+    for name, group in config.node_groups().items():
+        # Roles of one part after another use the same GPUs.
+        asked = [sum(role.gpus_per_worker * role.workers for role in part if role.on == name) for part in parts]
+        if not any(role.on == name for part in parts for role in part):
+            yield f"groups.{name}: no role is on it"
+        elif max(asked) < group.gpus_per_node * group.nodes:
+            yield f"groups.{name}: {group.gpus_per_node * group.nodes - max(asked):g} of its GPUs are not used"
 
 
 def _gib(size: float) -> str:
@@ -264,7 +276,7 @@ class _Load:
         return f"{group} node {node} " + (f"GPU {device}" if self.on_gpu else "CPU")
 
 
-def _loads(config: Section, parts: list[Part], footprints: dict[str, WorkerMemory]) -> list[_Load]:
+def _loads(config: JobConfig, parts: list[Part], footprints: dict[str, WorkerMemory]) -> list[_Load]:
     """Loads of all devices in all parts; where there are several, each has the name of its phase."""
     found = []
     for part in parts:
@@ -278,7 +290,7 @@ def _loads(config: Section, parts: list[Part], footprints: dict[str, WorkerMemor
 
 
 def _device_table(loads: list[_Load], gpu_gib: float) -> Table:
-    table = Table(title="WorkerMemory of each device, GiB (estimate)", title_justify="left")
+    table = Table(title="Memory of each device, GiB (estimate)", title_justify="left")
     for name in ("devices", "at once", "of", "in phase", "roles"):
         table.add_column(name, justify="right" if name in {"at once", "of"} else "left")
     alike: dict[tuple[Any, ...], list[_Load]] = {}

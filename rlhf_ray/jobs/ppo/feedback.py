@@ -28,7 +28,6 @@ from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.runs.model_checks import job_tokenizer
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
@@ -110,8 +109,7 @@ def run(config: FeedbackConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do.
     """
-    tokenizer = job_tokenizer(config.model)
-    check_models(config, tokenizer)
+    tokenizer = check_models(config)
     vocabulary = vocabulary_of(tokenizer)
     replayed = _replayed(config, vocabulary)
     steps = min(config.steps, len(replayed)) if replayed else config.steps

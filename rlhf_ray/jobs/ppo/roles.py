@@ -12,12 +12,12 @@ from rlhf_ray.cluster.group import CPU_THREADS, ActorGroup
 from rlhf_ray.cluster.placement import lay_out
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
-from rlhf_ray.config.checks.parts import critic_path, placements_of
-from rlhf_ray.config.jobs.ppo import COST_CRITIC, PPOConfig
+from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath
-from rlhf_ray.config.rewards import FunctionReward, HTTPReward, ModelReward
+from rlhf_ray.config.rewards import ModelReward, RewardSource
+from rlhf_ray.config.training import COST_CRITIC
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE
 from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.roles.policy_sync import PolicySync
@@ -27,7 +27,6 @@ from rlhf_ray.rollout.interfaces import GroupSource
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.runs.engines import engine_or_reason, restart_engine
-from rlhf_ray.runs.phases import ppo_phases
 from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, DeviceTurns
 from rlhf_ray.training.process import ThreadDemand
 
@@ -119,7 +118,7 @@ class PPORoles:
 def critic_model(config: PPOConfig, name: str) -> ModelConfig:
     """Return the model that a critic starts from, to be read with the policy's tokenizer."""
     tokenizer = config.model.tokenizer or config.model.path
-    return config.model.model_copy(update={"path": critic_path(config, name), "tokenizer": tokenizer})
+    return config.model.model_copy(update={"path": config.critic_path(name), "tokenizer": tokenizer})
 
 
 def critic_units(config: PPOConfig, name: str) -> ScoreStatistics | None:
@@ -129,7 +128,7 @@ def critic_units(config: PPOConfig, name: str) -> ScoreStatistics | None:
     """
     if name == COST_CRITIC:
         return None
-    path = critic_path(config, name)
+    path = config.critic_path(name)
     alone = (source for source in config.rewards if isinstance(source, ModelReward) and not source.ensemble)
     return next((units for source in alone if source.path == path for units in statistics_of(source)), None)
 
@@ -158,13 +157,13 @@ def uses(config: PPOConfig) -> dict[str, list[str]]:
     critics = [critic_role(name) for name in config.critics]
     return {
         phase: [role for section in sections for role in (critics if section == "critics" else [section])]
-        for phase, sections in ppo_phases(config).items()
+        for phase, sections in config.phases().items()
     }
 
 
 def role_placements(config: PPOConfig) -> dict[str, PlacementConfig]:
     """Return where the roles go, by the names that they have in the run, in the order in which they are placed."""
-    return {_role(config, key): placement for key, placement in placements_of(config).items()}
+    return {_role(config, key): placement for key, placement in config.placements().items()}
 
 
 def turn_takers(config: PPOConfig) -> set[str]:
@@ -195,7 +194,7 @@ def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
     slots = lay_out(config.groups, placements).slots
     asked: Counter[tuple[str, int]] = Counter()
     for name, placement in placements.items():
-        is_network = not isinstance(placement, FunctionReward | HTTPReward)
+        is_network = not isinstance(placement, RewardSource) or placement.is_network
         if name.partition(".")[0] in awake and is_network and not placement.gpus_per_worker:
             for slot in slots[name]:
                 asked[slot.group, slot.bundle] += placement.threads or CPU_THREADS

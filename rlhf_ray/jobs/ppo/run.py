@@ -47,8 +47,7 @@ def run(config: PPOConfig) -> None:
     schedule = schedule_of(config)
     if policy_finished_before(config, config.steps, evaluates=schedule.evaluation_due(config.steps)):
         return
-    tokenizer = job_tokenizer(config.model)
-    check_models(config, tokenizer)
+    tokenizer = check_models(config)
     data = PPOData.read(config, tokenizer)
     checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
@@ -176,20 +175,22 @@ def averaged(config: PPOConfig) -> str | None:
     return config.policy.ema_export if config.policy.ema_decay is not None else None
 
 
-def check_models(config: PPOConfig, tokenizer: Any) -> None:
-    """Check that each role's model can be what the role needs.
+def check_models(config: PPOConfig) -> Any:
+    """Check that each role's model can be what the role needs; return the policy's tokenizer.
 
     Raises:
         BadInput: names the key and what to do.
     """
+    tokenizer = job_tokenizer(config.model)
     longest = longest_sequence(config)
     lengths = {LONGEST_SAMPLE: longest} | text_lengths(config)
     check_policy(config.model, tokenizer, lengths)
     check_adapter("policy", config.model, config.policy.lora)
     check_engine(config.model, config.rollout, longest)
     check_transfer(config.model, config.rollout)
-    check_reward_sources(config.rewards)
+    check_reward_sources(config)
     for name, critic in config.critics.items():
         start = critic_model(config, name)
         check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)
         check_adapter(f"critics.{name}", start, critic.lora, scalar=True)
+    return tokenizer

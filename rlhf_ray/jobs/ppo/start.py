@@ -40,7 +40,6 @@ from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
-from rlhf_ray.runs.phases import adapter_off_is_reference, compares
 from rlhf_ray.runs.recovery import RESTARTS
 from rlhf_ray.schedule import GENERATE, SYNC, DeviceTurns, Sleeper
 from rlhf_ray.transfer.errors import ManifestMismatch
@@ -65,7 +64,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     policy = start.policy()
     engines = start.engines()
     critics = start.critics()
-    reference = start.reference() if compares(config) and not adapter_off_is_reference(config) else None
+    reference = start.reference() if config.has_kl and not config.adapter_off_is_reference else None
     rewards = start.rewards()
 
     workers = start.workers_of(engines)
@@ -79,7 +78,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
         source = _source(config, pool)
-        adapter_off = adapter_off_is_reference(config)
+        adapter_off = config.adapter_off_is_reference
         yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
 
 

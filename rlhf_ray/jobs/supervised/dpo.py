@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from rlhf_ray.config.jobs.dpo import OF_SINGLE_ANSWERS, DPOConfig
+from rlhf_ray.config.jobs.dpo import DPOConfig
+from rlhf_ray.config.preferences import OF_SINGLE_ANSWERS
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.preferences import check_mismatches, holds_labels, read_labelled, read_pairs
 from rlhf_ray.jobs.supervised.loop import learn, learned_before
@@ -14,7 +15,7 @@ from rlhf_ray.jobs.supervised.preferences import LabelledTask, PairTask, Prefere
 from rlhf_ray.jobs.supervised.reference import ReferenceLogprobs
 from rlhf_ray.models.identity import model_identity
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
-from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
+from rlhf_ray.runs.model_checks import check_supervised
 
 MICROBATCHES_PER_CALL = 16
 """Micro-batches of each rank in one call to the reference: enough that sorting by length leaves little padding."""
@@ -27,8 +28,7 @@ def run(config: DPOConfig) -> None:
     """
     if learned_before(config):
         return
-    tokenizer = job_tokenizer(config.model)
-    check_supervised(config, tokenizer)
+    tokenizer = check_supervised(config)
     task = _read_task(config, tokenizer)
     keeps = task.needs_reference and config.reference_cache is not None
     identity = model_identity(config.model) if keeps else ""

@@ -21,7 +21,7 @@ from rlhf_ray.algorithms.preference_losses import (
 from rlhf_ray.algorithms.preferences import Kind, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.algorithms.segments import row_index
-from rlhf_ray.config.jobs.dpo import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
+from rlhf_ray.config.preferences import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.data.preferences import Answer, LabelledRow, PairRow, answers_batch, token_shares

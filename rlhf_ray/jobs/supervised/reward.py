@@ -16,7 +16,7 @@ from rlhf_ray.jobs.supervised.loop import SupervisedTask, TrainingBatch, learn, 
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
+from rlhf_ray.runs.model_checks import check_supervised
 
 STATISTICS_TEXTS = 4096
 """Training texts whose scores the statistics describe: more move a median by less than a run's noise."""
@@ -26,8 +26,7 @@ def run(config: RewardTrainingConfig) -> None:
     """Learn scores whose differences explain the rankings (Bradley and Terry), once for each member; or costs."""
     if all(learned_before(member) for member in member_configs(config)) and _is_judged(config):
         return
-    tokenizer = job_tokenizer(config.model)
-    check_supervised(config, tokenizer)
+    tokenizer = check_supervised(config)
     if config.cost is not None:
         kept = read_cost_pairs(config.evaluation_data, tokenizer) if config.evaluation_data else None
         learn(config, CostTask(config.cost, read_cost_pairs(config.data, tokenizer), kept))

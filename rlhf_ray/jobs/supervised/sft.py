@@ -13,15 +13,14 @@ from rlhf_ray.data.loading import read_supervised
 from rlhf_ray.data.rows import SupervisedRow, supervised_batch
 from rlhf_ray.jobs.supervised.loop import SupervisedTask, TrainingBatch, learn, learned_before
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
-from rlhf_ray.runs.model_checks import check_supervised, job_tokenizer
+from rlhf_ray.runs.model_checks import check_supervised
 
 
 def run(config: SFTConfig) -> None:
     """Train a language model on demonstrations or plain text."""
     if learned_before(config):
         return
-    tokenizer = job_tokenizer(config.model)
-    check_supervised(config, tokenizer)
+    tokenizer = check_supervised(config)
     held_out = read_supervised(config.evaluation_data, tokenizer) if config.evaluation_data else None
     learn(config, SFTTask(read_supervised(config.data, tokenizer), held_out))
 

@@ -17,14 +17,11 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.parts import groups_of
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.config.jobs.inference import InferenceConfig
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
-from rlhf_ray.config.run import JobConfig
 from rlhf_ray.redaction.texts import hide_forms
 
 # Where the config file is within the containers of a rendered KubeRay job.
@@ -142,7 +139,7 @@ def run(config: SubmitConfig) -> None:
         follow(client, submission, config.address)
 
 
-def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) -> str:
+def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]) -> str:
     """The file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
     from rlhf_ray.jobs.tools.submit import render_kuberay, render_slurm
 
@@ -152,24 +149,26 @@ def render(config: SubmitConfig, job: Section, verb: str, arguments: list[str]) 
     path, *overrides = arguments
     if config.render == "slurm":
         check_shown(shlex.join(arguments), "the job's command line")
-        return render_slurm(name, ["rlhf", verb, path, *overrides], groups_of(job))
+        return render_slurm(name, ["rlhf", verb, path, *overrides], job.node_groups())
     # Its line for editors names a folder that is not there in a pod.
     text = EDITORS_LINE.sub("", Path(path).read_text(encoding="utf-8"), count=1)
     check_shown("\n".join([text, *overrides]), f"{path}, which becomes a ConfigMap,")
-    return render_kuberay(name, verb, text, overrides, groups_of(job), config.image)
+    return render_kuberay(name, verb, text, overrides, job.node_groups(), config.image)
 
 
-def check_output(job: Section) -> None:
+def check_output(job: JobConfig) -> None:
     """A job's results must outlive the copy of the working folder in which the cluster runs it.
 
     Raises:
-        BadInput: `output` is a relative path.
+        BadInput: a folder or a file that it writes is a relative path.
     """
-    if isinstance(job, JobConfig | InferenceConfig) and not os.path.isabs(job.output):
-        raise BadInput(
-            f"output: {job.output}: on a cluster it must be an absolute path on storage that every node sees; "
-            "relative ones would be written into the job's temporary folder and lost"
-        )
+    folder = job.output_folder()
+    for key, path in (job.output_files() | ({("output",): folder} if folder is not None else {})).items():
+        if not os.path.isabs(path):
+            raise BadInput(
+                f"{'.'.join(map(str, key))}: {path}: on a cluster it must be an absolute path on storage that every "
+                "node sees; relative ones would be written into the job's temporary folder and lost"
+            )
 
 
 def check_shown(text: str, what: str) -> None:
