@@ -29,12 +29,14 @@ _LANGUAGES_OF = {
     for words in _WORDS.values()
     for word in words.split()
 }
-LANGUAGES = ("zh", "ja", "ko", "ru", "ar", "th", "hi", *_WORDS, "other", "none")
-"""What `languages_of` answers; `ru` is any language in Cyrillic letters, `none` a text without letters."""
 
 
 def languages_of(texts: Sequence[str], characters: Characters) -> list[tuple[str, float]]:
-    """Language of each text, and its share among the letters of the text."""
+    """Return the language of each text, and its share among the letters of the text.
+
+    One of zh, ja, ko, ar, th, hi, those of `_WORDS`, `ru` for any language in Cyrillic letters, `other`, and `none` for
+    a text without letters.
+    """
     weights = np.stack(
         [
             characters.count("han", "kana"),
