@@ -44,7 +44,7 @@ class ModelFacts:
 
     @cached_property
     def classifier(self) -> Any:
-        """Likewise as a sequence classifier."""
+        """Return its network as a sequence classifier, likewise on the meta device."""
         from transformers import AutoModelForSequenceClassification
 
         return self.network_of(AutoModelForSequenceClassification, self.config)

@@ -85,7 +85,7 @@ class Axis:
         self._first, self._last = first, last
 
     def place(self, value: float) -> float:
-        """Where a value stands."""
+        """Return where a value stands on the axis."""
         share = ((math.log10(value) if self._log else value) - self._low) / self._span
         return round(self._first + share * (self._last - self._first), 1)
 

@@ -62,7 +62,7 @@ class Features:
 
     @property
     def weights(self) -> Float32[np.ndarray, " ngrams"]:
-        """What each n-gram counts."""
+        """Return, for each n-gram, what one of it counts."""
         return np.repeat(self.scales, np.diff(self.offsets))
 
 

@@ -172,7 +172,7 @@ def check_output(job: JobConfig) -> None:
 
 
 def check_shown(text: str, what: str) -> None:
-    """What others can read holds no credential of a URL; other secrets were refused with the config.
+    """Check that what others can read holds no credential of a URL; other secrets were refused with the config.
 
     Raises:
         BadInput: it does; the message does not.
