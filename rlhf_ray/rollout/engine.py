@@ -14,7 +14,8 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.models.loading import checkpoint_shapes, engine_tokenizer
+from rlhf_ray.models.facts import checkpoint_shapes
+from rlhf_ray.models.loading import engine_tokenizer
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
