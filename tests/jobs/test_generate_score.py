@@ -20,6 +20,7 @@ from rlhf_ray.jobs.inference import generate
 from rlhf_ray.jobs.inference.rows import RowProgress
 from rlhf_ray.redaction.texts import HIDDEN
 from rlhf_ray.rollout.collection import Progress
+from rlhf_ray.rollout.interfaces import PromptBatch
 from tests.jobs.actors_here import actors_here, engines_kept
 from tests.jobs.ppo_runs import write_config, write_rows
 from tests.planted_secrets import commands_watched, leaks_in, leaks_in_text, ray_logs
@@ -241,9 +242,10 @@ class BackwardsPool:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def run(self, prompts: list[PromptRecord], *, step: int, version: int, samples_per_prompt: int, seed: int) -> Any:
-        self.asked.append(len(prompts))
-        groups = [[Answer(record.prompt_id, index) for index in range(samples_per_prompt)] for record in prompts]
+    def run(self, batch: PromptBatch) -> Any:
+        self.asked.append(len(batch.prompts))
+        count = batch.samples_per_prompt
+        groups = [[Answer(record.prompt_id, index) for index in range(count)] for record in batch.prompts]
         return BackwardsGroups(groups)
 
 
