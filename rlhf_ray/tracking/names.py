@@ -77,7 +77,6 @@ METRICS = (
     Metric("val/cost_mean", "mean value that the cost critic gives to a state", "", "Critic's values", "mean cost"),
     Metric("val/ratio", "mean probability ratio of updated to old policy", "", "Probability ratio", "mean"),
     Metric("val/ratio_var", "variance of that ratio", "", "Ratio variance", "variance"),
-    Metric("val/ratio_square", "mean squared probability ratio", "", "Ratio variance", "mean square"),
     Metric("policy/kl_avg", "mean log-ratio of old to updated policy, per token", "nats", "Update size", "log-ratio"),
     Metric(
         "policy/dual_clipfrac_avg", "share of tokens held by the second clip", "share", "Clipped share", "second clip"
@@ -107,7 +106,6 @@ METRICS = (
         "cost critic",
     ),
     Metric("perplexity", "exponential of the mean loss of a token", "", "Perplexity", "perplexity", log_scale=True),
-    Metric("mean_token_accuracy", "share of tokens that the model ranks first", "share", "Token accuracy", "accuracy"),
     # Preferences.
     Metric("rewards/chosen", "mean score of the better response", "", "Chosen and rejected", "chosen"),
     Metric("rewards/rejected", "mean score of the worse response", "", "Chosen and rejected", "rejected"),
@@ -145,9 +143,7 @@ METRICS = (
     Metric("rankings", "rankings of the round", "", "Rankings", "new"),
     Metric("rankings_used", "rankings that the reward model learned from", "", "Rankings", "learned from"),
     Metric("reward_accuracy", "held-out accuracy of the reward model", "share", "Accuracy", "reward model"),
-    Metric("min_reward", "lowest score", "", "Scores", "lowest"),
     Metric("mean_reward", "mean score", "", "Scores", "mean"),
-    Metric("max_reward", "highest score", "", "Scores", "highest"),
     # How the policy writes.
     Metric("entropy", "mean entropy of the policy's next token", "nats", "Entropy", "entropy"),
     Metric(
@@ -161,15 +157,6 @@ METRICS = (
     Metric("completions/mean_length", "mean length of the responses", "tokens", "Response length", "mean"),
     Metric("completions/min_length", "shortest response", "tokens", "Response length", "shortest"),
     Metric("completions/max_length", "longest response", "tokens", "Response length", "longest"),
-    Metric(
-        "completions/mean_terminated_length",
-        "mean length of responses that ended by themselves",
-        "tokens",
-        "Ended by themselves",
-        "mean",
-    ),
-    Metric("completions/min_terminated_length", "shortest of those", "tokens", "Ended by themselves", "shortest"),
-    Metric("completions/max_terminated_length", "longest of those", "tokens", "Ended by themselves", "longest"),
     Metric(
         "completions/clipped_ratio", "share of responses cut at the longest length", "share", "Cut responses", "cut"
     ),
@@ -252,7 +239,6 @@ METRICS = (
     ),
     Metric("sync/tolerance", "difference at which the run stops", "nats", "Sync check", "tolerance", log_scale=True),
     Metric("sync/version", "weight version that the engines hold", "", "", "version"),
-    Metric("sync/bytes", "weights sent to each engine", "bytes", "", "bytes"),
     # Time.
     Metric("time/generate", "engines write", "seconds", "Time of a step", "generate"),
     Metric(
@@ -285,15 +271,7 @@ METRICS = (
         "Throughput",
         "whole step",
     ),
-    Metric(
-        "generate_tokens_per_second",
-        "response tokens over the time of generation",
-        "tokens/s",
-        "Throughput",
-        "generation",
-    ),
     # Progress.
-    Metric("num_tokens", "tokens seen since the run began", "tokens", "", "tokens"),
     Metric("episode", "samples seen since the run began", "samples", "", "samples"),
     Metric("epoch", "passes over the data", "", "", "epochs"),
     Metric("eps", "samples per second since the run began", "samples/s", "", "samples per second"),

@@ -46,7 +46,7 @@ HEARTBEAT_SECONDS = 60.0
 LINE = (
     ("reward", ("reward", "objective/scores", "objective/rlhf_reward"), "{:.3f}"),
     ("loss", ("loss",), "{:.4f}"),
-    ("accuracy", ("accuracy", "rewards/accuracies", "mean_token_accuracy"), "{:.1%}"),
+    ("accuracy", ("accuracy", "rewards/accuracies"), "{:.1%}"),
     ("KL", ("objective/kl", "kl"), "{:.3f}"),
     ("entropy", ("policy/entropy_avg", "entropy"), "{:.2f}"),
     ("length", ("completions/mean_length",), "{:.0f}"),

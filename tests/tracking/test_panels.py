@@ -39,6 +39,18 @@ def test_the_table_of_names_is_whole():
         assert len({metric.unit for metric in METRICS if metric.panel == title}) == 1
 
 
+def test_every_metric_of_the_table_is_written_by_some_job():
+    package = Path(__file__).parents[2] / "rlhf_ray"
+    jobs = "".join(file.read_text(encoding="utf-8") for file in package.rglob("*.py") if file.parent.name != "tracking")
+    # These are put together of a subject and a part of its own.
+    put_together = ("val/cost_", "loss/cost_", "time/", "sync/", "learning_rate/", "grad_norm/")
+    for metric in METRICS:
+        named = metric.name.partition("*")[0]
+        if named.startswith(put_together):
+            named = named.removeprefix(next(one for one in put_together if named.startswith(one)))
+        assert named in jobs, metric.name
+
+
 @pytest.mark.parametrize(
     ("name", "panel", "label"),
     [
@@ -49,7 +61,7 @@ def test_the_table_of_names_is_whole():
         ("rewards/margins", "Margin", "margin"),
         ("grad_norm/value", "Gradient norm", "value"),
         ("my/own", "my/own", "my/own"),
-        ("num_tokens", "", "tokens"),
+        ("episode", "", "samples"),
     ],
 )
 def test_describe(name, panel, label):
@@ -59,7 +71,7 @@ def test_describe(name, panel, label):
 
 def test_panels_hold_metric_and_evaluation_together_in_the_order_of_the_table():
     panels = make_panels(
-        {"run": history(zzz=[1.0], loss__value_avg=[1.0], eval_reward=[0.5], reward=[0.1, 0.2], num_tokens=[3])}
+        {"run": history(zzz=[1.0], loss__value_avg=[1.0], eval_reward=[0.5], reward=[0.1, 0.2], episode=[3])}
     )
     assert [panel.title for panel in panels] == ["Reward", "Value loss", "zzz"]
     held_out, training = panels[0].lines

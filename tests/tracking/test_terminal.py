@@ -27,7 +27,7 @@ def test_a_step_is_one_line_of_plain_words():
     line = step_line(3, 100, STEP)
     assert line == "step 3/100  reward 1.250  KL 3.200  entropy 2.50  length 64  12.3 s  4,321 tokens/s"
     assert step_line(3, None, {"loss": 0.5, "eval_loss": 0.6}) == "step 3  loss 0.5000  held out: loss 0.6000"
-    assert step_line(3, None, {"sync/bytes": 1}) == ""
+    assert step_line(3, None, {"sync/version": 1}) == ""
 
 
 def test_a_log_holds_no_control_characters():
