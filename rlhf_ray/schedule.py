@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rlhf_ray.config import phases
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.rollout.interfaces import Group, Groups
 
 Clock = Callable[[], float]
 
-GENERATE, SCORE, TRAIN, SYNC = "generate", "score", "train", "sync"
+GENERATE, SCORE, TRAIN, SYNC = phases.GENERATE, phases.SCORE, phases.TRAIN, phases.SYNC
 EVALUATE, CHECKPOINT = "evaluate", "checkpoint"
 IDLE = "idle"
 """The rest of a step: the driver works, and no role does."""
