@@ -66,7 +66,6 @@ class Plane:
 
     title: str
     x_label: str
-    y_label: str
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     points: list[Point]
@@ -156,9 +155,7 @@ def _bounds(value: Estimate | float | None) -> tuple[float, float | None, float 
     return (value, None, None) if math.isfinite(value) else None
 
 
-def make_plane(
-    title: str, labels: tuple[str, str], values: Mapping[str, tuple[Estimate | None, Estimate | None]]
-) -> Plane | None:
+def make_plane(title: str, x_label: str, values: Mapping[str, tuple[Estimate | None, Estimate | None]]) -> Plane | None:
     """Models as points with whiskers on both axes; None for fewer than two points that have both."""
     known = {
         name: (index, x, y)
@@ -182,7 +179,7 @@ def make_plane(
         )
         for name, (index, x, y) in known.items()
     ]
-    return Plane(title, *labels, across.ticks(TICKS), up.ticks(TICKS), points)
+    return Plane(title, x_label, across.ticks(TICKS), up.ticks(TICKS), points)
 
 
 def make_spread(title: str, values: Mapping[str, Sequence[float]]) -> Spread | None:

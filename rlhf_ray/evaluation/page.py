@@ -131,8 +131,8 @@ def _bars(summary: Summary) -> list[Any]:
 def _planes(summary: Summary) -> list[Any]:
     models = summary.models.items()
     found = [
-        make_plane("Reward against KL", ("KL, nats", "reward"), {name: (one.kl, one.reward) for name, one in models}),
-        make_plane("Oracle against KL", ("KL, nats", "oracle"), {name: (one.kl, one.oracle) for name, one in models}),
+        make_plane("Reward against KL", "KL, nats", {name: (one.kl, one.reward) for name, one in models}),
+        make_plane("Oracle against KL", "KL, nats", {name: (one.kl, one.oracle) for name, one in models}),
     ]
     return [plane for plane in found if plane is not None]
 
