@@ -13,7 +13,7 @@ def policy_gradient_lines(config: "PPOConfig") -> Iterator[str]:
     samples = config.prompts_per_step * config.samples_per_prompt
     minibatch = samples // config.minibatches
     updates = config.minibatches * config.epochs
-    longest = config.longest_sample()
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     microbatches = math.ceil(minibatch / config.policy.workers * longest / config.tokens_per_microbatch)
     yield (
         f"Each step: {config.prompts_per_step} prompts x {config.samples_per_prompt} = {samples} samples, "
@@ -38,7 +38,7 @@ def policy_gradient_lines(config: "PPOConfig") -> Iterator[str]:
 
 def policy_gradient_warnings(config: "PPOConfig") -> Iterator[str]:
     """Name batches that do not divide evenly, and samples longer than a micro-batch."""
-    longest = config.longest_sample()
+    longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     if longest > config.tokens_per_microbatch:
         yield (
             f"tokens_per_microbatch: {config.tokens_per_microbatch} is less than the longest sample, {longest} "

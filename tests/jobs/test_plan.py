@@ -321,6 +321,15 @@ def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
     assert "│ Ray" in shown
 
 
+def test_held_out_prompts_may_be_the_longest(seven_b: Path) -> None:
+    arguments = [str(CONFIGS / "ppo_cpu_tiny.yaml"), "--model.path", str(seven_b), "--tokens_per_microbatch", "256"]
+    held_out = json.dumps({"path": "held_out.jsonl", "max_prompt_tokens": 20_000})
+    short = load_job("ppo", arguments, check_files=False)
+    long = load_job("ppo", [*arguments, "--evaluation.data", held_out], check_files=False)
+    assert role_footprints(short, 0)[0]["policy"].activations * 10 < role_footprints(long, 0)[0]["policy"].activations
+    assert list(short.batch_lines()) == list(long.batch_lines())
+
+
 def test_on_gpus_processes_do_not_count(tmp_path: Path) -> None:
     _, config = with_models(CONFIGS / "ppo_7b_8gpu.yaml", tmp_path)
     found, _ = role_footprints(config, 80 * GIB)

@@ -189,8 +189,9 @@ class PPOConfig(RunConfig):
         return held | super().held_models() | {("rollout",): [HeldModel(self.model)]}
 
     def longest_sample(self) -> int:
-        """Return the tokens of the longest prompt with the longest response."""
-        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        """Return the tokens of the longest prompt, held-out ones among them, with the longest response."""
+        prompts = [data.max_prompt_tokens for data in (self.data, self.evaluation.data) if data is not None]
+        return max(prompts) + self.rollout.max_new_tokens
 
     def data_sets(self) -> dict[KeyPath, RowSource]:
         """Return the prompts, the texts that are mixed in, and held-out prompts."""

@@ -21,7 +21,6 @@ from rlhf_ray.feedback.scored_rows import (
 )
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.ppo.data import PPOData
-from rlhf_ray.jobs.ppo.roles import longest_sequence
 from rlhf_ray.jobs.ppo.run import announce, begin_loop, check_models, export, policy_finished_before, recover
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.jobs.ppo.step import PPODriver
@@ -161,7 +160,7 @@ def _replayed(config: FeedbackConfig, vocabulary: str) -> list[ScoredRow]:
             raise BadInput("there is no terminal or file to read scores from; give `replay`, or run it in a terminal")
         return []
     rows = read_for_replay(Path(config.replay).expanduser(), config.reward_range, vocabulary)
-    longest = longest_sequence(config)
+    longest = config.longest_sample()
     for number, row in enumerate(rows, 1):
         tokens = len(row.sample.prompt_ids) + len(row.sample.response_ids)
         if tokens > longest:

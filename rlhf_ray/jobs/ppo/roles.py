@@ -139,14 +139,6 @@ def cost_weight(algorithm: AlgorithmConfig) -> float:
     return lagrangian.multiplier if lagrangian is not None and lagrangian.place == "reward" else 0.0
 
 
-def longest_sequence(config: PPOConfig) -> int:
-    """Tokens of the longest prompt and response together."""
-    prompts = [config.data.max_prompt_tokens]
-    if config.evaluation.data is not None:
-        prompts.append(config.evaluation.data.max_prompt_tokens)
-    return max(prompts) + config.rollout.max_new_tokens
-
-
 def critic_role(name: str) -> str:
     """Role of a critic, by its name in the config."""
     return COST_CRITIC_ROLE if name == COST_CRITIC else "critic"

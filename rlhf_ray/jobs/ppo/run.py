@@ -12,7 +12,7 @@ from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.experience.costs import constraint_of
 from rlhf_ray.jobs.ppo.data import PPOData
-from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, longest_sequence, role_placements
+from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
@@ -182,7 +182,7 @@ def check_models(config: PPOConfig) -> Any:
         BadInput: names the key and what to do.
     """
     tokenizer = job_tokenizer(config.model)
-    longest = longest_sequence(config)
+    longest = config.longest_sample()
     lengths = {LONGEST_SAMPLE: longest} | text_lengths(config)
     check_policy(config.model, tokenizer, lengths)
     check_adapter("policy", config.model, config.policy.lora)

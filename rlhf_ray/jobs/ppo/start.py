@@ -23,7 +23,6 @@ from rlhf_ray.jobs.ppo.roles import (
     critic_model,
     critic_role,
     critic_units,
-    longest_sequence,
     thread_demand,
     turn_takers,
     uses,
@@ -143,7 +142,7 @@ class _Start:
             config.rollout,
             transport=lambda: _transport(config, self._cluster),
             seed=config.seed,
-            max_tokens=longest_sequence(config),
+            max_tokens=config.longest_sample(),
             lora=config.policy.lora if config.rollout.adapter == "reload" else None,
         )
         self._starting = [] if engines.name in self._crowded else engines.submit("start")
@@ -242,7 +241,7 @@ def _sync(
     verified: dict[str, Any] = {
         "dtype": config.model.dtype,
         "tolerance": config.rollout.sync_tolerance,
-        "probes": probe_sequences(vocabulary, max_tokens=longest_sequence(config) - 1),
+        "probes": probe_sequences(vocabulary, max_tokens=config.longest_sample() - 1),
     }
     if config.rollout.adapter == "reload":
         return AdapterSync(policy, engines, **verified)
