@@ -33,7 +33,10 @@ class ModelConfig(Section):
 
     def paths(self) -> dict[KeyPath, str]:
         """Return what is loaded, by key."""
-        return {("path",): self.path} | ({("tokenizer",): self.tokenizer} if self.tokenizer else {})
+        found: dict[KeyPath, str] = {("path",): self.path}
+        if self.tokenizer:
+            found["tokenizer",] = self.tokenizer
+        return found
 
 
 @dataclass(frozen=True)

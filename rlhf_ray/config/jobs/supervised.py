@@ -94,7 +94,10 @@ class SupervisedConfig(RunConfig):
 
 def rows_of(data: RowSource, held_out: RowSource | None) -> dict[KeyPath, RowSource]:
     """Return the data sets of a supervised job by key: rows to learn from, and those that are kept aside."""
-    return {("data",): data} | ({("evaluation_data",): held_out} if held_out else {})
+    found: dict[KeyPath, RowSource] = {("data",): data}
+    if held_out:
+        found["evaluation_data",] = held_out
+    return found
 
 
 class SFTConfig(SupervisedConfig):
