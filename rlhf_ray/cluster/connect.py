@@ -15,7 +15,7 @@ from rlhf_ray.cluster.endpoint import LOOPBACK, free_port, free_port_on, run_on
 from rlhf_ray.cluster.errors import DeadlineExceeded, ResourcesUnavailable
 from rlhf_ray.cluster.outcome import wait
 from rlhf_ray.cluster.placement import Layout, Slot
-from rlhf_ray.cluster.session import ray_session
+from rlhf_ray.cluster.session import Say, ray_session, silent
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ LOOK_SECONDS = 0.5
 MISSED_SECONDS = 60.0
 """In which Ray misses a machine that fell silent; it takes about a quarter of that."""
 
+END_SECONDS = 15.0
+"""In which workers put away what they have outside of their processes; one that hangs is not waited for any longer."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -37,8 +40,14 @@ class Cluster:
     """Placement groups of one run, and what was placed into them."""
 
     def __init__(
-        self, groups: Mapping[str, GroupConfig], deadlines: DeadlineConfig, placed: dict[str, PlacementGroup]
+        self,
+        groups: Mapping[str, GroupConfig],
+        deadlines: DeadlineConfig,
+        placed: dict[str, PlacementGroup],
+        say: Say = silent,
     ) -> None:
+        self.say = say
+        """Takes words for the person who watches."""
         self.layout = Layout(groups)
         self.deadlines = deadlines
         self.placement_groups = placed
@@ -160,17 +169,27 @@ class Cluster:
         self._roles.append(role)
 
     def close(self) -> None:
-        """End all workers."""
-        for role in reversed(self._roles):
-            role.kill()
+        """End all workers, in order as far as they manage it within END_SECONDS."""
+        try:
+            ending = [ref for role in self._roles for ref in role.submit_end()]
+            if ending:
+                ray.wait(ending, num_returns=len(ending), timeout=END_SECONDS)
+        finally:  # also after a second Ctrl-C
+            for role in reversed(self._roles):
+                role.kill()
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> Iterator[Cluster]:
+def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say = silent) -> Iterator[Cluster]:
     """Join or start Ray and reserve the groups; on leaving, all workers end, and a Ray that was started here too.
 
     Joined is, in this order: a session that this process has open, `cluster.address`, the cluster that the job was
     submitted to (RAY_ADDRESS). Otherwise a local Ray starts with what the groups ask for.
+
+    Args:
+        cluster: which Ray, and deadlines.
+        groups: what to reserve, by name.
+        say: takes a line for the person who watches when Ray is ready, and one as each role is.
 
     Raises:
         ClusterUnreachable: no Ray answers at the address.
@@ -178,9 +197,9 @@ def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> Iterat
         ResourcesUnavailable: the groups' resources did not become free within `deadlines.start_seconds`.
     """
     with ExitStack() as stack:
-        stack.enter_context(ray_session(cluster, groups))
+        stack.enter_context(ray_session(cluster, groups, say))
         placed = _reserve(groups, cluster.deadlines.start_seconds, stack)
-        joined = Cluster(groups, cluster.deadlines, placed)
+        joined = Cluster(groups, cluster.deadlines, placed, say)
         stack.callback(joined.close)
         yield joined
 

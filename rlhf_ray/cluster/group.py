@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -22,6 +23,9 @@ from rlhf_ray.redaction.values import named_secrets
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 CPU_THREADS = 1
 HEALTH_SECONDS = 10.0
+
+PUT_AWAY_SECONDS = 5.0
+"""In which a worker that is replaced puts away what it has; one that hangs makes its role wait so much longer."""
 logger = logging.getLogger(__name__)
 
 
@@ -89,14 +93,29 @@ if TYPE_CHECKING:
     from rlhf_ray.cluster.connect import Cluster
 
 
-def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None) -> None:
-    """Wait until all workers of some groups have started; who fails first ends the wait.
+def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None) -> dict[str, list[Any]]:
+    """Wait until all workers of some groups have started, saying of each group when it has.
+
+    Who fails first ends the wait.
+
+    Returns:
+        What the first call of each worker gave, by the group's name and the worker's rank.
 
     Raises:
         DeadlineExceeded, RoleDied, RoleRaised: see `cluster.outcome.wait_together`.
     """
-    calls = [(ref, Caller(group.name, rank)) for group in groups for rank, ref in enumerate(group.starting)]
-    wait_together(calls, phase="start", seconds=seconds or groups[0].cluster.deadlines.start_seconds)
+    named = {group.name: group for group in groups}
+    missing = {name: len(group.starting) for name, group in named.items()}
+
+    def answered(caller: Caller) -> None:
+        missing[caller.role] -= 1
+        if not missing[caller.role]:
+            named[caller.role].say_ready()
+
+    calls = [(ref, Caller(name, rank)) for name, group in named.items() for rank, ref in enumerate(group.starting)]
+    limit = seconds or groups[0].cluster.deadlines.start_seconds
+    results = iter(wait_together(calls, phase="start", seconds=limit, answered=answered))
+    return {name: list(islice(results, len(group.starting))) for name, group in named.items()}
 
 
 class ActorGroup:
@@ -115,6 +134,7 @@ class ActorGroup:
         environment: Mapping[str, str] | None = None,
         policy: RestartPolicy | None = None,
         start: str = "__ray_ready__",
+        end: str | None = None,
     ) -> None:
         """Place and start all workers.
 
@@ -132,6 +152,8 @@ class ActorGroup:
             start: method that every new worker is told first, and that returns when it can work; by default one that
                 waits for the constructor. What a method raises reaches the driver as it is, what a constructor raises
                 as text.
+            end: method that every worker is told before the cluster is left, by which it puts away what lives outside
+                of its process; None: killing it is enough.
 
         Raises:
             DoesNotFit: the group does not exist or is too small.
@@ -147,10 +169,11 @@ class ActorGroup:
         self._make_arguments = make_arguments
         self._environment = dict(environment or {})
         self._supervision = Supervision(placement.workers, policy or RestartPolicy(max_restarts))
-        self._start_method = start
+        self._start_method, self._end_method = start, end
         self.handles: list[ActorHandle] = []
         self.starting: list[ray.ObjectRef] = []
-        """The first call of each worker, which returns when it can work."""
+        """The call of each worker that returns when it can work."""
+        self._began: float | None = None
         cluster.adopt(self)
         self._start_all()
 
@@ -171,6 +194,17 @@ class ActorGroup:
             DeadlineExceeded, RoleDied, RoleRaised: see `wait`.
         """
         ready_together([self], seconds)
+
+    def begin(self, method: str, *args: Any) -> None:
+        """Tell all workers to load what they work with, where that is not their first call; `ready` waits for it."""
+        self._began = time.monotonic()
+        self.starting = self.submit(method, *args)
+
+    def say_ready(self) -> None:
+        """Tell the person who watches, once for each start, that all workers can work, and how long that took."""
+        if self._began is not None:
+            self.cluster.say(f"{self.name} is ready ({time.monotonic() - self._began:.0f} s)")
+            self._began = None
 
     def submit(self, method: str, *args: Any, **kwargs: Any) -> list[ray.ObjectRef]:
         """Call a method on all ranks with the same arguments; put what is large into the store once and pass that."""
@@ -314,17 +348,27 @@ class ActorGroup:
         # What befalls the new worker, from its first breath, is a failure of its own.
         self._supervision.restarted(rank)
 
+    def submit_end(self) -> list[ray.ObjectRef]:
+        """Tell all workers that they will be killed; nothing where the role has nothing to put away."""
+        return self.submit(self._end_method) if self._end_method is not None else []
+
     def kill(self) -> None:
         """End all workers at once."""
         for rank in range(len(self.handles)):
-            self.kill_one(rank)
+            self._kill(rank)
 
     def kill_one(self, rank: int) -> None:
-        """End one worker; a later `restart` replaces it."""
+        """End one worker, which may first put away what it has; a later `restart` replaces it."""
+        if self._end_method is not None:
+            ray.wait([self.submit_one(rank, self._end_method)], timeout=PUT_AWAY_SECONDS)
+        self._kill(rank)
+
+    def _kill(self, rank: int) -> None:
         # A stopped process ends within some seconds; the new worker waits in the placement group until it has.
         ray.kill(self.handles[rank], no_restart=True)
 
     def _start_all(self) -> None:
+        self._began = time.monotonic()
         self.handles, self.starting = [], []
         for rank in range(self.size):
             handle, starting = self._start(rank)

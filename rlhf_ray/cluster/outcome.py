@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -48,7 +48,13 @@ def wait(
     return wait_together(list(zip(refs, callers, strict=True)), phase=phase, seconds=seconds)
 
 
-def wait_together(calls: Sequence[tuple[ray.ObjectRef, Caller]], *, phase: str, seconds: float) -> list[Any]:
+def wait_together(
+    calls: Sequence[tuple[ray.ObjectRef, Caller]],
+    *,
+    phase: str,
+    seconds: float,
+    answered: Callable[[Caller], None] = lambda caller: None,
+) -> list[Any]:
     """Results of remote calls that work on one thing together, also of several roles, in the order given.
 
     The first failure ends the wait, also while others hang: they may wait for the one that failed.
@@ -57,6 +63,7 @@ def wait_together(calls: Sequence[tuple[ray.ObjectRef, Caller]], *, phase: str, 
         calls: references and who answers them.
         phase: what the calls do, for errors.
         seconds: deadline of the whole wait.
+        answered: told of each caller when its result is there.
 
     Raises:
         DeadlineExceeded: some did not answer in time; the first of them in the order given is named.
@@ -81,6 +88,7 @@ def wait_together(calls: Sequence[tuple[ray.ObjectRef, Caller]], *, phase: str, 
             except RayError as error:
                 failure = failure_of(error, *callers[ref], phase)
                 raise _root_cause(failure, pending, callers, phase) from failure.__cause__
+            answered(callers[ref])
     return [results[ref] for ref, _ in calls]
 
 

@@ -32,10 +32,17 @@ END_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
+Say = Callable[[str], object]
+"""Takes a line for the person who watches."""
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> Iterator[None]:
-    """Join or start Ray; a session that was open before stays open.
+def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say = silent) -> Iterator[None]:
+    """Join or start Ray, and say when it is ready; a session that was open before stays open.
 
     Raises:
         BadInput: RAY_ADDRESS is no address.
@@ -45,12 +52,14 @@ def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig]) -> It
     if ray.is_initialized():
         yield
         return
+    began = time.monotonic()
     # The variable by which Ray itself tells a submitted job where it runs.
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     if address:
         join_ray(address)
     else:
         start_local(groups, cluster.deadlines.start_seconds)
+    say(f"Ray is ready ({time.monotonic() - began:.0f} s)")
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 
 from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.errors import RoleDied
-from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.columns import Answered
 from rlhf_ray.data.records import Prompt, Sample
@@ -142,7 +142,8 @@ class RewardSources:
             )
             for source in sources
         }
-        self._loading = {name: group.submit("load") for name, group in self.groups.items()}
+        for group in self.groups.values():
+            group.begin("load")
 
     @property
     def shares_devices(self) -> bool:
@@ -155,9 +156,7 @@ class RewardSources:
         Raises:
             RoleError: one did not start.
         """
-        for name, group in self.groups.items():
-            limit = seconds or group.cluster.deadlines.start_seconds
-            group.wait(self._loading[name], phase="start", seconds=limit)
+        ready_together(list(self.groups.values()), seconds)
 
     def submit(self, samples: Sequence[Sample]) -> PendingRewards:
         """Send samples to all sources, divided among the copies of each."""

@@ -17,6 +17,7 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.facts import checkpoint_shapes
 from rlhf_ray.models.loading import engine_tokenizer
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
+from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
     GenerationResult,
@@ -81,6 +82,7 @@ class Engine:
         )
         self._environment = engine_environment(rollout, transport=transport, index=index)
         self._started: AsyncLLM | None = None
+        self._files: EngineFiles | None = None
         self._link: EngineLink | None = None
         self._adapter: LoRARequest | None = None
         self._group: TransferGroup | None = None
@@ -101,7 +103,8 @@ class Engine:
 
     async def start(self) -> int:
         """Load the model, which takes 10 s and more; returns the number of the engine's workers."""
-        with set_environment(self._environment):
+        self._files = EngineFiles()
+        with set_environment(self._environment | self._files.environment):
             from vllm import AsyncEngineArgs
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -111,6 +114,7 @@ class Engine:
                 arguments = AsyncEngineArgs(**{**self._arguments, "tokenizer": tokenizer})
                 # The offline context has the larger default batch, which rollouts want.
                 self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
+        self._files.note(*await self._llm.collective_rpc("rendezvous_file"))
         await self._llm.update_weight_version(str(self.version))
         return self.workers
 
@@ -336,12 +340,16 @@ class Engine:
             await _unless_dead(self._llm.wake_up(list(tags) if tags is not None else None))
 
     def shutdown(self) -> None:
-        """End the engine's processes."""
+        """End the engine's processes, after END_SECONDS by force, and remove what they leave behind."""
+        if self._files is None:
+            return
+        self._files.note()
         if self._started is not None:
-            self._started.shutdown()
-            self._started = None
-            # The engine is part of reference cycles; collected at the interpreter's end, its destructor would fail.
-            gc.collect()
+            self._started.shutdown(timeout=END_SECONDS)
+        self._files.remove()
+        self._started = self._files = None
+        # The engine is part of reference cycles; collected at the interpreter's end, its destructor would fail.
+        gc.collect()
 
 
 async def _unless_dead(change: Awaitable[object]) -> None:

@@ -32,7 +32,7 @@ def place_engines(
     max_tokens: int,
     lora: LoraConfig | None = None,
 ) -> ActorGroup:
-    """Actors of all engines, which load their model when `start` is called on them.
+    """Actors of all engines, which load their model once `begin("start")` tells them to.
 
     Args:
         cluster: where.
@@ -58,7 +58,7 @@ def place_engines(
             "lora": lora,
         }
 
-    return ActorGroup(cluster, Engine, rollout, "rollout", arguments, RESTARTS)
+    return ActorGroup(cluster, Engine, rollout, "rollout", arguments, RESTARTS, end="shutdown")
 
 
 def fixed_pool(
@@ -77,7 +77,8 @@ def fixed_pool(
         seed=seed,
         max_tokens=max_tokens,
     )
-    engines.wait(engines.submit("start"), phase="start", seconds=cluster.deadlines.start_seconds)
+    engines.begin("start")
+    engines.ready()
     return open_pool(engines, turn, deterministic=rollout.deterministic)
 
 

@@ -20,6 +20,11 @@ def plain_console(stream: Any) -> "Console":
     return Console(file=stream, highlight=False, markup=False, emoji=False)
 
 
+def say(text: str) -> None:
+    """Print a line on standard output, at once and as it is."""
+    plain_console(sys.stdout).print(text, soft_wrap=True)
+
+
 def make_bar(console: "Console", description: str = "{task.description}", **settings: Any) -> "Progress":
     """A bar that goes away at its end; each task needs the field `rate`, a text. `settings` are those of Progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -47,8 +47,16 @@ def register_backends(backends: Mapping[str, str]) -> None:
             WeightTransferEngineFactory.register_engine(name, __name__, class_name)
 
 
+FILE_SCHEME = "file://"
+
+
 class TransferWorkerExtension:
     """Methods that our engines add to vLLM's workers."""
+
+    def rendezvous_file(self) -> str | None:
+        """Return the file by which the engine's workers met, which stays; None where they met over the network."""
+        method: str = self.distributed_init_method  # type: ignore[attr-defined]
+        return method.removeprefix(FILE_SCHEME) if method.startswith(FILE_SCHEME) else None
 
     def transfer_timings(self) -> dict[str, float]:
         """Seconds that the last update of this worker spent on the wire and in loading."""

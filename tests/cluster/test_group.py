@@ -1,17 +1,20 @@
 """Placement, calls and failover on a real Ray."""
 
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
 
+from rlhf_ray.cluster import connect as connect_module
 from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
-from rlhf_ray.cluster.group import ActorGroup, Mesh
+from rlhf_ray.cluster.group import ActorGroup, Mesh, ready_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig, PlacementConfig
@@ -76,6 +79,19 @@ class Worker:
         dist.all_reduce(total)
         dist.destroy_process_group()
         return total.item()
+
+    def load(self, seconds: float) -> int:
+        time.sleep(seconds)
+        return self.rank
+
+    def put_away(self) -> None:
+        """Take as long as what was left in `place` asks for, and say where that began and ended."""
+        place = Path(os.environ["PLACE"])
+        with (place / f"{self.rank}").open("w") as file:
+            file.write("began")
+            file.flush()
+            time.sleep(float((place / "seconds").read_text()))
+            file.write(" ended")
 
     def wake(self) -> None: ...
 
@@ -303,6 +319,43 @@ def test_leaving_gives_everything_back(ray_session: None):
         time.sleep(0.1)
     assert ray.available_resources()["CPU"] == 8
     assert not _alive(pid)
+
+
+@pytest.mark.parametrize(("seconds", "written"), [(0.2, "began ended"), (60, "began")])
+def test_workers_put_away_what_they_have_before_they_are_killed(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, written: str
+):
+    """One that does not come to an end is not waited for."""
+    monkeypatch.setattr(connect_module, "END_SECONDS", 2.0)
+    (tmp_path / "seconds").write_text(str(seconds))
+    with connect(ClusterConfig(), {"cpu": GroupConfig(cpus_per_node=2)}) as cluster:
+        start(cluster, end="put_away", environment={"PLACE": str(tmp_path)})
+        dead = start(cluster, "critic", end="put_away", environment={"PLACE": str(tmp_path)})
+        dead.kill()
+        leaves = time.monotonic()
+    assert time.monotonic() - leaves < 10
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [written, written]
+
+
+def test_a_line_says_which_role_is_ready(ray_session: None):
+    """In the order in which they come to be so."""
+    said: list[str] = []
+    with connect(ClusterConfig(), {"cpu": GroupConfig(cpus_per_node=2)}, said.append) as cluster:
+        slow, quick = (
+            ActorGroup(cluster, Worker, PlacementConfig(on="cpu", workers=2), name, lambda rank: {"rank": rank})
+            for name in ("policy", "rewards.taste")
+        )
+        ready_together([slow, quick])
+        said.clear()
+        slow.begin("load", 1.0)
+        quick.begin("load", 0.0)
+        assert ready_together([slow, quick]) == {"policy": [0, 1], "rewards.taste": [0, 1]}
+        assert [line.partition(" (")[0] for line in said] == ["rewards.taste is ready", "policy is ready"]
+        slow.ready()
+        assert len(said) == 2, "it was said before"
+        slow.restart_all(failed_rank=None)
+        assert len(said) == 3, "a new start is a new line"
+    assert all(re.fullmatch(r".* is ready \(\d+ s\)", line) for line in said)
 
 
 def test_a_role_too_large_for_its_group_starts_nothing(cluster: Cluster):

@@ -61,7 +61,7 @@ class ActorsHere(ActorGroup):
         first = ray.put(None) if self._start_method == "__ray_ready__" else getattr(handle, self._start_method).remote()
         return handle, first
 
-    def kill_one(self, rank: int) -> None:
+    def _kill(self, rank: int) -> None:
         """Nothing ends that this process does not end."""
 
 
@@ -98,7 +98,14 @@ class KeptEngines(ActorGroup):
             self.kept[key] = actor.remote(**arguments)
         return self.kept[key], getattr(self.kept[key], self._start_method).remote()
 
+    def submit_end(self) -> list[ray.ObjectRef]:
+        """It stays for the next job."""
+        return []
+
     def kill_one(self, rank: int) -> None:
+        """It stays for the next job."""
+
+    def _kill(self, rank: int) -> None:
         """It stays for the next job."""
 
 
@@ -106,6 +113,13 @@ class TrainedEngines(KeptEngines):
     """Those of PPO, which get the policy's weights before they answer: whatever was trained before is gone by then."""
 
     kept: ClassVar[dict[str, Any]] = {}
+
+
+def end_kept_engines() -> None:
+    """End all of them in order: what is killed leaves files behind."""
+    engines = [actor for kind in (KeptEngines, TrainedEngines) for actor in kind.kept.values()]
+    if engines:
+        ray.wait([engine.shutdown.remote() for engine in engines], num_returns=len(engines), timeout=60)
 
 
 def _trainer(cluster: Any, actor_class: type, placement: Any, name: str, *rest: Any, **named: Any) -> ActorGroup:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import rlhf_ray
-from tests.jobs.actors_here import actors_here
+from tests.jobs.actors_here import actors_here, end_kept_engines
 from tests.jobs.ppo_runs import write_rows
+from tests.leftovers import nothing_left
 
 TEXTS = [
     "The film was wonderful and I would watch it again.",
@@ -80,6 +81,13 @@ def ppo_settings(workspace: Path) -> Callable[..., dict[str, Any]]:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_engines_end(start_ray: Callable[[], None]) -> Iterator[None]:
+    """End the engines that served several runs, before Ray is shut down."""
+    yield
+    end_kept_engines()
+
+
 @pytest.fixture
 def roles_here(start_ray: Callable[[], None]) -> Iterator[None]:
     """Trainers and reward sources without actors: for runs beside one that has them."""
@@ -103,7 +111,8 @@ def learned(
     async def cell() -> rlhf_ray.Run:
         return rlhf_ray.run(settings)
 
-    run = asyncio.run(cell())
+    with nothing_left():
+        run = asyncio.run(cell())
     assert run.status == "finished"
     assert run.model_path == folder / "final"
     assert run.metrics.column("rewards/reward/mean")

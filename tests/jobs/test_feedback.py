@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from rlhf_ray import cli
 from tests.jobs.ppo_runs import metrics_of, saved_weights, write_config
+from tests.leftovers import nothing_left
 
 ROOT = Path(__file__).parents[2]
 ASKED = "Reward (-2.0 ~ 2.0): "
@@ -120,21 +121,22 @@ def test_sessions_go_on_and_can_be_replayed(settings: Settings, tmp_path: Path) 
 def test_ctrl_c_saves_and_leaves(settings: Settings, tmp_path: Path) -> None:
     config = write_config(tmp_path / "feedback.yaml", settings)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        command(config), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(b"2\n")
-    process.stdin.flush()
-    printed = b""
-    while b"[2] Prompt" not in printed or not printed.endswith(ASKED.encode()):
-        got = os.read(process.stdout.fileno(), 4096)
-        assert got, printed.decode()
-        printed += got
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=120)
+    with nothing_left():
+        process = subprocess.Popen(
+            command(config), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"2\n")
+        process.stdin.flush()
+        printed = b""
+        while b"[2] Prompt" not in printed or not printed.endswith(ASKED.encode()):
+            got = os.read(process.stdout.fileno(), 4096)
+            assert got, printed.decode()
+            printed += got
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        rest, _ = process.communicate(timeout=120)
     assert process.returncode == 0, rest.decode()
     assert b"Saving; the same command goes on from here." in rest
     assert [row["reward"] for row in rows_of(tmp_path / "run")] == [2.0]

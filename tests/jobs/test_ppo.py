@@ -30,6 +30,7 @@ from tests.jobs.ppo_runs import (
     untimed,
     write_config,
 )
+from tests.leftovers import nothing_left
 
 # The first test of a fixture waits for its runs, which on a busy machine take minutes.
 pytestmark = pytest.mark.timeout(1200)
@@ -164,7 +165,7 @@ def resumed(ppo_settings: Settings, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("resumed")
     config = write_config(folder / "ppo.yaml", ppo_settings(folder / "run"))
     command = [sys.executable, "-m", "rlhf_ray.cli", "ppo", str(config)]
-    with (folder / "log").open("wb") as log:
+    with nothing_left(), (folder / "log").open("wb") as log:
         first = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             wait_for_steps(folder / "run", 5, first)

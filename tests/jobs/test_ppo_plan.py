@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -36,6 +36,8 @@ class Placed:
 class PlacedRewards(Placed):
     """All reward sources."""
 
+    groups: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, cluster: Any, rewards: Any, *_: Any, **__: Any) -> None:
         for reward in rewards:
             super().__init__(cluster, f"rewards.{reward.name}", reward)
@@ -62,7 +64,7 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         "_sleepers": lambda *_: {},
         "load_tokenizer": lambda _: [],
         "Encoder": lambda _: None,
-        "ready_together": lambda _: None,
+        "ready_together": lambda _: {"rollout": []},
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(ppo_start, name, fake)

@@ -4,7 +4,7 @@ Only the engines are left out: there is nothing for them to do. Policy, critic, 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,14 @@ class NoEngines:
 
     name = "rollout"
     handles = (None,)
+    starting = ()
 
     def __init__(self, cluster: Any, model: ModelConfig, rollout: RolloutConfig, **_: Any) -> None:
         self.cluster = cluster
         cluster.layout.add(self.name, rollout)
 
-    def submit(self, method: str) -> list[Any]:
-        return []
-
-    def wait(self, refs: Sequence[Any], **_: Any) -> list[int]:
-        return [1]
+    def begin(self, method: str) -> None:
+        """There is nothing to load."""
 
 
 class NoSync:
@@ -66,7 +64,14 @@ def replay(
 
     def run(name: str, **changes: Any) -> Path:
         rollout = {"deterministic": False, "replay": str(learned.parent / "samples.recorded")}
-        settings = ppo_settings(tmp_path / name, steps=STEPS, rollout=rollout, evaluation={"data": None}, **changes)
+        settings = ppo_settings(
+            tmp_path / name,
+            steps=STEPS,
+            rollout=rollout,
+            evaluation={"data": None},
+            tracking={"samples_per_step": 0},
+            **changes,
+        )
         ppo.run(PPOConfig.model_validate(settings))
         return tmp_path / name
 

@@ -27,6 +27,7 @@ from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 from rlhf_ray.transfer.verification import TOLERANCE, probe_sequences, verify_sync
+from tests.leftovers import nothing_left
 
 VOCABULARY = 512
 TEXTS = ["The film was wonderful and I would watch it again.", "刚收到货，感觉质量一般，有点失望。"]
@@ -149,9 +150,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
 def host_fixture(tie: bool, **rollout: Any) -> Any:
     @pytest.fixture(scope="module")
     def host(models: dict[bool, Path]) -> Iterator[Host]:
-        running = Host(models[tie], **rollout)
-        yield running
-        running.close()
+        with nothing_left(), closing(Host(models[tie], **rollout)) as running:
+            yield running
 
     return host
 

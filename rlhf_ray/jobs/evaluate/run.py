@@ -1,7 +1,6 @@
 """`rlhf evaluate`: several models side by side on the same held-out prompts, in figures and on one page."""
 
 import json
-import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from rlhf_ray.runs.folder import lock_folder
 from rlhf_ray.runs.model_checks import check_reward_sources
 from rlhf_ray.tracking.records import replace_file
 from rlhf_ray.tracking.run_record import RunRecord
-from rlhf_ray.tracking.terminal import plain_console
+from rlhf_ray.tracking.terminal import say
 
 SUMMARY_FILE = "summary.json"
 NARROWEST = 100
@@ -36,11 +35,6 @@ def run(config: EvaluateConfig) -> None:
     Raises:
         RlhfError: with what is wrong and what to do. What was found before stays, and the same command goes on.
     """
-    console = plain_console(sys.stdout)
-
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True, markup=False, highlight=False)
-
     check_reward_sources(config)
     check_judges(config)
     check_reference(config)
@@ -83,9 +77,9 @@ class _Start:
 
     def __call__(self) -> AbstractContextManager[Cluster]:
         if not self._began:
-            self._stack.enter_context(ray_session(self._config.cluster, self._config.groups))
+            self._stack.enter_context(ray_session(self._config.cluster, self._config.groups, say))
             self._began = True
-        return connect(self._config.cluster, self._config.groups)
+        return connect(self._config.cluster, self._config.groups, say)
 
 
 def cost_of(model: ComparedModel) -> tuple[float | None, int | None]:

@@ -26,6 +26,7 @@ from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import fixed_pool
 from rlhf_ray.runs.model_checks import check_engine, check_language_model, job_tokenizer
 from rlhf_ray.runs.recovery import RESTARTS
+from rlhf_ray.tracking.terminal import say
 
 PROMPTS_AT_ONCE = 8192
 """Prompts in the engines' queues at a time: they are always full, and a data set of millions stays outside."""
@@ -52,7 +53,7 @@ def run(config: GenerateConfig) -> None:
     turn = SingleTurn(Encoder(tokenizer), sampling_of(config))
     with (
         row_output(config.output, known, added) as file,
-        connect(config.cluster, config.groups) as cluster,
+        connect(config.cluster, config.groups, say) as cluster,
         fixed_pool(
             cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_sample()
         ) as pool,

@@ -20,6 +20,7 @@ from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
 from rlhf_ray.runs.model_checks import check_reward_sources
 from rlhf_ray.runs.recovery import RESTARTS
+from rlhf_ray.tracking.terminal import say
 
 TOKENS_PER_MICROBATCH = 8192
 """Of one forward pass of a reward model, padding counted."""
@@ -49,7 +50,7 @@ def run(config: ScoreConfig) -> None:
     known = [_known(answer, names) for answer in answers.rows]
     found: Scored = {name: [] for name in names}
     with row_output(config.output, known, dict.fromkeys(names, float)) as file:
-        with connect(config.cluster, config.groups) as cluster, RowProgress("scoring", len(known)) as progress:
+        with connect(config.cluster, config.groups, say) as cluster, RowProgress("scoring", len(known)) as progress:
             models = (source for source in config.rewards if isinstance(source, ModelReward))
             for line in (*answers.report.lines(), *map(units_of, models)):
                 progress.message(line)

@@ -14,7 +14,8 @@ from rlhf_ray.feedback.labelling.desk import Desk
 from rlhf_ray.feedback.labelling.items import NewItem
 from rlhf_ray.feedback.labelling.labels import Labels
 from rlhf_ray.feedback.labelling.writers import AnswerFile, Writer
-from rlhf_ray.jobs.people.page import Door, export, open_door, open_writers, read_pool, say, serve, settings_of
+from rlhf_ray.jobs.people.page import Door, export, open_door, open_writers, read_pool, serve, settings_of
+from rlhf_ray.tracking.terminal import say
 
 
 def run(config: CompareConfig) -> None:

@@ -18,6 +18,7 @@ from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines
 from rlhf_ray.runs.model_checks import check_engine, check_language_model
+from rlhf_ray.tracking.terminal import say
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def open_rollout_writers(
         RlhfError: a model cannot be used, or engines do not start.
     """
     with ExitStack() as stack:
-        cluster = stack.enter_context(connect(config.cluster, config.groups))
+        cluster = stack.enter_context(connect(config.cluster, config.groups, say))
         yield [stack.enter_context(_rollout(source, cluster, config.seed)) for source in sources]
 
 
@@ -48,7 +49,8 @@ def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int) -> Iterator["R
         seed=seed,
         max_tokens=max_tokens,
     )
-    engines.wait(engines.submit("start"), phase="start", seconds=cluster.deadlines.start_seconds)
+    engines.begin("start")
+    engines.ready()
     encoder = Encoder(tokenizer)
     turn = SingleTurn(encoder, Sampling.from_config(source.rollout))
     with open_pool(engines, turn, deterministic=source.rollout.deterministic) as pool:

@@ -7,8 +7,6 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from rlhf_ray.checkpoint.storage import writing
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
@@ -26,15 +24,11 @@ from rlhf_ray.feedback.labelling.items import Overlap, Task
 from rlhf_ray.feedback.labelling.labels import Labels
 from rlhf_ray.feedback.labelling.writers import AnswerFile, Writer, prompt_class
 from rlhf_ray.jobs.inference.rows import check_output
+from rlhf_ray.tracking.terminal import say
 
 TOKEN_BYTES = 24
 ANY_ADDRESS = ("0.0.0.0", "::")
 """Hosts that stand for all addresses of this machine."""
-
-
-def say(line: str) -> None:
-    """A line on the console, as it is."""
-    Console(highlight=False, markup=False).print(line, soft_wrap=True)
 
 
 def settings_of(config: FeedbackPageConfig, answers_per_prompt: int) -> Settings:

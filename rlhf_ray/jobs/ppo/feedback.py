@@ -134,7 +134,7 @@ def run(config: FeedbackConfig) -> None:
     ):
         announce(config, data, tracker)
         with (
-            connect(config.cluster, config.groups) as cluster,
+            connect(config.cluster, config.groups, tracker.message) as cluster,
             start_roles(config, cluster) as roles,
             stop_on_signals() as stop,
         ):

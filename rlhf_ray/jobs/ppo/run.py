@@ -66,7 +66,7 @@ def run(config: PPOConfig) -> None:
     ):
         announce(config, data, tracker)
         with (
-            connect(config.cluster, config.groups) as cluster,
+            connect(config.cluster, config.groups, tracker.message) as cluster,
             start_roles(config, cluster) as roles,
             # After Ray, which sets handlers of its own; and until now there was nothing to save.
             stop_on_signals() as stop,

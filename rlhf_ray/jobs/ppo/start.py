@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.cluster.group import ActorGroup, ready_together
@@ -66,12 +64,12 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     reference = start.reference() if config.has_kl and not config.adapter_off_is_reference else None
     rewards = start.rewards()
 
-    workers = start.workers_of(engines)
     trainers = {role.name: role for role in (policy, *critics.values(), reference) if role is not None}
-    ready_together([role.actors for role in trainers.values()])
-    rewards.ready()
+    if engines.name in start.crowded:
+        engines.begin("start")
+    ready = ready_together([*(role.actors for role in trainers.values()), *rewards.groups.values(), engines])
 
-    sync = _sync(config, cluster, policy, engines, workers, len(tokenizer))
+    sync = _sync(config, cluster, policy, engines, ready[engines.name], len(tokenizer))
     turns = DeviceTurns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
     turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
@@ -91,8 +89,8 @@ class _Start:
         self.asleep: set[str] = set()
         """Roles that have left their devices."""
         self._config, self._cluster = config, cluster
-        self._crowded = turn_takers(config)
-        self._starting: list[ray.ObjectRef] = []
+        self.crowded = turn_takers(config)
+        """Roles that share devices and take turns on them."""
 
     def policy(self) -> TrainerGroup:
         """The model that learns, but not while the critics warm up."""
@@ -134,7 +132,7 @@ class _Start:
         return sources
 
     def engines(self) -> ActorGroup:
-        """The rollout's; those that share devices load once the others have left them."""
+        """The rollout's; those that share devices are to load once the others have left them."""
         config = self._config
         engines = place_engines(
             self._cluster,
@@ -145,13 +143,9 @@ class _Start:
             max_tokens=config.longest_sample(),
             lora=config.policy.lora if config.rollout.adapter == "reload" else None,
         )
-        self._starting = [] if engines.name in self._crowded else engines.submit("start")
+        if engines.name not in self.crowded:
+            engines.begin("start")
         return engines
-
-    def workers_of(self, engines: ActorGroup) -> list[int]:
-        """Wait until engines have loaded; returns the number of workers of each."""
-        seconds = self._cluster.deadlines.start_seconds
-        return engines.wait(self._starting or engines.submit("start"), phase="start", seconds=seconds)
 
     def _trainer(
         self,
@@ -183,7 +177,7 @@ class _Start:
         return role
 
     def _settle(self, name: str, role: TrainerGroup | RewardSources) -> None:
-        if name in self._crowded:
+        if name in self.crowded:
             role.ready()
             role.clear()
             self.asleep.add(name)
