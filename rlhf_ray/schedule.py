@@ -32,7 +32,7 @@ class Schedule:
     max_staleness: int = 0
     """Versions by which a sample may be older than the policy that learns from it."""
     evaluate_every: int | None = None
-    """Steps between evaluations; also before the first and after the last step. None: no evaluation."""
+    """Steps between evaluations; also before the first and after the last step. 0: only then. None: no evaluation."""
     checkpoint_every: int = 0
     """Steps between checkpoints; also after the last step. 0: only then."""
 
@@ -45,7 +45,9 @@ class Schedule:
 
     def evaluation_due(self, done: int) -> bool:
         """Whether to evaluate when `done` steps are done."""
-        return self.evaluate_every is not None and (done in (0, self.steps) or done % self.evaluate_every == 0)
+        if self.evaluate_every is None:
+            return False
+        return done in (0, self.steps) or (self.evaluate_every > 0 and done % self.evaluate_every == 0)
 
     def checkpoint_due(self, done: int) -> bool:
         """Whether to save when `done` steps are done."""
@@ -224,7 +226,7 @@ class Driver(Protocol):
         ...
 
     def evaluate(self, done: int) -> None:
-        """Answer and score held-out prompts after `done` steps, in the turns of GENERATE and SCORE."""
+        """Answer and score the same prompts after `done` steps, in the turns of GENERATE and SCORE."""
         ...
 
     def log(self, done: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:

@@ -157,6 +157,12 @@ def test_a_resumed_run_continues_where_it_was_and_a_finished_one_does_nothing() 
     assert finished.events == []
 
 
+def test_a_run_may_evaluate_at_its_ends_alone() -> None:
+    driver = RecordingDriver()
+    loop_of(driver, Schedule(steps=4, prompts_per_step=1, evaluate_every=0)).run()
+    assert [event for event in driver.events if event.startswith("evaluate")] == ["evaluate 0", "evaluate 4"]
+
+
 @given(stop_after=st.integers(0, 40), every=st.integers(0, 3))
 def test_stopped_anywhere_and_resumed_equals_not_stopped(stop_after: int, every: int) -> None:
     schedule = Schedule(steps=4, prompts_per_step=2, evaluate_every=2, checkpoint_every=every)

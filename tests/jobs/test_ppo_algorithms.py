@@ -182,6 +182,18 @@ def test_the_reward_rises(name: str, runs: dict[str, Path]) -> None:
     assert scores[-1] > scores[0] + 0.02, scores
 
 
+def test_a_few_prompts_are_answered_before_and_after_for_people_to_see(runs: dict[str, Path]) -> None:
+    for folder in runs.values():
+        rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+        shown = [row for row in rows if row["kind"] == "shown"]
+        assert [row["step"] for row in shown] == [0] * 4 + [STEPS] * 4
+        before, after = shown[:4], shown[4:]
+        assert [row["prompt"] for row in before] == [row["prompt"] for row in after] == PROMPTS[:4]
+        assert all(isinstance(row["reward"], float) for row in shown)
+        assert any(row["response"] != later["response"] for row, later in zip(before, after, strict=True))
+        assert "Samples before and after" in (folder / "report.html").read_text(encoding="utf-8")
+
+
 def test_kl_in_the_loss_and_the_correction_are_reported(runs: dict[str, Path]) -> None:
     rows = training_rows(runs["grpo"])
     for row in rows:

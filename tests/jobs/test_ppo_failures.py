@@ -27,6 +27,7 @@ from rlhf_ray.roles.policy_sync import WeightSync
 from rlhf_ray.rollout.interfaces import Groups
 from rlhf_ray.rollout.remote import RemoteEngine
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
+from tests.leftovers import nothing_left
 
 pytestmark = [pytest.mark.chaos, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
 
@@ -65,8 +66,28 @@ def process_of(actor: ActorHandle) -> int:
 
 @pytest.fixture(scope="module")
 def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """A run with two engines and two ranks of the policy, of which one each is killed."""
+    """A run with two engines and two ranks of the policy, of which one each is killed, and an engine in a sync."""
     story = Story(folder=tmp_path_factory.mktemp("failures") / "run")
+    settings = ppo_settings(
+        story.folder,
+        steps=STEPS,
+        rollout={"workers": 2, "deterministic": False},
+        policy={"workers": 2, "cpus_per_worker": 0.2},
+        algorithm={"kl": {"coefficient": 0.0}},
+        evaluation={"data": None},
+        checkpoint={"every_steps": SAVED_EVERY},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ppo, "PPODriver", killing_driver(story))
+        kill_an_engine_in_a_sync(story, patch)
+        count_requests(story, patch)
+        watch_restarts(story, patch)
+        ppo.run(PPOConfig.model_validate(settings))
+    return story
+
+
+def killing_driver(story: Story) -> type[PPODriver]:
+    """A driver that kills engine 0 with requests in hand, and rank 1 of the policy before an optimizer step."""
 
     class Killing(PPODriver):
         def rollout(self, step: int, prompts: int) -> Groups:
@@ -90,8 +111,12 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
                 story.before.append(story.trained[step])
             return metrics
 
-    ask, restart, replace_engines = RemoteEngine.generate, PPORoles.restart_trainer, PPORoles.replace_broken_engines
-    transfer, wait = WeightSync._transfer, WeightSync._wait
+    return Killing
+
+
+def kill_an_engine_in_a_sync(story: Story, patch: pytest.MonkeyPatch) -> None:
+    """Stop engine 1 before a transfer, and kill it once the others have begun."""
+    transfer, wait, replace_engines = WeightSync._transfer, WeightSync._wait, PPORoles.replace_broken_engines
     victims: list[int] = []
 
     def transfer_to_a_stopped_engine(sync: WeightSync, version: int) -> Any:
@@ -111,9 +136,26 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
         story.broken_syncs.append(error)
         replace_engines(roles, error)
 
+    patch.setattr(WeightSync, "_transfer", transfer_to_a_stopped_engine)
+    patch.setattr(WeightSync, "_wait", wait_and_kill)
+    patch.setattr(PPORoles, "replace_broken_engines", replace_broken_engines)
+
+
+def count_requests(story: Story, patch: pytest.MonkeyPatch) -> None:
+    """Count what each engine is asked in the newest step; answers that are only shown come before the first."""
+    ask = RemoteEngine.generate
+
     def generate(engine: RemoteEngine, requests: list[Any], *, queued: bool) -> Any:
-        story.asked[max(story.asked)][engine._rank] += len(requests)
+        if story.asked:
+            story.asked[max(story.asked)][engine._rank] += len(requests)
         return ask(engine, requests, queued=queued)
+
+    patch.setattr(RemoteEngine, "generate", generate)
+
+
+def watch_restarts(story: Story, patch: pytest.MonkeyPatch) -> None:
+    """Note the deaths of trained models, and forget the steps that are done again."""
+    restart = PPORoles.restart_trainer
 
     def restart_trainer(roles: PPORoles, error: RoleDied, *, from_start: bool) -> None:
         story.deaths.append(error)
@@ -122,24 +164,7 @@ def story(ppo_settings: Callable[..., dict[str, Any]], tmp_path_factory: pytest.
             del story.asked[step]
         restart(roles, error, from_start=from_start)
 
-    settings = ppo_settings(
-        story.folder,
-        steps=STEPS,
-        rollout={"workers": 2, "deterministic": False},
-        policy={"workers": 2, "cpus_per_worker": 0.2},
-        algorithm={"kl": {"coefficient": 0.0}},
-        evaluation={"data": None},
-        checkpoint={"every_steps": SAVED_EVERY},
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ppo, "PPODriver", Killing)
-        patch.setattr(RemoteEngine, "generate", generate)
-        patch.setattr(PPORoles, "restart_trainer", restart_trainer)
-        patch.setattr(PPORoles, "replace_broken_engines", replace_broken_engines)
-        patch.setattr(WeightSync, "_transfer", transfer_to_a_stopped_engine)
-        patch.setattr(WeightSync, "_wait", wait_and_kill)
-        ppo.run(PPOConfig.model_validate(settings))
-    return story
+    patch.setattr(PPORoles, "restart_trainer", restart_trainer)
 
 
 def test_every_prompt_is_trained_exactly_once(story: Story) -> None:
@@ -202,12 +227,13 @@ def test_an_engine_that_refuses_weights_ends_the_run_and_the_policy_is_not_kille
         ended.append(f"{group.name} {rank}")
         kill(group, rank)
 
-    kill = ActorGroup.kill_one
+    kill = ActorGroup._kill
     settings = ppo_settings(tmp_path / "run", evaluation={"data": None})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ppo_start, "WeightSync", Refused)
-        patch.setattr(ActorGroup, "kill_one", killed)
-        with pytest.raises(RoleRaised, match="the announced tensors are not those of transfer group"):
+        patch.setattr(ActorGroup, "_kill", killed)
+        refused = pytest.raises(RoleRaised, match="the announced tensors are not those of transfer group")
+        with nothing_left(), refused:
             ppo.run(PPOConfig.model_validate(settings))
     assert ended[0] == "rollout 0"
     assert ended.count("policy 0") == 1, "only when the run leaves the cluster"

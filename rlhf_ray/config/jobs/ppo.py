@@ -29,7 +29,7 @@ class EvaluationConfig(Section):
     """Held-out prompts, answered and scored while training."""
 
     data: PromptDataConfig | None = None
-    """Prompts kept for evaluation. None: no evaluation."""
+    """Prompts kept for evaluation. None: no evaluation; the report shows answers to a few prompts of `data`."""
 
     every_steps: PositiveInt = 20
     """Steps between evaluations; one is also made before the first step and after the last."""

@@ -45,7 +45,7 @@ def run(config: PPOConfig) -> None:
         RlhfError: with what is wrong and what to do.
     """
     schedule = schedule_of(config)
-    if policy_finished_before(config, config.steps, evaluates=schedule.evaluation_due(config.steps)):
+    if policy_finished_before(config, config.steps, evaluates=config.evaluation.data is not None):
         return
     tokenizer = check_models(config)
     data = PPOData.read(config, tokenizer)
@@ -92,14 +92,18 @@ def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
 def schedule_of(config: PPOConfig) -> Schedule:
     """Return how long the run is, and what is due when.
 
+    Where no prompts are held out, some to learn from are answered before the first and after the last step, for people
+    to see what changed; unless they want no samples.
+
     Raises:
         BadInput: it would learn from samples of older weights.
     """
+    shows = 0 if config.tracking.samples_per_step else None
     return Schedule(
         config.steps,
         config.prompts_per_step,
         config.algorithm.max_staleness,
-        evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else None,
+        evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else shows,
         checkpoint_every=config.checkpoint.every_steps,
     )
 

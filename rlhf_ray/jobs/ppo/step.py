@@ -23,6 +23,7 @@ What a driver keeps from step to step is in jobs/ppo/state.py; how the roles sta
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
@@ -45,12 +46,15 @@ from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Progress
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
-from rlhf_ray.tracking.records import holds_evaluation
+from rlhf_ray.tracking.records import EVALUATION, SHOWN, holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 from rlhf_ray.transfer.errors import ManifestMismatch
 
 ROUND_SEEDS = 1_000_003
 """Between the seeds of a step's rounds, so that a prompt that comes again in a later one is answered anew."""
+
+MOST_SHOWN = 8
+"""Prompts to learn from that are answered for people alone, twice in a run."""
 
 
 @dataclass
@@ -183,13 +187,12 @@ class PPODriver:
             self.roles.policy.export(str(RunFolder.of(self.config).exports / name))
 
     def evaluate(self, done: int) -> None:
-        """Answer and score the held-out prompts."""
+        """Answer and score the held-out prompts; where there are none, a few to learn from, which are only shown."""
         self.tracker.progress(done, "evaluate")
-        samples, seed = self.config.evaluation.samples_per_prompt, self.config.seed + 1
+        kind, batch = EVALUATION if self.held_out else SHOWN, self._batch_to_evaluate(done)
 
-        def generate(prompts: Sequence[PromptRecord]) -> list[Sample]:
-            groups = self.roles.pool.run(PromptBatch(prompts, done, done, samples, seed))
-            return [sample for group in groups for sample in group]
+        def generate(_: Sequence[PromptRecord]) -> list[Sample]:
+            return [sample for group in self.roles.pool.run(batch) for sample in group]
 
         def score(samples: Sequence[Sample]) -> Mapping[str, list[float | None]]:
             self.roles.turns.begin(SCORE)
@@ -198,10 +201,19 @@ class PPODriver:
             return by_source
 
         rewards = self.roles.rewards
-        result = evaluate(self.held_out, generate, score, rewards.weights, rewards.costs)
+        result = evaluate(batch.prompts, generate, score, rewards.weights, rewards.costs)
         rows = [_row(sample, score) for sample, score in zip(result.samples, result.scores, strict=True)]
-        self.tracker.samples(done, rows, kind="evaluation")
-        self._log(done, result.logged())
+        self.tracker.samples(done, rows, kind=kind)
+        if kind == EVALUATION:
+            self._log(done, result.logged())
+
+    def _batch_to_evaluate(self, done: int) -> PromptBatch:
+        seed = self.config.seed + 1
+        if self.held_out:
+            return PromptBatch(self.held_out, done, done, self.config.evaluation.samples_per_prompt, seed)
+        shown = min(MOST_SHOWN, self.config.tracking.samples_per_step)
+        # By the seeds of one step, so that what differs between two answers to a prompt is the policy.
+        return PromptBatch(list(islice(self.prompts.values(), shown)), 0, done, 1, seed)
 
     def log(self, done: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
         """Record metrics and some samples of the step."""
