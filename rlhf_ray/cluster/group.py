@@ -349,8 +349,14 @@ class ActorGroup:
         self._supervision.restarted(rank)
 
     def submit_end(self) -> list[ray.ObjectRef]:
-        """Tell all workers that they will be killed; nothing where the role has nothing to put away."""
-        return self.submit(self._end_method) if self._end_method is not None else []
+        """Tell all workers that they will be killed, where the role has something to put away.
+
+        One that is still loading hears nothing, and is not told.
+        """
+        if self._end_method is None:
+            return []
+        loaded = ray.wait(self.starting, num_returns=len(self.starting), timeout=0)[0]
+        return [self.submit_one(rank, self._end_method) for rank, ref in enumerate(self.starting) if ref in loaded]
 
     def kill(self) -> None:
         """End all workers at once."""
