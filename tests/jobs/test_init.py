@@ -10,9 +10,9 @@ import yaml
 
 import rlhf_ray
 from rlhf_ray import cli
-from rlhf_ray.config.reading.json_schema import json_schema
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.jobs.tools import init
+from rlhf_ray.jobs.tools.schema import json_schema
 
 STAGES = ("sft", "ppo", "generate", "score")
 

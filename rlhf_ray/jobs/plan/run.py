@@ -2,24 +2,55 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from rlhf_ray.cluster.errors import DoesNotFit
-from rlhf_ray.cluster.placement import Layout
+from rlhf_ray.cluster.placement import Layout, lay_out
 from rlhf_ray.config.checks.files import missing_files
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
+from rlhf_ray.config.phases import Phases
+from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
 from rlhf_ray.jobs.plan.models import refuse_models
 from rlhf_ray.rollout.engine_arguments import choose_transport
-from rlhf_ray.runs.phases import Part, parts_of
+
+
+class Part(NamedTuple):
+    """Roles that are there at the same time."""
+
+    phases: Phases
+    """When each is awake."""
+    layout: Layout
+    """Where each is."""
+
+
+def parts_of(config: JobConfig) -> list[Part]:
+    """Lay out what a job places together; nearly all jobs are of one part.
+
+    Raises:
+        DoesNotFit: the roles of one of them do not fit their groups.
+    """
+    groups = config.node_groups()
+    roles = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
+    if not config.phases_apart:
+        return [Part(config.phases(), lay_out(groups, roles))]
+    parts = []
+    for phase, sections in config.phases().items():
+        own: dict[str, PlacementConfig] = {
+            role: placement for role, placement in roles.items() if role.partition(".")[0] in sections
+        }
+        if own:
+            parts.append(Part({phase: sections}, lay_out(groups, own)))
+    return parts
+
 
 Device = tuple[str, int, int]
 """Group, node, and GPU; on CPU the last is -1."""

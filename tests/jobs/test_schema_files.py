@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from rlhf_ray.config.reading.documents import read_document
-from rlhf_ray.config.reading.json_schema import json_schema
 from rlhf_ray.config.reading.schema import describe
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema, load_job
+from rlhf_ray.jobs.tools.schema import json_schema
 
 ROOT = Path(__file__).parents[2]
 INCOMPLETE = {"examples/iterate/evaluate.yaml", "examples/iterate/ppo.yaml"}
