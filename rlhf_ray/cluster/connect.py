@@ -33,6 +33,9 @@ MISSED_SECONDS = 60.0
 END_SECONDS = 15.0
 """In which workers put away what they have outside of their processes; one that hangs is not waited for any longer."""
 
+HURRIED_SECONDS = 4.0
+"""What is left of END_SECONDS at a second Ctrl-C."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -170,13 +173,22 @@ class Cluster:
 
     def close(self) -> None:
         """End all workers, in order as far as they manage it within END_SECONDS."""
+        ending: list[ray.ObjectRef] = []
         try:
-            ending = [ref for role in self._roles for ref in role.submit_end()]
-            if ending:
-                ray.wait(ending, num_returns=len(ending), timeout=END_SECONDS)
-        finally:  # also after a second Ctrl-C
+            ending += [ref for role in self._roles for ref in role.submit_end()]
+            _wait_for(ending, END_SECONDS)
+        except (KeyboardInterrupt, SystemExit):
+            # Somebody is in a hurry, while the job is ending already: those who have begun need a moment more.
+            _wait_for(ending, HURRIED_SECONDS)
+            raise
+        finally:
             for role in reversed(self._roles):
                 role.kill()
+
+
+def _wait_for(ending: list[ray.ObjectRef], seconds: float) -> None:
+    if ending:
+        ray.wait(ending, num_returns=len(ending), timeout=seconds)
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Placement, calls and failover on a real Ray."""
 
+import _thread
 import os
 import re
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -335,6 +337,20 @@ def test_workers_put_away_what_they_have_before_they_are_killed(
         leaves = time.monotonic()
     assert time.monotonic() - leaves < 10
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == [written, written]
+
+
+def test_an_interrupt_while_a_job_ends_leaves_time_to_put_away(ray_session: None, tmp_path: Path):
+    (tmp_path / "seconds").write_text("1.5")
+    interrupt = threading.Timer(0.5, _thread.interrupt_main)
+
+    def job() -> None:
+        with connect(ClusterConfig(), {"cpu": GroupConfig(cpus_per_node=2)}) as cluster:
+            start(cluster, end="put_away", environment={"PLACE": str(tmp_path)})
+            interrupt.start()
+
+    with pytest.raises(KeyboardInterrupt):
+        job()
+    assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["began ended"] * 2
 
 
 def test_a_line_says_which_role_is_ready(ray_session: None):
