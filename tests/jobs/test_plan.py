@@ -34,6 +34,7 @@ from rlhf_ray.jobs.plan.memory import (
 )
 from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, checked_parts, device_loads, peak
 from rlhf_ray.models.tiny import build_tiny
+from tests.jobs.ppo_runs import write_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
@@ -281,6 +282,24 @@ def test_an_evaluation_places_the_roles_of_each_part_alone(seven_b: Path, capsys
         (size, phase, f"{role} {size}") for phase, (role, size) in zip(phases, sizes.items(), strict=True)
     ]
     assert "groups.main: 1 of its GPUs are not used" in " ".join(shown.split())
+
+
+def test_engines_behind_a_page_take_memory_too(seven_b: Path, tmp_path: Path) -> None:
+    answers = {"kind": "rollout", "model": {"path": str(seven_b)}, "rollout": {"gpus_per_worker": 1}}
+    settings = {"store": "labels.db", "answers": answers, "prompts": {"path": "p.jsonl"}}
+    path = write_config(tmp_path / "label.yaml", settings | {"groups": {"main": {"gpus_per_node": 1}}})
+    found, unknown = role_footprints(load_job("label", [str(path)], check_files=False), 80 * GIB)
+    assert unknown == []
+    assert found["answers.rollout"].weights == 2 * SEVEN_B_PARAMETERS
+
+
+def test_a_sharded_model_is_measured_in_parts(seven_b: Path) -> None:
+    def weights(stage: int) -> float:
+        measure = {"gpus_per_worker": 1, "workers": 2, "zero_stage": stage}
+        path = evaluation(seven_b, measure=measure, groups={"main": {"gpus_per_node": 2}})
+        return role_footprints(load_job("evaluate", [str(path)], check_files=False), 80 * GIB)[0]["measure"].weights
+
+    assert weights(3) == weights(0) / 2
 
 
 def test_an_evaluation_without_reference_and_texts_measures_nothing(seven_b: Path) -> None:
