@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
@@ -23,7 +24,7 @@ def pool_of(*engines: FakeEngine, deterministic: bool = False) -> RolloutPool:
 def test_the_last_of_each_group_is_greedy(deterministic: bool) -> None:
     engines = FakeEngine(0), FakeEngine(1)
     with pool_of(*engines, deterministic=deterministic) as pool:
-        groups = list(pool.run(prompts(5), **ASKED))
+        groups = list(pool.run(PromptBatch(prompts(5), **ASKED)))
     assert sorted(group[0].prompt_id for group in groups) == [str(number) for number in range(5)]
     for group in groups:
         assert [sample.index for sample in group] == [0, 1, 2]
@@ -36,8 +37,8 @@ def test_the_last_of_each_group_is_greedy(deterministic: bool) -> None:
 
 def test_the_drawn_ones_are_those_of_a_group_without_it() -> None:
     with pool_of(FakeEngine(), deterministic=True) as pool:
-        found = list(pool.run(prompts(4), **ASKED))
-        alone = list(pool.run(prompts(4), **ASKED | {"samples_per_prompt": 2, "greedy_last": False}))
+        found = list(pool.run(PromptBatch(prompts(4), **ASKED)))
+        alone = list(pool.run(PromptBatch(prompts(4), **(ASKED | {"samples_per_prompt": 2, "greedy_last": False}))))
     assert [[signature(sample) for sample in group[:-1]] for group in found] == [
         [signature(sample) for sample in group] for group in alone
     ]
@@ -45,7 +46,7 @@ def test_the_drawn_ones_are_those_of_a_group_without_it() -> None:
 
 def test_an_engine_that_dies_repeats_both() -> None:
     with pool_of(FakeEngine(0, dies_after=3), FakeEngine(1)) as pool:
-        groups = list(pool.run(prompts(6), **ASKED))
+        groups = list(pool.run(PromptBatch(prompts(6), **ASKED)))
     assert sorted(group[0].prompt_id for group in groups) == [str(number) for number in range(6)]
     assert all(len(group) == 3 for group in groups)
 
@@ -53,8 +54,8 @@ def test_an_engine_that_dies_repeats_both() -> None:
 def test_a_recording_says_whether_it_has_them(tmp_path: Path) -> None:
     path = tmp_path / "samples"
     with pool_of(FakeEngine()) as pool:
-        recorded = list(Recorder(pool, path).run(prompts(3), **ASKED))
-    replayed = list(Replay(path).run(prompts(3), **ASKED))
+        recorded = list(Recorder(pool, path).run(PromptBatch(prompts(3), **ASKED)))
+    replayed = list(Replay(path).run(PromptBatch(prompts(3), **ASKED)))
     assert [list(map(signature, group)) for group in replayed] == [list(map(signature, group)) for group in recorded]
     with pytest.raises(BadInput, match="greedy_last True, this run asks for False"):
-        Replay(path).run(prompts(3), **ASKED | {"greedy_last": False})
+        Replay(path).run(PromptBatch(prompts(3), **(ASKED | {"greedy_last": False})))
