@@ -118,14 +118,14 @@ class TextClassifier:
         def loss() -> torch.Tensor:
             optimizer.zero_grad()
             whole = SHRINK / 2 * weights.square().sum()
-            whole.backward()  # type: ignore[no-untyped-call]
+            whole.backward()
             for part, known in zip(parts, torch.from_numpy(labels).split(PIECE), strict=True):
                 buckets, offsets, each = map(torch.from_numpy, (part.buckets, part.offsets, part.weights))
                 logits = bias + embedding_bag(
                     buckets, weights, offsets, mode="sum", per_sample_weights=each, include_last_offset=True
                 )
                 error = cross_entropy(logits, known, balance, reduction="sum")
-                error.backward()  # type: ignore[no-untyped-call]
+                error.backward()
                 whole = whole.detach() + error.detach()
             return whole
 
