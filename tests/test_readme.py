@@ -61,7 +61,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_that_pages_name_exist(page: Path) -> None:
-    named = re.findall(r"\b((?:configs|requirements|launch|docs)/[\w./-]+\.\w+)", page.read_text(encoding="utf-8"))
+    named = re.findall(
+        r"(?<![\w/])((?:configs|requirements|launch|docs)/[\w./-]+\.\w+)", page.read_text(encoding="utf-8")
+    )
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
