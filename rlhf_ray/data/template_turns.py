@@ -12,7 +12,7 @@ from rlhf_ray.data.records import Message
 
 Render = Callable[..., str]
 """Renders messages; `tools` as a keyword."""
-ARGUMENT, VALUE = "argument", "value"
+ARGUMENT, VALUE = "argument", "probed"
 PROBE_CALL = {"type": "function", "id": "call00000", "function": {"name": "probe", "arguments": {ARGUMENT: VALUE}}}
 PROBE_TOOL = {
     "type": "function",
