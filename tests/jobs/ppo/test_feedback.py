@@ -19,7 +19,7 @@ from rlhf_ray import cli
 from tests.jobs.ppo_runs import metrics_of, saved_weights, write_config
 from tests.leftovers import nothing_left
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 ASKED = "Reward (-2.0 ~ 2.0): "
 pytestmark = pytest.mark.timeout(600)
 Settings = dict[str, Any]

@@ -233,7 +233,7 @@ def test_a_url_is_no_run_folder() -> None:
 
 def test_two_processes_do_not_work_in_one_folder(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from tests.jobs.test_run_folder import *\n"
+        "import sys, time; from tests.runs.test_run_folder import *\n"
         "folder = RunFolder.open(config(Path(sys.argv[1]))); print('open', flush=True); time.sleep(300)"
     )
     other = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True)

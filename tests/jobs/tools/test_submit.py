@@ -19,7 +19,7 @@ from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.jobs.tools.submit import run
 from tests.jobs.ppo_runs import training_rows, write_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FUNCTION = {"kind": "function", "function": "f.py:f"}
 CONFIG = {"output": "/storage/run", "model": {"path": "gpt2"}, "data": {"path": "texts.txt"}}
 

@@ -21,7 +21,7 @@ from rlhf_ray.jobs.data import run as data
 from rlhf_ray.jobs.data import sieve as data_sieve
 from rlhf_ray.jobs.data.run import run
 
-sys.path.append(str(Path(__file__).parents[1] / "data"))
+sys.path.append(str(Path(__file__).parents[2] / "data"))
 from planted_rows import SHORTEST, clean_text, nearly, plant, spam_text
 
 ROWS = 3000

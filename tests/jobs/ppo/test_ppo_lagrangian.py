@@ -17,8 +17,8 @@ from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.tracking.names import describe
+from tests.jobs.ppo.test_ppo_replay import NoEngines, NoSync
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, training_rows, untimed
-from tests.jobs.test_ppo_replay import NoEngines, NoSync
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(1200)]
 

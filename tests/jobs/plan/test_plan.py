@@ -36,7 +36,7 @@ from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, checked_parts, devic
 from rlhf_ray.models.tiny import build_tiny
 from tests.jobs.ppo_runs import write_config
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "configs"
 SHAPE = ModelShape(parameters=1_000_000, output_head=100_000, hidden=64, layers=4, kv_width=32)
 SEVEN_B = {

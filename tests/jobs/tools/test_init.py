@@ -76,7 +76,7 @@ def test_the_examples_come_with_their_presets(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["init", str(tmp_path / "all"), "--examples"]) == 0
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     for name in init.EXAMPLES:
         wanted = {path.relative_to(root) for path in (root / name).rglob("*") if "__pycache__" not in path.parts}
         assert wanted == {path.relative_to(tmp_path / "all") for path in (tmp_path / "all" / name).rglob("*")}

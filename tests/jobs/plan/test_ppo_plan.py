@@ -19,7 +19,7 @@ from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.process import ThreadDemand
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 class Placed:

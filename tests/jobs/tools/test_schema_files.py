@@ -13,7 +13,7 @@ from rlhf_ray.config.reading.schema import describe
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema, load_job
 from rlhf_ray.jobs.tools.schema import json_schema
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 INCOMPLETE = {"examples/iterate/evaluate.yaml", "examples/iterate/ppo.yaml"}
 """Configs of stages, which `rlhf iterate` completes."""
 CONFIGS = [
