@@ -55,21 +55,29 @@ def _said(path: str) -> dict[str, Any]:
 def _sizes(text: Any, said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What does not go together in the sizes of a network."""
     for key in SIZES:
-        size = getattr(text, key, None)
+        size = _size(text, key)
         if isinstance(size, int) and size < 1:
             yield key, f"is {size}, and a network has at least 1; take the file of the model's own release"
-    width, heads = getattr(text, "hidden_size", None), getattr(text, "num_attention_heads", None)
+    width, heads = _size(text, "hidden_size"), _size(text, "num_attention_heads")
     if not isinstance(width, int) or not isinstance(heads, int):
         return
     # Of models whose heads have a width of their own, some say it in the file, some have it by their type.
-    if "head_dim" not in said and getattr(text, "head_dim", None) in (None, width // heads) and width % heads:
+    if "head_dim" not in said and _size(text, "head_dim") in (None, width // heads) and width % heads:
         yield (
             "hidden_size",
             f"{width} is no multiple of num_attention_heads, {heads}; mend one of them, or say head_dim",
         )
-    shared = getattr(text, "num_key_value_heads", None)
+    shared = _size(text, "num_key_value_heads")
     if isinstance(shared, int) and (shared > heads or heads % shared):
         yield "num_key_value_heads", f"{shared} does not divide num_attention_heads, {heads}; mend one of them"
+
+
+def _size(text: Any, key: str) -> Any:
+    """What a config says of all layers alike; None where it says nothing, or something else of each layer."""
+    try:
+        return getattr(text, key, None)
+    except RuntimeError:  # Transformers' answer where layers differ, as those of Gemma 4 do
+        return None
 
 
 def _architecture(config: Any) -> Iterator[tuple[str, str]]:
@@ -102,14 +110,14 @@ def _types() -> dict[str, set[str]]:
 
 def _weights(text: Any, shapes: Shapes) -> Iterator[tuple[str, str]]:
     """What the weights have more or less of than the config says."""
-    tokens = getattr(text, "vocab_size", None)
+    tokens = _size(text, "vocab_size")
     for name, shape in shapes.items():
         if EMBEDDINGS.search(name) and isinstance(tokens, int) and shape[0] != tokens:
             yield "vocab_size", f"{tokens}, but the weights have {shape[0]} embeddings ({name}); mend the config"
-        width = getattr(text, "word_embed_proj_dim", None) or getattr(text, "embedding_size", None) or text.hidden_size
+        width = _size(text, "word_embed_proj_dim") or _size(text, "embedding_size") or _size(text, "hidden_size")
         if EMBEDDINGS.search(name) and len(shape) == 2 and shape[1] != width:
             yield "hidden_size", f"{width}, but the weights are {shape[1]} wide ({name}); mend the config"
-    layers = getattr(text, "num_hidden_layers", None)
+    layers = _size(text, "num_hidden_layers")
     there = {int(found[1]) for found in map(LAYER.search, shapes) if found}
     if isinstance(layers, int) and there and max(there) + 1 < layers:
         yield "num_hidden_layers", f"{layers}, but the weights have {max(there) + 1} layers; mend the config"

@@ -340,13 +340,17 @@ def test_workers_put_away_what_they_have_before_they_are_killed(
 
 
 def test_an_interrupt_while_a_job_ends_leaves_time_to_put_away(ray_session: None, tmp_path: Path):
-    (tmp_path / "seconds").write_text("1.5")
-    interrupt = threading.Timer(0.5, _thread.interrupt_main)
+    (tmp_path / "seconds").write_text("2")
+
+    def interrupt_once_it_ends() -> None:
+        while not all((tmp_path / str(rank)).is_file() for rank in (0, 1)):
+            time.sleep(0.02)
+        _thread.interrupt_main()
 
     def job() -> None:
         with connect(ClusterConfig(), {"cpu": GroupConfig(cpus_per_node=2)}) as cluster:
             start(cluster, end="put_away", environment={"PLACE": str(tmp_path)})
-            interrupt.start()
+            threading.Thread(target=interrupt_once_it_ends, daemon=True).start()
 
     with pytest.raises(KeyboardInterrupt):
         job()

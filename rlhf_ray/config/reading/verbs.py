@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
-from rlhf_ray.config.errors import BadInput
+from rlhf_ray.config.errors import BadInput, perhaps
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.loading import load_config
@@ -106,8 +106,9 @@ def deduce_verb(source: str | Document, how: str = "rlhf plan {verb} {path}") ->
     if fits:
         raise BadInput(f"{_named(document)}: fits {' and '.join(fits)}; {such}")
     strange = [key for key in document.data if not any(key in _fields(verb) for verb in SCHEMAS)]
-    of_none = f", and no job has a key {strange[0]}" if strange else ""
-    raise BadInput(f"{_named(document)}: is as near to {' and '.join(nearest)}{of_none}; {such}")
+    known_keys = {name for verb in nearest for name in _fields(verb)}
+    unknown = f"{strange[0]}: unknown key{perhaps(strange[0], known_keys) or '.'} " if strange else ""
+    raise BadInput(f"{unknown}{_named(document)} is as near to {' and '.join(nearest)}; {such}")
 
 
 def _named(document: Document) -> str:

@@ -514,7 +514,7 @@ def test_a_file_that_fits_two_jobs_asks_which(tmp_path: Path, capsys: pytest.Cap
     ("text", "said"),
     [
         ("output: o\nmodel: {path: m}\nepoch: 3\n", "is as near to sft and reward and dpo and ppo"),
-        ("foo: 1\n", ", and no job has a key foo; name the job, such as: rlhf plan sft"),
+        ("foo: 1\n", "foo: unknown key. "),
     ],
 )
 def test_a_file_that_is_as_near_to_two_jobs_asks_which(
