@@ -62,7 +62,7 @@ bench: setup  ## Ratios against peers and floors, each in one run.
 	$(BIN)/python -m benchmarks
 
 docs: setup  ## Write docs/configuration.md and schemas/ from the schema, docs/metrics.md from the names.
-	$(BIN)/python -m rlhf_ray.config.reading.docs_page > docs/configuration.md
+	$(BIN)/python -m rlhf_ray.config.reading.docs_page > docs/.new && mv docs/.new docs/configuration.md
 	$(BIN)/python -m rlhf_ray.tracking.names > docs/metrics.md
 	$(BIN)/rlhf schema schemas
 

@@ -38,7 +38,8 @@ class TrainerConfig(PlacementConfig):
     """Gradients are scaled down to this global norm."""
 
     zero_stage: Annotated[Literal[0, 1, 2, 3], OfIntegers] = 0
-    """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients, 3 also weights."""
+    """DeepSpeed ZeRO stage: 1 shards optimizer state, 2 also gradients, 3 also weights. In bfloat16 stage 0 runs as 1,
+    with the same numbers."""
 
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""

@@ -150,7 +150,7 @@ class PPOConfig(RunConfig):
         """Return all roles; a reference only where KL has a weight, and the policy no adapter to switch off."""
         roles: dict[KeyPath, PlacementConfig] = {("policy",): self.policy, ("rollout",): self.rollout}
         roles |= {("critics", name): critic for name, critic in self.critics.items()}
-        if self.algorithm.kl.coefficient > 0 and self.policy.lora is None:
+        if self.has_kl and self.policy.lora is None:
             roles["reference",] = self.reference
         return roles | super().placements()
 
@@ -236,7 +236,7 @@ class PPOConfig(RunConfig):
         """Say also what is the reference, and how engines get the adapter."""
         yield from super().adapter_lines()
         if self.policy.lora is not None:
-            if self.algorithm.kl.coefficient > 0:
+            if self.has_kl:
                 yield "The reference is the policy with its adapter off, on the policy's own workers."
             ways = {"merged": "merged into the weights that travel", "reload": "alone, and load it in place"}
             yield f"Engines get the adapter {ways[self.rollout.adapter]}."

@@ -1,4 +1,4 @@
-"""`rlhf submit`: where to run a job, and what to send there."""
+"""Settings of the tools, from `rlhf submit` to `rlhf completion`."""
 
 import re
 from typing import Annotated, Literal

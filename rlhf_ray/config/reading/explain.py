@@ -138,7 +138,8 @@ def _message(detail: Any, key: KeyPath, section: type[Section]) -> str:
         shown = f"{shown[:SHOWN_CHARACTERS]}..."
     if detail["type"] in NOT_A_SECTION:
         return f"{_section_text(types_at(key, section))}, not {shown}"
-    return f"{text}, not {shown}{perhaps(str(detail['input']), choices)}"
+    nothing = "; YAML's word for nothing is null" if detail["input"] == "None" else ""
+    return f"{text}, not {shown}{nothing or perhaps(str(detail['input']), choices)}"
 
 
 def _section_text(annotations: list[Any]) -> str:

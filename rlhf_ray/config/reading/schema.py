@@ -3,6 +3,7 @@
 `--help`, docs/configuration.md, suggestions and the command line's overrides all come from here.
 """
 
+import re
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -130,8 +131,8 @@ def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 
 def doc_text(info: FieldInfo) -> str:
-    """The documentation of a field on one line."""
-    return " ".join((info.description or "").split())
+    """The documentation of a field on one line, with YAML's word for None."""
+    return re.sub(r"\bNone\b", "null", " ".join((info.description or "").split()))
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:

@@ -1,21 +1,27 @@
 """A PPO step on one page: what the driver does, act by act. `schedule.Loop` calls the acts and says when.
 
-    act                                        passes on                            file, in rlhf_ray/
- 1  give the policy's weights to the engines   version v, verified on both sides    roles/policy_sync.py,
-                                                                                    transfer/
- 2  take the next prompts                      prompts, each once in a pass         data/cursor.py
- 3  let the engines answer them                groups of samples as they finish     rollout/pool.py, single_turn.py
- 4  drop groups of equal rewards (DAPO)        groups that teach; more prompts      jobs/ppo/filtering.py
- 5  score each group as it comes:              promises of scores,                  jobs/ppo/scoring.py
-      rewards                                    of log-probabilities               roles/scorer.py, scoring/
-      policy, reference, critics                 and of values                      roles/trainer.py, training/rank.py
- 6  wait for all of them                       the samples, and RoleOutputs         jobs/ppo/scoring.py
- 7  KL to the reference, shaped rewards        ScoredBatch                          experience/experience.py
- 8  advantages and returns                     Experience: columns of tokens        experience/estimators.py, costs.py
- 9  divide the batch into minibatches          rows of each optimizer step          experience/minibatches.py
-10  optimizer steps of policy and critics      metrics                              jobs/ppo/update.py, training/rank.py
-11  evaluate, log, save                        metrics, samples, a checkpoint       evaluation/held_out.py, tracking/,
-                                                                                    checkpoint/
+    act                                       passes on                          file, in rlhf_ray/
+    sync: before the first step, and at the end of each
+ 1  give the policy's weights to the engines  version v, verified on both sides  roles/policy_sync.py, transfer/
+    rollout
+ 2  take the next prompts                     prompts, each once in a pass       data/cursor.py
+ 3  let the engines answer them               groups of samples as they finish   rollout/pool.py, collection.py
+ 4  drop groups of equal rewards (DAPO),      groups that teach, with their      jobs/ppo/filtering.py
+      which are asked for here, not in 5        rewards; more prompts to 3
+    score, for each group as it comes
+ 5  rewards                                   promises of scores,                roles/scorer.py, scoring/
+      policy, reference, critics                of log-probabilities, of values  roles/trainer.py, training/rank.py
+    make_experience
+ 6  wait for all of them                      the samples, and RoleOutputs       jobs/ppo/scoring.py
+ 7  KL to the reference, shaped rewards       ScoredBatch                        experience/experience.py
+ 8  advantages and returns                    Experience: columns of tokens      experience/estimators.py, costs.py
+    update
+ 9  divide the batch into minibatches         rows of each optimizer step        experience/minibatches.py
+10  optimizer steps of policy and critics     metrics                            jobs/ppo/update.py, training/rank.py,
+      by the loss that the config names                                            experience/objectives.py
+    evaluate, log, checkpoint
+11  where they are due                        metrics, samples, a checkpoint     evaluation/held_out.py, tracking/,
+                                                                                 checkpoint/
 
 7 and 8 run once over the whole batch: no rank and no micro-batch can change the numbers.
 What a driver keeps from step to step is in jobs/ppo/state.py; how the roles start, in jobs/ppo/start.py.
@@ -121,7 +127,9 @@ class PPODriver:
             taken = [self.prompts[prompt_id] for prompt_id in self.state.cursor.take(count)]
             seed = self.config.seed + ROUND_SEEDS * number
             samples = self.config.samples_per_prompt + self._greedy
-            return self.roles.source.run(PromptBatch(taken, step, step, samples, seed, self._greedy))
+            return self.roles.source.run(
+                PromptBatch(taken, step, version=step, samples_per_prompt=samples, seed=seed, greedy_last=self._greedy)
+            )
 
         batches = self.config.algorithm.filter_groups
         if batches is None:

@@ -141,8 +141,6 @@ def run(config: SubmitConfig) -> None:
 
 def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]) -> str:
     """The file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
-    from rlhf_ray.jobs.tools.submit import render_kuberay, render_slurm
-
     name = config.name or f"rlhf-{verb}"
     if config.render == "kuberay" and not KUBERNETES_NAME.fullmatch(name):
         raise BadInput(f"name: Kubernetes takes up to 48 of a-z, 0-9 and -, not {name!r}")
