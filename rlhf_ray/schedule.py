@@ -186,7 +186,7 @@ class DeviceTurns:
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is."""
 
     done: int = 0
@@ -260,14 +260,14 @@ class Loop:
         self,
         driver: Driver,
         schedule: Schedule,
-        progress: Progress | None = None,
+        progress: RunProgress | None = None,
         *,
         stop: Stop = False,
         turns: DeviceTurns | None = None,
         timings: Timings | None = None,
     ) -> None:
         self.driver = driver
-        self.progress = progress or Progress()
+        self.progress = progress or RunProgress()
         self._schedule = schedule
         self._stop = stop
         self._turns = turns or DeviceTurns()

@@ -18,7 +18,7 @@ from rlhf_ray.schedule import (
     Admission,
     DeviceTurns,
     Loop,
-    Progress,
+    RunProgress,
     Schedule,
     Timings,
 )
@@ -119,7 +119,7 @@ def loop_of(
     stop_after: int | None = None,
 ) -> Loop:
     stop = Asked(driver, stop_after)
-    return Loop(driver, schedule, Progress(done, done, evaluated), stop=stop, timings=Timings(driver.clock))
+    return Loop(driver, schedule, RunProgress(done, done, evaluated), stop=stop, timings=Timings(driver.clock))
 
 
 STEP_0 = [
@@ -204,7 +204,7 @@ def test_a_stop_before_the_first_step_does_not_wait_for_an_evaluation(done: int)
 def test_steps_that_no_checkpoint_holds_are_saved_at_a_stop(done: int) -> None:
     """As after a death that lost no step: the loop begins again with steps that are done but not saved."""
     driver = RecordingDriver()
-    assert Loop(driver, Schedule(100, 2, checkpoint_every=50), Progress(done), stop=Asked(driver, 0)).run() == done
+    assert Loop(driver, Schedule(100, 2, checkpoint_every=50), RunProgress(done), stop=Asked(driver, 0)).run() == done
     assert driver.events[-1] == f"checkpoint {done}"
 
 

@@ -146,7 +146,7 @@ def _raised(cause: BaseException | None, trace: str, role: str, rank: int, phase
     else:
         described = f"{type(cause).__name__}: {cause}" if cause is not None else last_error(trace)
         message = f"{described} ({role} rank {rank}, {phase})"
-    failure = RoleRaised(message, role, rank, phase)
+    failure = RoleRaised(redact_text(message), role, rank, phase)
     failure.trace = trace
     return failure
 

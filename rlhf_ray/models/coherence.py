@@ -49,7 +49,10 @@ def _said(path: str) -> dict[str, Any]:
         said = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said | said.get("text_config", {}) if isinstance(said, dict) else {}
+    if not isinstance(said, dict):
+        return {}
+    text = said.get("text_config")
+    return said | text if isinstance(text, dict) else said
 
 
 def _sizes(text: Any, said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

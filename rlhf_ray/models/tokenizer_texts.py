@@ -125,7 +125,8 @@ def _lost_beside(tokenizer: Any, model: str, own: Any) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         save_beside(tokenizer, model, folder)
         try:
-            saved = AutoTokenizer.from_pretrained(folder, mistral_format=False)
+            # Not left open: Transformers would ask at the terminal.
+            saved = AutoTokenizer.from_pretrained(folder, mistral_format=False, trust_remote_code=False)
         except (OSError, ValueError, KeyError):
             # A config that needs code from beside it, which is not here: nothing is known against the tokenizer.
             return None

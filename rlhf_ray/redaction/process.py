@@ -115,6 +115,12 @@ def _hide_in_arguments(error: BaseException) -> None:
     told = tuple(redact_text(part) if isinstance(part, str) else part for part in error.args)
     if told != error.args:
         error.args = told
+    if isinstance(error, OSError):
+        # Its text is made of these, whatever its arguments are.
+        for name in ("strerror", "filename", "filename2"):
+            part = getattr(error, name)
+            if isinstance(part, str) and redact_text(part) != part:
+                setattr(error, name, redact_text(part))
 
 
 def _told(error: BaseException | None) -> BaseException | None:

@@ -116,9 +116,13 @@ def _is_secret(key: Any, value: Any) -> bool:
     return isinstance(value, str) and bool(value) and _SECRET_KEY.search(str(key)) is not None
 
 
+_HEX = re.compile(r"[0-9a-f]{20}")
+"""Of keys that are written in lower case."""
+
+
 def _is_random(token: str) -> bool:
     """Whether it can be a real token: `sk-learn-corpus-of-2024` is none."""
-    return any(c.isdigit() for c in token) and any(c.isupper() for c in token)
+    return any(c.isdigit() for c in token) and (any(c.isupper() for c in token) or _HEX.search(token) is not None)
 
 
 def _hide_user(user: str) -> str:

@@ -343,11 +343,14 @@ class Engine:
         """End the engine's processes, after END_SECONDS by force, and remove what they leave behind."""
         if self._files is None:
             return
-        self._files.note()
-        if self._started is not None:
-            self._started.shutdown(timeout=END_SECONDS)
-        self._files.remove()
-        self._started = self._files = None
+        files = self._files
+        try:
+            files.note()
+            if self._started is not None:
+                self._started.shutdown(timeout=END_SECONDS)
+        finally:
+            self._started = self._files = None
+            files.remove()
         # The engine is part of reference cycles; collected at the interpreter's end, its destructor would fail.
         gc.collect()
 

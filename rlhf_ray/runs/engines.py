@@ -31,6 +31,7 @@ def place_engines(
     seed: int,
     max_tokens: int,
     lora: LoraConfig | None = None,
+    name: str = "rollout",
 ) -> ActorGroup:
     """Actors of all engines, which load their model once `begin("start")` tells them to.
 
@@ -42,6 +43,7 @@ def place_engines(
         seed: of vLLM's own random state.
         max_tokens: longest prompt and response together.
         lora: of adapters that they will load; None for none.
+        name: of the role; unique in the cluster.
 
     Raises:
         DoesNotFit: they have no room in their group.
@@ -58,7 +60,7 @@ def place_engines(
             "lora": lora,
         }
 
-    return ActorGroup(cluster, Engine, rollout, "rollout", arguments, RESTARTS, end="shutdown")
+    return ActorGroup(cluster, Engine, rollout, name, arguments, RESTARTS, end="shutdown")
 
 
 def fixed_pool(

@@ -1,5 +1,6 @@
 """A start that made nothing leaves a run folder as it found it: gone where it was new."""
 
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,7 @@ class FolderSnapshot:
         self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
         self._content = {name: _content(folder / name) for name in (*written, *REWRITTEN_FILES)}
         self._absent = [name for name in (*ROW_FILES, *WRITERS_FOLDERS) if not (folder / name).exists()]
+        self._samples = _size(folder / SAMPLES_FILE)
         self._made = _made(folder)
 
     @property
@@ -48,8 +50,9 @@ class FolderSnapshot:
         return bool(self._missing)
 
     def still(self) -> bool:
-        """Whether nothing was made since: no row, no checkpoint, no model."""
-        return _made(self._folder) == self._made
+        """Whether nothing was made since: no row of a step, no checkpoint, no model."""
+        same = _made(self._folder) == self._made
+        return same and not _holds_samples_of_steps(self._folder / SAMPLES_FILE, self._samples)
 
     def put_back(self) -> None:
         """Bring back what stood there, and remove what did not; what else came into the folder stays with it."""
@@ -73,10 +76,20 @@ class FolderSnapshot:
 def _made(folder: Path) -> tuple[object, ...]:
     final = folder / "final"
     return (
-        *(_size(folder / name) for name in ROW_FILES),
+        *(_size(folder / name) for name in (METRICS_FILE, ANSWERS_FILE)),
         final.stat().st_mtime_ns if final.exists() else None,
         *sorted(path.name for path in (folder / "checkpoints").glob("step_*")),
     )
+
+
+def _holds_samples_of_steps(path: Path, before: int) -> bool:
+    """Whether a file of samples has others than when it had so many bytes; those before the first step do not count."""
+    size = _size(path)
+    if size <= before:
+        return size < before
+    with path.open("rb") as file:
+        file.seek(before)
+        return any(json.loads(line)["step"] > 0 for line in file if line.strip())
 
 
 def _size(path: Path) -> int:

@@ -125,3 +125,11 @@ def test_keys_have_the_names_of_the_file(tmp_path: Path) -> None:
     file.write_text(json.dumps({"model_type": "gpt2", "n_embd": 64, "n_head": 5}))
     with pytest.raises(BadInput, match=r"config.json: n_embd: 64 is no multiple of n_head, 5"):
         check_coherence(str(tmp_path), read_config(str(tmp_path), False), None)
+
+
+def test_a_part_that_is_null_is_no_part(changed: Callable[[dict[str, Any]], Path]) -> None:
+    from transformers import Qwen2Config
+
+    changed({"text_config": None})
+    with pytest.raises(BadInput, match=r"config.json: hidden_size: 64 is no multiple"):
+        check_coherence("model", Qwen2Config(hidden_size=64, num_attention_heads=3, num_key_value_heads=3), None)

@@ -21,7 +21,7 @@ from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.jobs.ppo.state import PPOState
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.schedule import Progress
+from rlhf_ray.schedule import RunProgress
 from rlhf_ray.tracking.run_record import RunRecord
 from tests.jobs.ppo_runs import write_config, write_rows
 
@@ -201,4 +201,4 @@ def test_an_evaluation_after_the_last_checkpoint_is_not_repeated(
         PPOState(cursor, FixedKL(0.1)),
     )
     progress = driver.restore(Checkpoint("", Manifest(STEPS, {}, state)))
-    assert progress == Progress(STEPS, STEPS, evaluated)
+    assert progress == RunProgress(STEPS, STEPS, evaluated)

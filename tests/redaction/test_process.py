@@ -87,6 +87,13 @@ def test_the_whole_chain_of_an_error_is_redacted() -> None:
     assert caught.value.__cause__.__cause__.args == (HIDDEN,)
 
 
+def test_the_file_of_an_error_is_redacted() -> None:
+    with pytest.raises(FileNotFoundError) as caught, secrets_hidden():
+        Path(f"/nowhere/{SECRET}/rows.jsonl").read_text()
+    assert SECRET not in str(caught.value)
+    assert HIDDEN in str(caught.value)
+
+
 def test_streams_and_log_records_come_back(caplog: pytest.LogCaptureFixture) -> None:
     streams, factory = (sys.stdout, sys.stderr), logging.getLogRecordFactory()
     with secrets_hidden():

@@ -80,6 +80,8 @@ def test_texts_without_secrets_stay_as_they_are(text: str) -> None:
         ("Authorization: Bearer abcdefghij0123456789", f"Authorization: Bearer {HIDDEN}"),
         ("the bearer of bad news", "the bearer of bad news"),
         ("key hf_" + "aB3" * 12 + " refused", f"key {HIDDEN} refused"),
+        ("key sk-" + "0a1b2c3d" * 4, f"key {HIDDEN}"),
+        ("key sk-or-v1-" + "0a1b2c3d" * 8, f"key {HIDDEN}"),
         ("data/sk-learn-corpus-of-2024-texts.jsonl", "data/sk-learn-corpus-of-2024-texts.jsonl"),
     ],
 )

@@ -146,7 +146,7 @@ class Stopped(Exception):
     """What ends a start."""
 
 
-def start(settings: SFTConfig, made: str | None = None, error: BaseException | None = None) -> None:
+def start(settings: SFTConfig, made: str | None = None, error: BaseException | None = None, step: int = 0) -> None:
     """Begin as each job does; perhaps make one more file; end with an error."""
     with RunFolder.open(settings) as folder:
         for name in ("run.json", "curves.png", "report.html"):
@@ -158,7 +158,7 @@ def start(settings: SFTConfig, made: str | None = None, error: BaseException | N
             (folder.path / name / "events").write_text("")
         if made is not None:
             (folder.path / made).parent.mkdir(parents=True, exist_ok=True)
-            (folder.path / made).write_text('{"step": 0}\n')
+            (folder.path / made).write_text(f'{{"step": {step}}}\n')
         raise error or Stopped
 
 
@@ -180,12 +180,21 @@ def test_a_start_that_made_nothing_leaves_an_earlier_run_as_it_was(tmp_path: Pat
     assert after == before
 
 
-@pytest.mark.parametrize("made", ["metrics.jsonl", "samples.jsonl", "feedback.jsonl", "checkpoints/step_1/part"])
+@pytest.mark.parametrize("made", ["metrics.jsonl", "feedback.jsonl", "checkpoints/step_1/part"])
 def test_a_start_that_made_something_keeps_it(tmp_path: Path, made: str) -> None:
     with pytest.raises(Stopped):
         start(config(tmp_path / "run"), made)
     assert (tmp_path / "run" / "config.yaml").exists()
     assert (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(("step", "stays"), [(0, False), (1, True)])
+def test_samples_that_were_only_shown_before_the_first_step_are_nothing_made(
+    tmp_path: Path, step: int, stays: bool
+) -> None:
+    with pytest.raises(Stopped):
+        start(config(tmp_path / "run"), "samples.jsonl", step=step)
+    assert (tmp_path / "run").exists() == stays
 
 
 def test_a_file_of_somebody_else_stays_in_a_folder_that_goes(tmp_path: Path) -> None:
@@ -206,7 +215,7 @@ def test_an_interrupted_start_says_so_in_one_line(tmp_path: Path, signalled: Bas
     with pytest.raises(Interrupted, match=rf"^interrupted before a step was made; {tmp_path}/run is as it was$"):
         start(run, error=signalled)
     with pytest.raises(Interrupted, match=r"^interrupted; the same command goes on from what is saved in "):
-        start(run, "samples.jsonl", signalled)
+        start(run, "metrics.jsonl", signalled)
 
 
 def test_a_stopped_run_says_of_which_end_its_model_is(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.costs import untrained_cost_problems
-from rlhf_ray.config.checks.files import absent_replay
 from rlhf_ray.config.checks.inference import sampling_problems
 from rlhf_ray.config.checks.rewards import safety_problems, score_column_problems
 from rlhf_ray.config.data import DataConfig, PromptDataConfig, RowSource
@@ -148,10 +147,6 @@ class GenerateConfig(InferenceConfig):
         yield from sampling_problems(self.sampling, self.samples_per_prompt, self.rollout)
         if self.safety is not None:
             yield from safety_problems(self.safety, self.sampling.greedy)
-
-    def missing(self) -> Iterator[Problem]:
-        """Find a recording that is not there."""
-        yield from absent_replay(self.rollout)
 
 
 class ScoreConfig(InferenceConfig):

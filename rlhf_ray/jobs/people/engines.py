@@ -32,11 +32,16 @@ def open_rollout_writers(
     """
     with ExitStack() as stack:
         cluster = stack.enter_context(connect(config.cluster, config.groups, say))
-        yield [stack.enter_context(_rollout(source, cluster, config.seed)) for source in sources]
+        # As the plan calls them.
+        names = ["rollout"] if len(sources) == 1 else [f"{side}.rollout" for side in ("a", "b")]
+        yield [
+            stack.enter_context(_rollout(source, cluster, config.seed, name))
+            for source, name in zip(sources, names, strict=True)
+        ]
 
 
 @contextmanager
-def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int) -> Iterator["RolloutWriter"]:
+def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int, name: str) -> Iterator["RolloutWriter"]:
     tokenizer = load_tokenizer(source.model)
     max_tokens = source.max_prompt_tokens + source.rollout.max_new_tokens
     check_language_model(source.model, tokenizer)
@@ -48,6 +53,7 @@ def _rollout(source: RolloutAnswers, cluster: Cluster, seed: int) -> Iterator["R
         transport=lambda: choose_transport(source.rollout, overlap="none"),
         seed=seed,
         max_tokens=max_tokens,
+        name=name,
     )
     engines.begin("start")
     engines.ready()

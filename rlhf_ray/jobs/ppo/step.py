@@ -49,7 +49,7 @@ from rlhf_ray.jobs.ppo.state import PPOState
 from rlhf_ray.jobs.ppo.update import optimise
 from rlhf_ray.rollout.interfaces import Group, Groups, PromptBatch
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.schedule import GENERATE, SCORE, SYNC, Progress
+from rlhf_ray.schedule import GENERATE, SCORE, SYNC, RunProgress
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
 from rlhf_ray.tracking.records import EVALUATION, SHOWN, holds_evaluation
@@ -247,13 +247,13 @@ class PPODriver:
         own = {"step": done, "evaluated": evaluated, "tracker_run": self.tracker.run_id}
         self.checkpoints.commit(done, parts, own | self.state.to_json())
 
-    def restore(self, checkpoint: Checkpoint | None) -> Progress:
+    def restore(self, checkpoint: Checkpoint | None) -> RunProgress:
         """Continue from a checkpoint, with whose run id the tracker was opened; None: begin with fresh roles.
 
         Returns:
             How far the run is.
         """
-        progress = Progress()
+        progress = RunProgress()
         if checkpoint is None:
             self._average()
             self.tracker.truncate_after(-1)
