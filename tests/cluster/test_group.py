@@ -341,6 +341,8 @@ def test_workers_put_away_what_they_have_before_they_are_killed(
 
 def test_an_interrupt_while_a_job_ends_leaves_time_to_put_away(ray_session: None, tmp_path: Path):
     (tmp_path / "seconds").write_text("2")
+    # As in a process of its own: Ray, and tests of signals before this one, may have set another.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt_once_it_ends() -> None:
         while not all((tmp_path / str(rank)).is_file() for rank in (0, 1)):
@@ -352,8 +354,11 @@ def test_an_interrupt_while_a_job_ends_leaves_time_to_put_away(ray_session: None
             start(cluster, end="put_away", environment={"PLACE": str(tmp_path)})
             threading.Thread(target=interrupt_once_it_ends, daemon=True).start()
 
-    with pytest.raises(KeyboardInterrupt):
-        job()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            job()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [(tmp_path / str(rank)).read_text() for rank in (0, 1)] == ["began ended"] * 2
 
 

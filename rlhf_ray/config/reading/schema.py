@@ -131,8 +131,13 @@ def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 
 def doc_text(info: FieldInfo) -> str:
-    """The documentation of a field on one line, with YAML's word for None."""
-    return re.sub(r"\bNone\b", "null", " ".join((info.description or "").split()))
+    """Return the documentation of a field on one line."""
+    return one_line(info.description or "")
+
+
+def one_line(text: str) -> str:
+    """Return a documentation on one line, with YAML's word for None."""
+    return re.sub(r"\bNone\b", "null", " ".join(text.split()))
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:
