@@ -58,10 +58,16 @@ def test_it_leaves_models_and_pictures(demo: tuple[Path, str]) -> None:
         assert (run_folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+CONFIG = str(ROOT / "configs" / "ppo_cpu_tiny.yaml")
+
+
+def test_a_run_of_your_own_can_be_planned(demo: tuple[Path, str]) -> None:
+    assert "policy" in run(demo[0], "-m", "rlhf_ray.cli", "plan", CONFIG)
+
+
+@pytest.mark.slow
 def test_a_run_of_your_own_goes_on_from_it(demo: tuple[Path, str]) -> None:
-    config = str(ROOT / "configs" / "ppo_cpu_tiny.yaml")
-    assert "policy" in run(demo[0], "-m", "rlhf_ray.cli", "plan", config)
-    run(demo[0], "-m", "rlhf_ray.cli", "ppo", config, "--steps", "1", "--policy.learning_rate", "2e-4")
+    run(demo[0], "-m", "rlhf_ray.cli", "ppo", CONFIG, "--steps", "1", "--policy.learning_rate", "2e-4")
     assert (demo[0] / "outputs" / "ppo_cpu_tiny" / "final" / "model.safetensors").is_file()
 
 
