@@ -20,6 +20,7 @@ from rlhf_ray.jobs.supervised import dpo, reward, sft
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tokenizer
 from rlhf_ray.models.tokenizer_texts import SAMPLES
+from rlhf_ray.tracking.records import SHOWN
 from tests.jobs.actors_here import policy_alone
 from tests.jobs.ppo_runs import metrics_of, recorded_steps, training_rows, write_rows
 from tests.tiny_sentencepiece import LLAMA_2, TEXTS, build_llama, build_sentencepiece
@@ -157,6 +158,12 @@ def test_what_is_learned_ends_as_the_template_has_it(family: Family, runs: Path)
             assert tokenizer.eos_token_id not in ids
 
 
+def logged_rows(runs: Path) -> list[dict[str, Any]]:
+    """Rows of the run's samples.jsonl."""
+    lines = (runs / "ppo" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def test_texts_are_what_responses_add_to_their_prompts(family: Family, runs: Path) -> None:
     tokenizer = family.tokenizer
     ends = {tokenizer.eos_token_id, family.end_id}
@@ -171,17 +178,19 @@ def test_texts_are_what_responses_add_to_their_prompts(family: Family, runs: Pat
             ended = sample.finish_reason == "stop"
             added = added.removeprefix(" ").removesuffix(" " if ended else "")
         assert sample.response == added
-    shown = [json.loads(line) for line in (runs / "ppo" / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert shown
-    assert {row["response"] for row in shown} <= {sample.response for sample in samples(runs)}
+    logged = [row["response"] for row in logged_rows(runs) if row["kind"] != SHOWN]
+    assert logged
+    assert set(logged) <= {sample.response for sample in samples(runs)}
 
 
 def test_rewards_read_those_texts(runs: Path) -> None:
     read = [json.loads(line) for line in (runs / "read.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert sorted(read) == sorted(sample.response for sample in samples(runs))
-    for sample in samples(runs):
-        assert sample.rewards["length"] == len(sample.response)
-        assert np.isfinite(sample.rewards["taste"])
+    # Those that only people see, before and after training, are scored too.
+    shown = [row["response"] for row in logged_rows(runs) if row["kind"] == SHOWN]
+    assert sorted(read) == sorted([*shown, *(sample.response for sample in samples(runs))])
+    for row in logged_rows(runs):
+        assert row["rewards"]["length"] == len(row["response"])
+        assert np.isfinite(row["rewards"]["taste"])
 
 
 def test_responses_end_where_a_turn_does(family: Family, runs: Path) -> None:
