@@ -12,6 +12,12 @@ from jaxtyping import Float32, Int32
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.records import FinishReason, WeightSpan
 
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
 ADAPTER_ID = 1
 """Number of the only adapter of an engine."""
 SHARED_MEMORY = Path("/dev/shm")
@@ -71,11 +77,6 @@ def sample_seed(seed: int, index: int) -> int:
     return seed + index
 
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-    from vllm.outputs import CompletionOutput, RequestOutput
-
-
 def sampling_params(request: GenerationRequest) -> "SamplingParams":
     """Translate a request for vLLM: one final output with sampled log-probabilities, decoded only where stop texts need
     it.
@@ -124,11 +125,6 @@ def _finish_reason(output: "CompletionOutput") -> FinishReason:
     raise RlhfError(
         f"rollout engine: completion {output.index} ended with {output.finish_reason!r}; the engine's log says why"
     )
-
-
-if TYPE_CHECKING:
-    from vllm.lora.request import LoRARequest
-    from vllm.v1.engine.async_llm import AsyncLLM
 
 
 async def replace_adapter(llm: "AsyncLLM", files: Mapping[str, bytes], version: int) -> "LoRARequest":

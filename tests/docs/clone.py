@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rlhf_ray import cli
 from rlhf_ray.config.base import Section as Config
 from rlhf_ray.config.checks.files import is_adapter, names_local_path
 from rlhf_ray.config.reading.loading import load_arguments
 from rlhf_ray.config.reading.verbs import import_schema, load_job
-from tests.docs.pages import PROJECT, PYTHON, ROOT, Block, Brought, Section, section, tracked_files
+from tests.docs.pages import PROJECT, PYTHON, ROOT, Block, Brought, Section, blocks_of, section, tracked_files
 
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
 ENVIRONMENT = re.compile(r"[A-Z_]+=.*")
@@ -58,6 +60,19 @@ class Clone(ABC):
         for name in tracked_files():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
+
+    def follow(self, page: Path, subtests: pytest.Subtests, skipped: str) -> None:
+        """Do all blocks of a page in their order; what is left out of one shows as a skip, with the reason."""
+        self.begin(page)
+        for block in blocks_of(page):
+            try:
+                self.do(block)
+            except Exception as error:
+                raise AssertionError(f"{block.place}: {error}") from error
+        for block, reason in self.left_out:
+            if block.page == page:
+                with subtests.test(block.place):
+                    pytest.skip(f"{block.place}: {skipped}: {reason}")
 
     def begin(self, page: Path) -> None:
         """Go where the commands of a page are typed."""

@@ -26,17 +26,7 @@ def test_read_in_order(
 ) -> None:
     """What cannot be done here is left out for a reason that follows from the command, and is shown with -rs."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    reader = Reader(tmp_path, model, monkeypatch)
-    reader.begin(page)
-    for block in blocks_of(page):
-        try:
-            reader.do(block)
-        except Exception as error:
-            raise AssertionError(f"{block.place}: {error}") from error
-    for block, reason in reader.left_out:
-        if block.page == page:
-            with subtests.test(block.place):
-                pytest.skip(f"{block.place}: in part read only: {reason}")
+    Reader(tmp_path, model, monkeypatch).follow(page, subtests, "in part read only")
 
 
 @pytest.mark.parametrize("place", mentions(), ids=lambda mention: f"{mention[0]}: {mention[1]}")

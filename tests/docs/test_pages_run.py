@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import blocks_of, pages
+from tests.docs.pages import pages
 from tests.docs.running import Runner, smaller
 
 SECONDS = 3000
@@ -23,17 +23,7 @@ def kept() -> dict[str, Path]:
 def test_run_in_order(
     page: Path, model: Path, kept: dict[str, Path], tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    runner = Runner(tmp_path, model, kept)
-    runner.begin(page)
-    for block in blocks_of(page):
-        try:
-            runner.do(block)
-        except Exception as error:
-            raise AssertionError(f"{block.place}: {error}") from error
-    for block, reason in runner.left_out:
-        if block.page == page:
-            with subtests.test(block.place):
-                pytest.skip(f"{block.place}: in part not run: {reason}")
+    Runner(tmp_path, model, kept).follow(page, subtests, "in part not run")
 
 
 def test_numbers_of_options_are_lowered() -> None:
