@@ -68,7 +68,7 @@ def _main(arguments: list[str]) -> int:
 
 
 def _right_verb(verb: str) -> str:
-    """What somebody meant by a verb that does not exist."""
+    """Guess what somebody meant by a verb that does not exist."""
     name = verb.lower().replace("-", "_")
     verbs = [*JOBS, *TOOLS]
     for job, key in (("ppo", "algorithm.advantages"), ("dpo", "loss.type")):
@@ -90,7 +90,7 @@ def run_job(verb: str, arguments: Sequence[str]) -> int:
 
 
 def settings_help(usage: str, schema: type[Section]) -> str:
-    """All settings with their documentation, as wide as the terminal."""
+    """Return all settings with their documentation, as wide as the terminal."""
     from rlhf_ray.config.reading.schema import REQUIRED, describe
 
     width = min(shutil.get_terminal_size().columns, WIDEST_HELP)

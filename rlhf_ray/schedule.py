@@ -25,7 +25,7 @@ IDLE = "idle"
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a run goes: its length, its batches, and when evaluation and checkpoints are due."""
+    """Course of a run: its length, its batches, and when evaluation and checkpoints are due."""
 
     steps: int
     prompts_per_step: int
@@ -44,13 +44,13 @@ class Schedule:
             )
 
     def evaluation_due(self, done: int) -> bool:
-        """Whether to evaluate when `done` steps are done."""
+        """Tell whether to evaluate when `done` steps are done."""
         if self.evaluate_every is None:
             return False
         return done in (0, self.steps) or (self.evaluate_every > 0 and done % self.evaluate_every == 0)
 
     def checkpoint_due(self, done: int) -> bool:
-        """Whether to save when `done` steps are done."""
+        """Tell whether to save when `done` steps are done."""
         return done == self.steps or (self.checkpoint_every > 0 and done % self.checkpoint_every == 0)
 
 
@@ -68,7 +68,7 @@ class Admission:
         self.running = 0
 
     def room(self, version: int) -> int:
-        """Prompts that may start now."""
+        """Count the prompts that may start now."""
         return max(0, (self._max_staleness + version + 1) * self._batch - self.accepted - self.running)
 
     def start(self, prompts: int, version: int) -> None:
@@ -86,7 +86,7 @@ class Admission:
 
 
 class Timings:
-    """Where a step's time goes. Within a part another may begin: then the outer one stands still."""
+    """Durations of a step's parts. Within a part another may begin: then the outer one stands still."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
@@ -96,7 +96,7 @@ class Timings:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Time within counts for `name`."""
+        """Count the time within for `name`."""
         self._switch()
         self._open.append(name)
         try:
@@ -106,7 +106,7 @@ class Timings:
             self._open.pop()
 
     def take(self) -> dict[str, float]:
-        """Seconds of each part since the last call, the rest as `idle`, and the sum of all as `step`."""
+        """Return the seconds of each part since the last call, the rest as `idle`, and the sum of all as `step`."""
         self._switch()
         taken = {name: self._seconds.get(name, 0.0) for name in (GENERATE, SCORE, TRAIN, SYNC, IDLE)} | self._seconds
         self._seconds = {}
@@ -133,7 +133,7 @@ class Sleeper(Protocol):
 
 @dataclass
 class DeviceTurns:
-    """Whose turn it is where roles share devices: for a phase, those it does not use sleep, then those it uses wake.
+    """Turns of roles that share devices: for a phase, those it does not use sleep, then those it uses wake.
 
     Without roles nothing is shared and nothing happens.
     """
@@ -187,7 +187,7 @@ class DeviceTurns:
 
 @dataclass
 class RunProgress:
-    """How far a run is."""
+    """Steps that are done, saved and evaluated."""
 
     done: int = 0
     """Steps that the policy has learned from."""
@@ -198,7 +198,7 @@ class RunProgress:
 
 
 class Driver(Protocol):
-    """What a job does in each phase. Steps are counted from 0: step s learns from weights of version s.
+    """Hooks of a job in each phase. Steps are counted from 0: step s learns from weights of version s.
 
     Nothing that a checkpoint holds may change before `update`, except that prompts are handed out; those that were, and
     were not learned from, are part of a checkpoint and are handed out again first. So a run may leave between any two

@@ -48,7 +48,7 @@ def grpo(
     scale: Literal["group", "batch"] = "group",
     epsilon: float = 1e-6,
 ) -> Float[Tensor, " rows"]:
-    """(score - mean of the group) / (standard deviation + epsilon) (Shao et al. 2024).
+    """Return (score - mean of the group) / (standard deviation + epsilon) for each row (Shao et al. 2024).
 
     Args:
         scores: of each response.
@@ -111,7 +111,7 @@ def gae(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Advantages and returns of written tokens (Schulman et al. 2016).
+    """Estimate advantages and returns of written tokens (Schulman et al. 2016).
 
     delta[t] = r[t] + gamma V[t'] - V[t]; A[t] = delta[t] + gamma lambda A[t']; return = A + V, where t' is the next
     token of the row that the policy wrote. Tokens that others wrote neither decay nor bootstrap, and what stands there
@@ -149,7 +149,7 @@ def discounted_returns(
     offsets: Int64[Tensor, " rows+1"],
     gamma: float,
 ) -> Float[Tensor, " tokens"]:
-    """Sum of the discounted rewards from each written token on; tokens that others wrote do not discount."""
+    """Sum the discounted rewards from each written token on; tokens that others wrote do not discount."""
     returns, _ = gae(rewards, torch.zeros_like(rewards), written, offsets, gamma, 1.0)
     return returns
 
@@ -162,7 +162,7 @@ def reinforce_plus_plus(
     gamma: float,
     correction: int = 1,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    """Advantages, the returns whitened over the written tokens of the batch, and returns.
+    """Return advantages, which are returns whitened over the written tokens of the batch, and the returns.
 
     Args:
         rewards: of each token, with the KL penalty inside.
@@ -186,7 +186,7 @@ def reinforce_plus_plus_baseline(
     kl_in: Literal["token", "return"] = "return",
     correction: int | None = 1,
 ) -> Float[Tensor, " tokens"]:
-    """Advantages: score minus the group's mean on each written token, less the KL penalty, whitened over the batch.
+    """Whiten, over the batch, each token's score less the group's mean and less the KL penalty.
 
     Args:
         scores: of each response.

@@ -23,7 +23,7 @@ def token_weights(
     count_empty_rows: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, " tokens"]:
-    """Weight of each token's loss over the rows of one optimizer step; 0 where not learned.
+    """Weigh each token's loss over the rows of one optimizer step; 0 where not learned.
 
     - `token_mean`: 1 / learned tokens of the step (DAPO).
     - `token_sum`: 1.

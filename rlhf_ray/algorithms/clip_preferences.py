@@ -17,7 +17,7 @@ from rlhf_ray.algorithms.shapes import check_shapes
 def log_preferences(
     difference: Float[Tensor, " pairs"], error_floor: float
 ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """Log-probabilities that the left clip is chosen, and the right one.
+    """Return the log-probability that the left clip is chosen, and that of the right one.
 
     P[left] = (1 - e) sigmoid(difference) + e / 2: with probability e the judge presses a button at random, however
     clear the case is. Its logarithm never falls below log(e / 2), so that one slip cannot pull a predictor anywhere.
@@ -63,7 +63,9 @@ class ClipPreferenceLoss:
 
 
 def choice_variance(differences: Float[Tensor, "members pairs"], error_floor: float) -> Float[Tensor, " pairs"]:
-    """Variance over the members of an ensemble of the probability that the left clip is chosen: what to ask next."""
+    """Return how much the members disagree on which clip is chosen: what to ask people next.
+    The variance, over the members of an ensemble, of the probability that the left clip is chosen.
+    """
     left, _ = log_preferences(differences, error_floor)
     return left.exp().var(0, correction=0)
 
@@ -77,7 +79,7 @@ def adapted_l2(
     high: float = 1.5,
     factor: float = 1.2,
 ) -> Float[Tensor, " members"]:
-    """L2 coefficients that keep each validation loss between `low` and `high` times the training loss (section 2.2.3).
+    """Adapt L2 coefficients: validation loss stays between `low` and `high` times the training loss (section 2.2.3).
 
     Above, the member learns its comparisons by heart, and the coefficient grows by `factor`; below, it could learn
     more, and the coefficient shrinks.

@@ -14,18 +14,18 @@ from rlhf_ray.algorithms.shapes import check_shapes
 def standardised(
     scores: Float[Tensor, "members rows"], means: Float[Tensor, " members"], stds: Float[Tensor, " members"]
 ) -> Float[Tensor, "members rows"]:
-    """Scores by each member's own mean and deviation on its training texts: their zero and their unit mean nothing."""
+    """Standardise each member's scores by its own training texts: zero and unit of raw scores mean nothing."""
     return (scores - means[:, None]) / stds[:, None].clamp(min=1e-8)
 
 
 def pessimistic(scores: Float[Tensor, "members rows"], penalty: float) -> Float[Tensor, " rows"]:
-    """Mean over members less `penalty` times their (biased) standard deviation."""
+    """Return the mean over members less `penalty` times their (biased) standard deviation."""
     return scores.mean(0) - penalty * scores.std(0, correction=0)
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """How far the members of an ensemble are apart on rankings."""
+    """Disagreement of an ensemble's members on rankings."""
 
     std: Float[Tensor, ""]
     """Standard deviation over members of a text's score, as a mean over texts."""

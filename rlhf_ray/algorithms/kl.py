@@ -84,7 +84,7 @@ class KLTerm:
         reference: Float[Tensor, " tokens"],
         ratio: Float[Tensor, " tokens"],
     ) -> Float[Tensor, " tokens"]:
-        """Estimate of each token, not yet times the coefficient. `ratio` is that to the old policy."""
+        """Estimate the KL of each token, not yet times the coefficient; `ratio` is that to the old policy."""
         estimate = kl_estimate(logprobs, reference, self.estimator)
         if self.weighting == "score":
             return torch.exp(logprobs - logprobs.detach()) * estimate

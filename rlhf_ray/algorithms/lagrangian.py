@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.shapes import check_shapes
 def combined_advantages(
     reward_advantages: Float[Tensor, " tokens"], cost_advantages: Float[Tensor, " tokens"], multiplier: float
 ) -> Float[Tensor, " tokens"]:
-    """(A_reward - lambda A_cost) / (1 + lambda). With lambda 0 it is A_reward, bit for bit."""
+    """Return (A_reward - lambda A_cost) / (1 + lambda); with lambda 0 it is A_reward, bit for bit."""
     if multiplier == 0:
         return reward_advantages
     return (reward_advantages - multiplier * cost_advantages) / (1 + multiplier)

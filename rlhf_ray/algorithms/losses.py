@@ -53,12 +53,12 @@ def where_weighted(weight: Float[Tensor, "*n"], values: Float[Tensor, "*n"]) -> 
 
 @check_shapes
 def weighted_sum(weight: Float[Tensor, "*n"], values: Float[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """Sum of weight times value."""
+    """Sum weight times value."""
     return (weight * values).sum()
 
 
 def weighted_metrics(weight: Float[Tensor, "*n"], values: Mapping[str, Tensor]) -> Metrics:
-    """Weighted sum of each metric, outside the graph."""
+    """Sum weight times value of each metric, outside the graph."""
     return {name: weighted_sum(weight, value.detach().to(weight.dtype)) for name, value in values.items()}
 
 

@@ -61,7 +61,7 @@ class OffPolicyCorrection:
         learned: Bool[Tensor, " tokens"],
         offsets: Int64[Tensor, " rows+1"],
     ) -> tuple[Float[Tensor, " tokens"], Metrics]:
-        """Weights of the tokens, constants for the loss, 0 where not learned; and diagnostics.
+        """Weigh the tokens by constants for the loss, 0 where not learned; return diagnostics too.
 
         Args:
             old_logprobs: the trainer's, before the update.
@@ -111,7 +111,8 @@ def _diagnostics(
     behaviour: Float[Tensor, " tokens"],
     learned: Bool[Tensor, " tokens"],
 ) -> Metrics:
-    """Effective sample size as a share of the tokens, (sum w)^2 / (n sum w^2); share outside the bounds; mismatch KL.
+    """Return the effective sample size, the share outside the bounds and the mismatch KL.
+    The size is a share of the tokens: (sum w)^2 / (n sum w^2).
 
     The mismatch is KL(behaviour || trainer), whose tokens the behaviour policy sampled, by k1 and k3.
     """

@@ -35,7 +35,7 @@ class PolicyBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyLoss(ABC):
-    """What all policy losses share.
+    """Base of all policy losses.
 
     Token columns: `weight`, `rows`, `old_logprobs`, `advantages`; `reference_logprobs` if `kl` is given; optionally
     `importance_weights`, constants that multiply the surrogate, as off-policy corrections make them.
@@ -55,7 +55,7 @@ class PolicyLoss(ABC):
 
     @abstractmethod
     def surrogate(self, batch: PolicyBatch) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-        """Loss of each token and metrics of each token."""
+        """Return the loss of each token and metrics of each token."""
 
     def __call__(self, outputs: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
         """See `Loss`. `outputs` holds `logprobs` [tokens], and `entropy` [tokens] if there is a bonus."""
@@ -89,7 +89,7 @@ class PolicyLoss(ABC):
 
 
 def _ratio_metrics(batch: PolicyBatch) -> dict[str, Tensor]:
-    """Half the mean square (TRL's `approxkl`, k2), the mean difference (k1), and the ratio.
+    """Return half the mean square (TRL's `approxkl`, k2), the mean difference (k1) and the ratio.
 
     The ratio's variance is taken around 1, its mean under the old policy, so that it is a mean over tokens too.
     """
@@ -110,7 +110,7 @@ def clipped_surrogate(
     clip_high: float,
     dual_clip: float | None = None,
 ) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-    """-min(ratio A, clip(ratio, 1 - low, 1 + high) A), for A < 0 at most -c A (dual clip, Ye et al. 2020).
+    """Return -min(ratio A, clip(ratio, 1 - low, 1 + high) A), for A < 0 at most -c A (dual clip, Ye et al. 2020).
 
     Metrics: shares of tokens that either clip holds; a token with A = 0 never counts.
     """
@@ -182,7 +182,7 @@ class CISPOLoss(PolicyLoss):
     clip_high: float = 4.0
 
     def surrogate(self, batch: PolicyBatch) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-        """-clip(ratio) A logprob."""
+        """Return -clip(ratio) A logprob."""
         ratio = batch.log_ratio.detach().exp()
         held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
         return -held * batch.advantages * batch.logprobs, {"policy/clipfrac_avg": held != ratio}
@@ -199,7 +199,7 @@ class SAPOLoss(PolicyLoss):
     temperature_negative: float = 1.05
 
     def surrogate(self, batch: PolicyBatch) -> tuple[Float[Tensor, " tokens"], dict[str, Tensor]]:
-        """-f(ratio) A."""
+        """Return -f(ratio) A."""
         tau = torch.full_like(batch.advantages, self.temperature_negative)
         tau = tau.masked_fill(batch.advantages > 0, self.temperature_positive)
         gate = torch.sigmoid(tau * (batch.log_ratio.exp() - 1)) * 4 / tau

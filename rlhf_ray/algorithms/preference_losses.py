@@ -19,7 +19,7 @@ from rlhf_ray.algorithms.shapes import check_shapes
 def summed_logprobs(
     logprobs: Float[Tensor, " tokens"], columns: Mapping[str, Tensor], count: int
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Log-probability of each row's written tokens, and how many there are; in float64.
+    """Sum the log-probabilities of each row's written tokens, and count those tokens; in float64.
 
     A float32 holds the sum of a thousand tokens to some 1e-4 nats only, and it is of differences of such sums that the
     losses are made.
@@ -75,7 +75,7 @@ class PreferenceLoss:
         return any(objective.needs_reference for objective, _ in self.objectives)
 
     def _metrics(self, logprobs: Tensor, reference: Tensor, partner: Tensor, weight: Tensor) -> Metrics:
-        """TRL's names. Rewards are beta times the log-ratio of sums, whatever the objective does with it."""
+        """Return metrics under TRL's names; rewards are beta times the log-ratio of sums, whatever the objective."""
         chosen = self.objectives[0][0].beta * (logprobs - reference)
         rejected = chosen[partner]
         seen = {
@@ -190,7 +190,7 @@ def aot_unpaired_statistics(chosen: PairValues, rejected: PairValues) -> tuple[P
 
 @check_shapes
 def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) -> Float[Tensor, ""]:
-    """z0 of KTO: mean log-ratio of mismatched prompts and responses, at least 0 (Ethayarajh et al. 2024).
+    """Return KTO's z0: mean log-ratio of mismatched prompts and responses, at least 0 (Ethayarajh et al. 2024).
 
     Args:
         logprobs: the policy's summed log-probabilities of responses to other rows' prompts.
@@ -200,7 +200,7 @@ def kto_baseline(logprobs: Float[Tensor, " n"], reference: Float[Tensor, " n"]) 
 
 
 def _of_equal_rank(own: PairValues, other: PairValues) -> PairValues:
-    """For each element of `own`, the element of `other` that has its rank."""
+    """Find for each element of `own` the element of `other` that has its rank."""
     result = torch.empty_like(other)
     result[own.argsort()] = other.sort().values
     return result

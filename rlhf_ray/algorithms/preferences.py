@@ -118,7 +118,7 @@ class PreferenceObjective:
         return self.kind in COUPLED
 
     def __call__(self, pairs: Pairs) -> PairValues:
-        """Loss of each pair.
+        """Return the loss of each pair.
 
         Raises:
             ValueError: a coupled objective lacks its statistics.
@@ -126,7 +126,7 @@ class PreferenceObjective:
         return _FORMULAS[self.kind](self, pairs, *self.log_ratios(pairs))
 
     def log_ratios(self, pairs: Pairs) -> tuple[PairValues, PairValues]:
-        """c and r as the formula takes them: less the reference, divided by length, through the divergence."""
+        """Return c and r as the formula takes them: less the reference, by length, through the divergence."""
         chosen, rejected = pairs.chosen, pairs.rejected
         if self.needs_reference:
             chosen, rejected = chosen - pairs.reference_chosen, rejected - pairs.reference_rejected
@@ -155,29 +155,31 @@ def _exp(exponent: PairValues) -> PairValues:
 
 
 def _smoothed(objective: PreferenceObjective, logit: PairValues) -> PairValues:
-    """-(1 - e) log s(logit) - e log s(-logit)."""
+    """Return -(1 - e) log s(logit) - e log s(-logit)."""
     e = objective.label_smoothing
     loss = -(1 - e) * F.logsigmoid(logit)
     return loss - e * F.logsigmoid(-logit) if e else loss
 
 
 def _sigmoid(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """DPO (Rafailov et al. 2023); with label smoothing cDPO (Mitchell 2023)."""
+    """Compute DPO's loss (Rafailov et al. 2023); with label smoothing cDPO's (Mitchell 2023)."""
     return _smoothed(o, o.beta * (c - r))
 
 
 def _ipo(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """(d - 1 / (2 beta))^2 (Azar et al. 2023)."""
+    """Compute (d - 1 / (2 beta))^2 (Azar et al. 2023)."""
     return (c - r - 1 / (2 * o.beta)).square()
 
 
 def _hinge(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """max(0, 1 - beta d) (SLiC, Zhao et al. 2023)."""
+    """Compute max(0, 1 - beta d) (SLiC, Zhao et al. 2023)."""
     return torch.relu(1 - o.beta * (c - r))
 
 
 def _robust(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """[-(1 - e) log s(beta d) + e log s(-beta d)] / (1 - 2e), unbiased under flipped labels (Chowdhury et al. 2024)."""
+    """Compute [-(1 - e) log s(beta d) + e log s(-beta d)] / (1 - 2e).
+    It is unbiased under flipped labels (Chowdhury et al. 2024).
+    """
     logit, e = o.beta * (c - r), o.label_smoothing
     return (-(1 - e) * F.logsigmoid(logit) + e * F.logsigmoid(-logit)) / (1 - 2 * e)
 
@@ -191,36 +193,38 @@ def _exo(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> Pair
 
 
 def _nca(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """-log s(beta c) - log s(-beta c) / 2 - log s(-beta r) / 2 (Chen et al. 2024)."""
+    """Compute -log s(beta c) - log s(-beta c) / 2 - log s(-beta r) / 2 (Chen et al. 2024)."""
     chosen, rejected = o.beta * c, o.beta * r
     return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
 
 
 def _bco_pair(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """-log s(beta c) - log s(-beta r): BCO (Jung et al. 2024) without its shift."""
+    """Compute -log s(beta c) - log s(-beta r): BCO (Jung et al. 2024) without its shift."""
     return -F.logsigmoid(o.beta * c) - F.logsigmoid(-o.beta * r)
 
 
 def _bco(o: PreferenceObjective, pairs: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """-log s(beta c - shift) - log s(shift - beta r), the shift being the mean reward seen so far."""
+    """Compute -log s(beta c - shift) - log s(shift - beta r), the shift being the mean reward seen so far."""
     shift, _ = pairs.statistics
     return -F.logsigmoid(o.beta * c - shift) - F.logsigmoid(shift - o.beta * r)
 
 
 def _sppo(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """(c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 (Wu et al. 2024, hard labels)."""
+    """Compute (c - 1 / (2 beta))^2 + (r + 1 / (2 beta))^2 (Wu et al. 2024, hard labels)."""
     target = 1 / (2 * o.beta)
     return (c - target).square() + (r + target).square()
 
 
 def _aot(o: PreferenceObjective, pairs: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """Smoothed sigmoid loss of sorted differences (Melnyk et al. 2024); each pair meets the reference of equal rank."""
+    """Compute the smoothed sigmoid loss of sorted differences (Melnyk et al. 2024).
+    Each pair meets the reference of equal rank.
+    """
     reference_difference, _ = pairs.statistics
     return _smoothed(o, o.beta * (pairs.chosen - pairs.rejected - reference_difference))
 
 
 def _aot_unpaired(o: PreferenceObjective, pairs: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """Sorted c against sorted r. Each side meets the other's value of equal rank as a constant.
+    """Compute the loss of sorted c against sorted r; each side meets the other's value of equal rank as a constant.
 
     The two terms give both gradients; the value of the second is taken out again, as it is that of the first in
     another order.
@@ -232,17 +236,17 @@ def _aot_unpaired(o: PreferenceObjective, pairs: Pairs, c: PairValues, r: PairVa
 
 
 def _apo_zero(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """1 - s(beta c) + s(beta r): raise the chosen, lower the rejected (D'Oosterlinck et al. 2024)."""
+    """Compute 1 - s(beta c) + s(beta r): raise the chosen, lower the rejected (D'Oosterlinck et al. 2024)."""
     return (-o.beta * c).sigmoid() + (o.beta * r).sigmoid()
 
 
 def _apo_down(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """s(beta c) + 1 - s(beta d): lower both, the rejected more (D'Oosterlinck et al. 2024)."""
+    """Compute s(beta c) + 1 - s(beta d): lower both, the rejected more (D'Oosterlinck et al. 2024)."""
     return (o.beta * c).sigmoid() + (-o.beta * (c - r)).sigmoid()
 
 
 def _discopop(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """(1 - k)(-log s(x)) + k exp(-x), x = beta d, k = s(x / tau) (Lu et al. 2024)."""
+    """Compute (1 - k)(-log s(x)) + k exp(-x), x = beta d, k = s(x / tau) (Lu et al. 2024)."""
     logit = o.beta * (c - r)
     scaled = logit / o.temperature
     # k exp(-x) as one exponential: apart, the second overflows where k is 0.
@@ -250,20 +254,22 @@ def _discopop(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) ->
 
 
 def _simpo(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """Smoothed sigmoid loss of beta d - gamma (Meng et al. 2024); AlphaPO transforms c and r (Gupta et al. 2025)."""
+    """Compute the smoothed sigmoid loss of beta d - gamma (Meng et al. 2024).
+    AlphaPO transforms c and r (Gupta et al. 2025).
+    """
     if o.alpha:
         c, r = ((1 - _exp(-o.alpha * logprob)) / o.alpha for logprob in (c, r))
     return _smoothed(o, o.beta * (c - r) - o.target_margin)
 
 
 def _orpo(o: PreferenceObjective, _: Pairs, c: PairValues, r: PairValues) -> PairValues:
-    """-beta log s(log odds ratio) (Hong et al. 2024); its NLL term is the loss's own."""
+    """Compute -beta log s(log odds ratio) (Hong et al. 2024); its NLL term is the loss's own."""
     odds = (c - r) - (_log1mexp(c) - _log1mexp(r))
     return -o.beta * F.logsigmoid(odds)
 
 
 def _log1mexp(logprob: PairValues) -> PairValues:
-    """log(1 - exp(logprob)) without cancellation (Mächler 2012)."""
+    """Compute log(1 - exp(logprob)) without cancellation (Mächler 2012)."""
     held = logprob.clamp(max=LOG_PROBABILITY_CEILING)
     near = held > -0.6931471805599453
     close = torch.where(near, held, -0.1)

@@ -16,7 +16,7 @@ from rlhf_ray.algorithms.shapes import check_shapes
 
 @check_shapes
 def ordered_pairs(groups: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]) -> Bool[Tensor, "rows rows"]:
-    """Which row (first index) stands above which (second index) in the same ranking."""
+    """Tell which row (first index) stands above which (second index) in the same ranking."""
     return (groups[:, None] == groups[None]) & (ranks[:, None] < ranks[None])
 
 
@@ -27,7 +27,7 @@ def ranking_weights(
     aggregation: Literal["pairs", "lists"] = "pairs",
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, " rows"]:
-    """Weight of the pairs of each row's ranking, over all rankings of one optimizer step.
+    """Weigh the pairs of each row's ranking, over all rankings of one optimizer step.
 
     - `pairs`: one mean over all ordered pairs of the step, so long lists count more (Stiennon et al. 2020).
     - `lists`: the mean over lists of each list's own mean (Ouyang et al. 2022). Lists of nothing but ties do not count.
@@ -52,7 +52,7 @@ def ranking_weights(
 
 
 def _pairs_of_groups(index: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]) -> Int64[Tensor, " groups"]:
-    """Ordered pairs of each group: all its pairs less those of equal rank."""
+    """Count the ordered pairs of each group: all its pairs less those of equal rank."""
     count = int(index.max()) + 1 if len(index) else 0
     sizes = row_sums(torch.ones_like(index), index, count)
     tied, tie_sizes = torch.unique(torch.stack([index, ranks.to(index.dtype)]), dim=1, return_counts=True)
@@ -104,7 +104,7 @@ class RankingLoss:
 
 @dataclass(frozen=True)
 class RankingQuality:
-    """How well scores put rankings in order. Equal scores never count as right."""
+    """Quality of scores as a means to put rankings in order. Equal scores never count as right."""
 
     pair_accuracy: Float[Tensor, ""]
     """Share of all ordered pairs whose better text has the higher score."""
@@ -139,7 +139,7 @@ def ranking_quality(
 def ordered_pair_rows(
     index: Int64[Tensor, " rows"], ranks: Int64[Tensor, " rows"]
 ) -> tuple[Int64[Tensor, " pairs"], Int64[Tensor, " pairs"]]:
-    """Better and worse row of each ordered pair, ranking by ranking, so that no matrix of all rows is made.
+    """List better and worse row of each ordered pair, ranking by ranking, so that no matrix of all rows is made.
 
     Args:
         index: number of each row's ranking, from 0 without gaps.

@@ -32,7 +32,7 @@ def token_rewards(
     offsets: Int64[Tensor, " rows+1"],
     kl_coefficient: float,
 ) -> Float[Tensor, " tokens"]:
-    """Reward of each token: minus coefficient times KL, and the row's score at its last written token.
+    """Reward each token with minus coefficient times KL, and the row's last written token with its score too.
 
     0 where not written, whatever stands in `kl` there. The score of a row without written tokens goes nowhere
     (Ziegler et al. 2019; Ouyang et al. 2022).
@@ -47,7 +47,8 @@ def token_rewards(
 def overlong_penalty(
     lengths: Float[Tensor, " rows"], longest: int, buffer: int, factor: float = 1.0, capped: bool = True
 ) -> Float[Tensor, " rows"]:
-    """Penalty of long responses, added to their score: DAPO's soft overlong punishment (Yu et al. 2025).
+    """Return the penalty that is added to scores of long responses: DAPO's soft overlong punishment
+    (Yu et al. 2025).
 
     It falls from 0 at length `longest - buffer` to -factor at `longest`.
 
@@ -103,7 +104,7 @@ class RunningMoments:
         return found if found > SMALLEST_DEVIATION else 1.0
 
     def normalise(self, values: Float[Tensor, " rows"], shift_mean: bool = True) -> Float[Tensor, " rows"]:
-        """(value - mean) / deviation, or value / deviation, which keeps the sign of rewards."""
+        """Return (value - mean) / deviation, or value / deviation, which keeps the sign of rewards."""
         if self.count < 2:
             return values
         return (values - (self.mean if shift_mean else 0.0)) / self.deviation

@@ -8,13 +8,13 @@ from rlhf_ray.algorithms.shapes import check_shapes
 
 
 def row_index(offsets: Int64[Tensor, " rows+1"]) -> Int64[Tensor, " tokens"]:
-    """Row of each token, from the rows' boundaries."""
+    """Return the row of each token, from the rows' boundaries."""
     return torch.repeat_interleave(torch.arange(len(offsets) - 1, device=offsets.device), offsets.diff())
 
 
 @check_shapes
 def row_sums(values: Shaped[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int) -> Shaped[Tensor, " rows"]:
-    """Sum of each row's values; 0 for a row without tokens.
+    """Sum each row's values; 0 for a row without tokens.
 
     Taken in float64: one after another in float32, the sum of a long row loses what its last tokens add.
     """
@@ -26,7 +26,7 @@ def row_sums(values: Shaped[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], 
 def row_means(
     values: Float[Tensor, " tokens"], mask: Bool[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int
 ) -> Float[Tensor, " rows"]:
-    """Mean of each row's values where the mask is true; 0 for a row where it never is."""
+    """Average each row's values where the mask is true; 0 for a row where it never is."""
     sums = row_sums(torch.where(mask, values, 0.0), rows, count)
     return sums / row_sums(mask.to(values.dtype), rows, count).clamp(min=1)
 
@@ -51,7 +51,7 @@ def token_row_sums(values: Float[Tensor, " tokens"], rows: Int64[Tensor, " token
 
 @check_shapes
 def last_of_rows(mask: Bool[Tensor, " tokens"], rows: Int64[Tensor, " tokens"], count: int) -> Int64[Tensor, " rows"]:
-    """Position of the last token of each row where the mask is true; -1 for a row where it never is."""
+    """Find the last token of each row where the mask is true; -1 for a row where it never is."""
     positions = torch.where(mask, torch.arange(len(mask), device=mask.device), -1)
     start = torch.full((count,), -1, device=mask.device)
     return start.scatter_reduce(0, rows, positions, "amax")

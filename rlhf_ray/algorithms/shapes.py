@@ -39,7 +39,7 @@ def check_shapes(function: Callable[Parameters, Result]) -> Callable[Parameters,
 
 
 def _dimensions(annotation: Any) -> list[str] | None:
-    """Names of the dimensions in an annotation, or in the one tensor of a union; None for anything else."""
+    """Name the dimensions in an annotation, or in the one tensor of a union; None for anything else."""
     for kind in (annotation, *get_args(annotation)):
         if isinstance(kind, type) and hasattr(kind, "dim_str"):
             return str(kind.dim_str).split()
@@ -47,7 +47,7 @@ def _dimensions(annotation: Any) -> list[str] | None:
 
 
 def _sizes(dimensions: list[str], shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """Size of each name; None if there are more or fewer dimensions than names."""
+    """Return the size of each name; None if there are more or fewer dimensions than names."""
     if dimensions and dimensions[0].startswith("*"):
         return {dimensions[0]: shape}
     if len(dimensions) != len(shape):

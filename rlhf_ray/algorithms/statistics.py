@@ -12,14 +12,14 @@ VARIANCE_FLOOR = 1e-8
 
 @check_shapes
 def masked_mean(values: Shaped[Tensor, "*n"], mask: Bool[Tensor, "*n"]) -> Float[Tensor, ""]:
-    """Mean where the mask is true; 0 if it never is."""
+    """Return the mean where the mask is true; 0 if it never is."""
     chosen = values[mask].double()
     return chosen.sum() / max(chosen.numel(), 1)
 
 
 @check_shapes
 def masked_variance(values: Shaped[Tensor, "*n"], mask: Bool[Tensor, "*n"], correction: int = 1) -> Float[Tensor, ""]:
-    """Variance where the mask is true; 0 for fewer than two elements.
+    """Return the variance where the mask is true; 0 for fewer than two elements.
 
     Args:
         values: any numbers; those outside the mask are not looked at.
@@ -58,7 +58,7 @@ def whiten(
 def explained_variance(
     values: Float[Tensor, " tokens"], returns: Float[Tensor, " tokens"], mask: Bool[Tensor, " tokens"]
 ) -> Float[Tensor, ""]:
-    """Share of the variance of the returns that the values explain: 1 - Var(returns - values) / Var(returns).
+    """Return the share of the returns' variance that values explain: 1 - Var(returns - values) / Var(returns).
 
     1 is perfect, 0 no better than a constant; below 0 is worse than that. Returns that do not vary give 0 divided by
     the floor 1e-8, or a large negative number if the values vary.

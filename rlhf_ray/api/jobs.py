@@ -68,7 +68,7 @@ def _read(config: Config, overrides: Mapping[str, Any] | None, verb: str | None)
 
 
 def _plain(value: Any) -> Any:
-    """The value as a YAML file would give it: mappings, lists, and paths as text."""
+    """Return the value as a YAML file would give it: mappings, lists, and paths as text."""
     if isinstance(value, Section):
         return value.model_dump(mode="json")
     if isinstance(value, Mapping):
@@ -79,6 +79,6 @@ def _plain(value: Any) -> Any:
 
 
 def _output_of(config: Section) -> Path:
-    """Where a job wrote: its run folder, its file, or the store of the labelling pages."""
+    """Find where a job wrote: its run folder, its file, or the store of the labelling pages."""
     settings = config.model_dump()
     return Path(settings["output"] if "output" in settings else settings["store"]).expanduser()

@@ -92,7 +92,7 @@ class RewardModel:
 
 
 def _divide(text: Text) -> tuple[Text, str]:
-    """A whole text, or conversation, as prompt and completion."""
+    """Divide a whole text, or a conversation, into prompt and completion."""
     if isinstance(text, str):
         return "", text
     if not text or text[-1].get("role") != "assistant":

@@ -103,7 +103,7 @@ class Checkpoint:
         return self.manifest.state
 
     def role(self, name: str) -> str:
-        """The folder of a role's parts, to be given to the role's `load`.
+        """Return the folder of a role's parts, to be given to the role's `load`.
 
         Raises:
             CheckpointError: the checkpoint has no such role.
@@ -118,7 +118,7 @@ class Checkpoints:
     """The checkpoints of one run folder."""
 
     def __init__(self, folder: str, keep: int) -> None:
-        """Args: folder, path or URL of `<run>/checkpoints`; keep, newest whole checkpoints that stay (at least 1)."""
+        """Serve the checkpoints below `folder`, a path or URL, and keep the `keep` newest whole ones (at least 1)."""
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.folder = folder
@@ -163,15 +163,15 @@ class Checkpoints:
         return Checkpoint(directory, manifest)
 
     def saved(self, step: int) -> bool:
-        """Whether a whole checkpoint of this step exists (sizes and hashes checked)."""
+        """Tell whether a whole checkpoint of this step exists (sizes and hashes checked)."""
         return _load(self._directory(step))[0] is not None
 
     def steps(self) -> list[int]:
-        """Steps that have a manifest, ascending."""
+        """List the steps that have a manifest, ascending."""
         return [step for step in self._started() if exists(join(self._directory(step), MANIFEST))]
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, or None if none was ever committed; damaged ones are skipped and reported.
+        """Find the newest whole checkpoint; None if none was committed. Damaged ones are skipped and reported.
 
         Raises:
             CheckpointError: there are committed checkpoints and all of them are damaged.
@@ -219,7 +219,7 @@ class Checkpoints:
 
 
 def _load(directory: str) -> tuple[Checkpoint | None, str]:
-    """The checkpoint in a folder if it is whole, else why not."""
+    """Return the checkpoint in a folder if it is whole, else why it is not."""
     try:
         manifest = read_manifest(directory)
     except FileNotFoundError:

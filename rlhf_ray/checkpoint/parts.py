@@ -35,7 +35,7 @@ class HashingStream(io.RawIOBase):
         self.count = 0
 
     def writable(self) -> bool:
-        """Always: this stream is for writing."""
+        """Tell that this stream is for writing."""
         return True
 
     def write(self, data: "bytes | bytearray | memoryview") -> int:  # type: ignore[override]
@@ -56,7 +56,7 @@ class HashingStream(io.RawIOBase):
 
 
 def hash_file(path: str) -> str:
-    """SHA-256 of a file in hexadecimal, read in blocks.
+    """Return the SHA-256 of a file in hexadecimal, read in blocks.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -69,7 +69,7 @@ def hash_file(path: str) -> str:
 
 
 def problem(directory: str, part: Part, hashes: bool = True) -> str | None:
-    """Why a part on storage is not the one that was written; None if it is."""
+    """Say why a part on storage is not the one that was written; None if it is."""
     path = join(directory, part.path)
     try:
         found = size(path)
@@ -105,7 +105,7 @@ def write_tensors(directory: str, name: str, tensors: "Mapping[str, torch.Tensor
 
 @contextmanager
 def open_tensors(path: str) -> "Iterator[Mapping[str, torch.Tensor]]":
-    """Tensors of a safetensors file by name, each read when it is asked for; a remote file is fetched first.
+    """Open the tensors of a safetensors file by name, each read when asked for; a remote file is fetched first.
 
     Raises:
         CheckpointError: the file is missing or is no safetensors file.

@@ -17,12 +17,12 @@ class CheckpointError(RlhfError):
 
 
 def join(folder: str, *names: str) -> str:
-    """Path or URL of an entry below a folder."""
+    """Return the path or URL of an entry below a folder."""
     return "/".join([folder.rstrip("/"), *names])
 
 
 def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system that serves a path or URL, and the path within it.
+    """Return the file system that serves a path or URL, and the path within it.
 
     Without `://` it is a path of this machine, whatever is in it: fsspec takes `a::b` for a chain of two protocols.
     """
@@ -33,13 +33,13 @@ def filesystem(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def local_path(path: str) -> str | None:
-    """The path on this machine's disk, or None where the file system is a remote one."""
+    """Return the path on this machine's disk, or None where the file system is a remote one."""
     fs, inner = filesystem(path)
     return inner if isinstance(fs, LocalFileSystem) else None
 
 
 def exists(path: str) -> bool:
-    """Whether a file or folder is there."""
+    """Tell whether a file or folder is there."""
     fs, inner = filesystem(path)
     # Object stores remember listings, in which what other nodes wrote since is missing.
     fs.invalidate_cache()
@@ -47,7 +47,7 @@ def exists(path: str) -> bool:
 
 
 def size(path: str) -> int:
-    """Bytes of a file.
+    """Return the bytes of a file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,7 +58,7 @@ def size(path: str) -> int:
 
 
 def entries(folder: str) -> list[str]:
-    """Names directly below a folder; none if it does not exist, or cannot because a file is in its place."""
+    """List the names directly below a folder; none if it does not exist, or cannot because a file is in its place."""
     fs, inner = filesystem(folder)
     fs.invalidate_cache()
     try:

@@ -30,7 +30,7 @@ DTYPE_NAMES = {
 
 
 class ByteSink(Protocol):
-    """Where bytes go."""
+    """A stream that takes bytes."""
 
     def write(self, data: memoryview | bytes, /) -> object:
         """Take all of the data."""

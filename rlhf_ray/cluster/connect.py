@@ -66,12 +66,12 @@ class Cluster:
         self.one_node = len(self._used()) == 1
 
     def device_ids(self, slot: Slot) -> list[str]:
-        """A worker's CUDA devices, as its node numbers them."""
+        """List a worker's CUDA devices, as its node numbers them."""
         ids = self._devices.get((slot.group, slot.bundle), [])
         return [ids[device] for device in slot.devices]
 
     def node(self, slot: Slot) -> str:
-        """Ray's id of the node on which a worker runs."""
+        """Return Ray's id of the node on which a worker runs."""
         return self._node((slot.group, slot.bundle))
 
     def look_again(self, role: str, slots: Sequence[Slot]) -> None:
@@ -101,7 +101,7 @@ class Cluster:
         logger.warning("%s has a machine again", role)
 
     def _moved(self, role: str, bundles: set[tuple[str, int]]) -> dict[tuple[str, int], str]:
-        """Nodes of some bundles once all of them live."""
+        """Find the nodes of some bundles once all of them live."""
         began = time.monotonic()
         noticed = False
         groups = sorted({group for group, _ in bundles})
@@ -132,7 +132,7 @@ class Cluster:
         return {node for nodes in self._nodes.values() for node in nodes}
 
     def _gpu_bundles(self) -> dict[tuple[str, int], float]:
-        """GPUs of each bundle that has some, by group and number."""
+        """Count the GPUs of each bundle that has some, by group and number."""
         return {
             (name, bundle): group.gpus_per_node
             for name, group in self._groups.items()
@@ -141,7 +141,7 @@ class Cluster:
         }
 
     def host(self, role: str, *others: str) -> str:
-        """Address at which a role's rank 0 meets its other ranks and other roles; the loopback one on one node."""
+        """Return the address at which rank 0 meets other ranks and roles; the loopback one on one node."""
         slots = [slot for name in (role, *others) for slot in self.layout.slots[name]]
         nodes = {self.node(slot) for slot in slots}
         return LOOPBACK if len(nodes) == 1 else _address_of(self.node(slots[0]))
@@ -236,7 +236,7 @@ def _reserve(groups: Mapping[str, GroupConfig], seconds: float, stack: ExitStack
 
 
 def bundle_of(group: GroupConfig) -> dict[str, float]:
-    """Ray resources that a group takes of each of its nodes."""
+    """Return the Ray resources that a group takes of each of its nodes."""
     bundle = {"CPU": float(group.cpus_per_node)}
     if group.gpus_per_node:
         bundle["GPU"] = float(group.gpus_per_node)
@@ -244,7 +244,7 @@ def bundle_of(group: GroupConfig) -> dict[str, float]:
 
 
 def _missing(waiting: list[str], groups: Mapping[str, GroupConfig]) -> str:
-    """What the groups that wait ask for, beside what the cluster has."""
+    """Say what the groups that wait ask for, beside what the cluster has."""
     asked = []
     for name in waiting:
         group = groups[name]
@@ -263,13 +263,13 @@ def _listed(resources: Mapping[str, float]) -> str:
 
 
 def _nodes_of(group: PlacementGroup) -> list[str]:
-    """Node of each bundle; one that has no node at present has an empty name, or the one that it had."""
+    """List each bundle's node; one without a node at present has an empty name, or that of the node it had."""
     by_bundle = placement_group_table(group)["bundles_to_node_id"]
     return [by_bundle[index] for index in sorted(by_bundle)]
 
 
 def _lives(node: str) -> bool:
-    """Whether a node lives; one that Ray has not missed yet is asked, until it answers or Ray misses it."""
+    """Tell whether a node lives; one that Ray has not missed yet is asked, until it answers or Ray misses it."""
     if node == ray.get_runtime_context().get_node_id():
         return True
     deadline = time.monotonic() + MISSED_SECONDS
@@ -292,14 +292,14 @@ def _answer() -> bool:
 
 
 def _alive() -> set[str]:
-    """Ids of the nodes that live, as far as Ray knows."""
+    """Return the ids of the nodes that live, as far as Ray knows."""
     return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 def _probe_devices(
     bundles: Mapping[tuple[str, int], float], placed: Mapping[str, PlacementGroup], seconds: float, role: str
 ) -> dict[tuple[str, int], list[str]]:
-    """Ids of the GPUs that Ray gave to each bundle, which stay the same as long as the bundle does not move.
+    """Find the ids of the GPUs that Ray gave to each bundle, the same as long as the bundle does not move.
 
     Args: bundles, GPUs of each by group and number; placed, the groups; seconds, for all to answer; role, for errors.
     """

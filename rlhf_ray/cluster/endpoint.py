@@ -23,7 +23,7 @@ TRIES = 200
 
 
 def free_port(host: str = LOOPBACK) -> int:
-    """A TCP port that is free on this machine, and stays so until somebody asks for it by number.
+    """Find a TCP port that is free on this machine, and stays so until somebody asks for it by number.
 
     The system would name one that it may give to the next connection of any process, before its group listens there.
     """
@@ -43,7 +43,7 @@ def free_port(host: str = LOOPBACK) -> int:
 
 
 def free_port_on(node_id: str) -> ray.ObjectRef:
-    """A reference to a free port on another node."""
+    """Find a free port on another node; return a reference to it."""
     return run_on(node_id, free_port, "")
 
 

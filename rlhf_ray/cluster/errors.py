@@ -37,7 +37,7 @@ class DeadlineExceeded(RoleError):
 
     @classmethod
     def after(cls, seconds: float, role: str, ranks: list[int], phase: str) -> "DeadlineExceeded":
-        """The error of ranks that were silent for so long."""
+        """Make the error of ranks that were silent for so long."""
         listed = ", ".join(map(str, ranks))
         noun = "rank" if len(ranks) == 1 else "ranks"
         message = f"{role} {noun} {listed} did not finish {phase} within {seconds:g} s (cluster.deadlines)"

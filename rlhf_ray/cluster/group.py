@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def worker_environment(device_ids: list[str], threads: int | None, one_node: bool) -> dict[str, str]:
-    """Variables of one worker.
+    """Return the environment variables of one worker.
 
     Args:
         device_ids: CUDA devices that it sees, as the node numbers them; none on CPU.
@@ -71,11 +71,11 @@ class Mesh:
         return self.data * self.tensor
 
     def data_rank(self, rank: int) -> int:
-        """Which slice of the batch a rank works on."""
+        """Return which slice of the batch a rank works on."""
         return rank // self.tensor
 
     def spread(self, per_data_rank: Sequence[Any]) -> list[Any]:
-        """One item for each rank from one item for each data rank.
+        """Give each rank the item of its data rank.
 
         Raises:
             ValueError: the number of items is not that of the data ranks.
@@ -85,7 +85,7 @@ class Mesh:
         return [per_data_rank[self.data_rank(rank)] for rank in range(self.size)]
 
     def collect(self, per_rank: Sequence[Any]) -> list[Any]:
-        """The first rank's item of each data rank."""
+        """Return the first rank's item of each data rank."""
         return list(per_rank[:: self.tensor])
 
 
@@ -232,7 +232,7 @@ class ActorGroup:
     def wait(
         self, refs: Sequence[ray.ObjectRef], *, phase: str, seconds: float | None = None, rank: int | None = None
     ) -> list[Any]:
-        """Results of submitted calls by rank; `rank` says that they all come from that one.
+        """Return the results of submitted calls by rank; `rank` says that they all come from that one.
 
         Raises:
             DeadlineExceeded, RoleDied, RoleRaised: see `cluster.outcome.wait`.
@@ -272,7 +272,7 @@ class ActorGroup:
                     self.wait([ref], phase=method, rank=rank)
 
     def health(self, seconds: float = HEALTH_SECONDS, method: str = "__ray_ready__") -> list[Health]:
-        """State of each rank. A rank that is busy in a synchronous call does not answer and counts as down.
+        """Return the state of each rank; one that is busy in a synchronous call does not answer: it counts as down.
 
         `method` is what is asked; a role with processes of its own has one that looks at them too.
         """
@@ -382,7 +382,7 @@ class ActorGroup:
             self.starting.append(starting)
 
     def _start(self, rank: int) -> tuple[ActorHandle, ray.ObjectRef]:
-        """A new worker, and its first call."""
+        """Start a worker; return it and its first call."""
         slot = self.slots[rank]
         variables = worker_environment(self.cluster.device_ids(slot), self._placement.threads, self.cluster.one_node)
         handle: ActorHandle = self._class.options(

@@ -23,7 +23,7 @@ DEATH_DETAIL = re.compile(r"^\s*(class_name|actor_id|pid|name|namespace|ip): ")
 
 
 class Caller(NamedTuple):
-    """Who answers a remote call."""
+    """The worker that answers a remote call."""
 
     role: str
     rank: int
@@ -32,7 +32,7 @@ class Caller(NamedTuple):
 def wait(
     refs: Sequence[ray.ObjectRef], *, role: str, phase: str, seconds: float, ranks: Sequence[int] | None = None
 ) -> list[Any]:
-    """Results of one remote call on several ranks of a role, in the order of the references.
+    """Return the results of one remote call on several ranks of a role, in the order of the references.
 
     Args:
         refs: one reference of each rank.
@@ -55,7 +55,7 @@ def wait_together(
     seconds: float,
     answered: Callable[[Caller], None] = lambda caller: None,
 ) -> list[Any]:
-    """Results of remote calls that work on one thing together, also of several roles, in the order given.
+    """Return the results of calls that work on one thing together, also of several roles, in the order given.
 
     The first failure ends the wait, also while others hang: they may wait for the one that failed.
 
@@ -95,7 +95,7 @@ def wait_together(
 def _root_cause(
     first: RoleFailed, pending: list[ray.ObjectRef], callers: dict[ray.ObjectRef, Caller], phase: str
 ) -> RoleFailed:
-    """The first failure, unless a peer turns out to be dead."""
+    """Return the first failure, unless a peer turns out to be dead."""
     if isinstance(first, RoleDied):
         return first
     deadline = time.monotonic() + GRACE_SECONDS
@@ -116,7 +116,7 @@ def _root_cause(
 
 
 def failure_of(error: Exception, role: str, rank: int, phase: str) -> RoleFailed:
-    """Ray's error of one call, sorted; its `__cause__` is set."""
+    """Sort Ray's error of one call; `__cause__` of the result is set."""
     failure: RoleFailed
     cause: BaseException | None = error
     hide_in_error(error)
@@ -159,12 +159,12 @@ def _died(error: BaseException, role: str, rank: int, phase: str) -> RoleDied:
 
 
 def plain(text: str) -> str:
-    """Text without the terminal colours that Ray puts into tracebacks."""
+    """Remove the terminal colours that Ray puts into tracebacks."""
     return COLOUR.sub("", text)
 
 
 def last_error(trace: str) -> str:
-    """The exception at the end of a traceback's text: all that follows its last indented line."""
+    """Return the exception at the end of a traceback's text: all that follows its last indented line."""
     lines = trace.rstrip().splitlines()
     for index in range(len(lines) - 1, -1, -1):
         if lines[index].startswith("  "):

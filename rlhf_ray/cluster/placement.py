@@ -18,7 +18,7 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class Slot:
-    """Where one worker runs."""
+    """Place of one worker."""
 
     group: str
     bundle: int
@@ -33,7 +33,7 @@ class Slot:
 
 @dataclass
 class _Bundle:
-    """What is left of one node of a group."""
+    """Resources that are left on one node of a group."""
 
     cpus: float
     loads: list[float]
@@ -87,7 +87,7 @@ class Layout:
         return slots
 
     def sharing(self, role: str) -> set[str]:
-        """The other roles with which a role must take turns: together they ask more of a device than it has."""
+        """Name the roles that a role takes turns with: together they ask more of a device than it has."""
         shared: set[str] = set()
         mine = {(slot.group, slot.bundle, device) for slot in self.slots[role] for device in slot.devices}
         for other, slots in self.slots.items():
@@ -111,7 +111,7 @@ class Layout:
 
 
 def device_count(group: GroupConfig) -> int:
-    """GPUs of each node of a group; a fraction is a part of one."""
+    """Return the GPUs of each node of a group; a fraction is a part of one."""
     return max(1, round(group.gpus_per_node)) if group.gpus_per_node > 0 else 0
 
 
@@ -128,7 +128,7 @@ def lay_out(groups: Mapping[str, GroupConfig], roles: Mapping[str, PlacementConf
 
 
 def _capacity(group: GroupConfig) -> float:
-    """What a group has of each of its devices."""
+    """Return what a group has of each of its devices."""
     return min(1.0, group.gpus_per_node)
 
 
@@ -162,7 +162,7 @@ def _check_worker(role: str, placement: PlacementConfig, group: GroupConfig) -> 
 def _place(
     placement: PlacementConfig, group: GroupConfig, bundles: list[_Bundle], own: list[list[float]], left: list[float]
 ) -> Slot | None:
-    """The next worker's slot: the first node where no device is shared in time, else where least is."""
+    """Find the next worker's slot: the first node where no device is shared in time, else where least is."""
     best: tuple[float, Slot] | None = None
     for index, bundle in enumerate(bundles):
         if left[index] + TOLERANCE < placement.cpus_per_worker:
@@ -179,7 +179,7 @@ def _place(
 
 
 def _devices(gpus: float, capacity: float, loads: list[float], own: list[float]) -> tuple[int, ...] | None:
-    """Devices for one worker on one node, never more of a device for one role than it has; None if they do not fit."""
+    """Choose devices for one worker on one node, for a role never more of a device than it has; None if none fit."""
     if gpus == 0:
         return ()
     share = min(1.0, gpus)

@@ -19,7 +19,7 @@ class Health(Enum):
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """How often, and how soon. A rank that fails more than `restarts` times within `window_seconds` is lost."""
+    """Limits on restarts. A rank that fails more than `restarts` times within `window_seconds` is lost."""
 
     restarts: int = 0
     window_seconds: float = 3600
@@ -29,7 +29,7 @@ class RestartPolicy:
     longest_delay: float = 60
 
     def delay(self, failures: int) -> float:
-        """Seconds to wait before the restart that follows so many failures (at least 1) within the window."""
+        """Return the seconds before the restart that follows so many failures (at least 1) within the window."""
         return min(self.longest_delay, self.first_delay * 2 ** (failures - 1))
 
 
@@ -49,11 +49,11 @@ class Supervision:
         self._ranks = [_Rank() for _ in range(ranks)]
 
     def health(self, rank: int) -> Health:
-        """State of a rank."""
+        """Return the state of a rank."""
         return self._ranks[rank].health
 
     def failures(self, rank: int) -> int:
-        """Failures of a rank within the window."""
+        """Count the failures of a rank within the window."""
         state = self._ranks[rank]
         oldest = self._clock() - self.policy.window_seconds
         state.failures = [when for when in state.failures if when > oldest]
@@ -75,7 +75,7 @@ class Supervision:
         return state.health
 
     def wait(self, rank: int) -> float:
-        """Seconds until a rank that is down may be restarted; 0 if it may be at once."""
+        """Return the seconds until a rank that is down may be restarted; 0 if it may be at once."""
         state = self._ranks[rank]
         return max(0.0, state.ready_at - self._clock()) if state.health is Health.DOWN else 0.0
 

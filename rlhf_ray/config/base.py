@@ -42,7 +42,7 @@ class Section(BaseModel):
 
 
 def _unusable(value: Any) -> Iterator[str]:
-    """What is wrong with a value, or with what is inside a list or a mapping handed through to a library."""
+    """Say what is wrong with a value, or with what is inside a list or a mapping handed through to a library."""
     if isinstance(value, str):
         if "\0" in value:
             yield "holds a NUL character"

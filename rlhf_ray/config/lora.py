@@ -15,7 +15,7 @@ ALL_LINEAR = "all-linear"
 
 
 def _listed(value: Any) -> Any:
-    """A list, from one name or a list."""
+    """Make a list of one name or a list."""
     return [value] if isinstance(value, str) else value
 
 

@@ -67,13 +67,13 @@ SECRET_WORDS = ("token", "password", "secret", "api_key")
 
 
 def holds_secret(name: str) -> bool:
-    """Whether a key's name says that its value is a credential."""
+    """Tell whether a key's name says that its value is a credential."""
     return any(name == word or name.endswith(f"_{word}") for word in SECRET_WORDS)
 
 
 @cache
 def engine_argument_names() -> frozenset[str]:
-    """Arguments of the installed vLLM's AsyncEngineArgs, read from its source without importing it.
+    """Read the arguments of the installed vLLM's AsyncEngineArgs from its source, without importing it.
 
     Empty where vLLM is not installed.
     """

@@ -30,7 +30,7 @@ TRL_NAMES: dict[str, LossType] = {"exo_pair": "exo", "nca_pair": "nca", "sppo_ha
 
 
 def _named(value: Any) -> Any:
-    """A list of our names, from one name or a list."""
+    """Make a list of our names, from one name or a list."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list):
         return value

@@ -89,7 +89,7 @@ class _Fetcher:
         self._ends = clock() + source.deadline_seconds
 
     def __call__(self, url: str, parameters: dict[str, str]) -> Any:
-        """The content of a page."""
+        """Return the content of a page."""
         import httpx
 
         source = self._source
@@ -149,7 +149,7 @@ def _rows(source: HttpSource, url: str, answer: Any) -> list[Row]:
 
 
 def _inside(value: Any, path: str) -> Any:
-    """What stands at a dotted path; None if nothing does."""
+    """Return what stands at a dotted path; None if nothing does."""
     for step in filter(None, path.split(".")):
         if isinstance(value, dict):
             value = value.get(step)

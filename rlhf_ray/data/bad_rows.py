@@ -17,7 +17,7 @@ class BadRow(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a row stands."""
+    """Place of a row in its file."""
 
     file: str
     line: int
@@ -31,7 +31,7 @@ class Place:
 
 @dataclass
 class ReadReport:
-    """What became of a data set's rows."""
+    """Counts of a data set's rows: read, dropped, and why."""
 
     source: str
     allowed_share: float

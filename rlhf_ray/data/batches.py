@@ -83,7 +83,7 @@ class TokenBatch:
         return [self.ids[start : start + size] for start, size in zip(starts, self.prompt_lengths, strict=True)]
 
     def flat_index(self, rows: Sequence[int] | np.ndarray) -> Int64[np.ndarray, " selected_response_tokens"]:
-        """Positions in flat order of the response tokens of `rows`, row after row in the given order."""
+        """Find the places in flat order of the response tokens of `rows`, row after row in the given order."""
         offsets = self.response_offsets
         pieces = [np.arange(offsets[r], offsets[r + 1]) for r in rows]
         return np.concatenate(pieces) if pieces else np.zeros(0, np.int64)
@@ -92,7 +92,7 @@ class TokenBatch:
 def prompt_groups(
     prompts: Sequence[np.ndarray], lengths: Int32[np.ndarray, " rows"], most_tokens: int
 ) -> Int32[np.ndarray, " rows"]:
-    """Numbers that rows of one prompt have in common, as many of them as have `most_tokens` tokens together."""
+    """Number the rows so that rows of one prompt share a number, as many as have `most_tokens` tokens together."""
     numbers = np.zeros(len(prompts), np.int32)
     present: dict[bytes, tuple[int, int]] = {}
     for row, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
@@ -105,7 +105,7 @@ def prompt_groups(
 
 
 def pairs_of_prompts(prompts: Sequence[np.ndarray]) -> Int32[np.ndarray, " rows"]:
-    """Numbers that two neighbouring rows have in common where their prompts are the same; never more than two rows."""
+    """Number the rows so that two neighbours with the same prompt share a number; never more than two rows."""
     numbers = np.zeros(len(prompts), np.int32)
     for row in range(1, len(prompts)):
         alone = row == 1 or numbers[row - 1] != numbers[row - 2]

@@ -26,7 +26,7 @@ NO_THOUGHT = f"{THOUGHT}\n\n{THOUGHT_END}\n\n"
 
 @dataclass(frozen=True, slots=True)
 class TurnShape:
-    """What a template puts around an answer."""
+    """Texts that a template puts around an answer."""
 
     before: str = ""
     """Blanks between the opening of the assistant's turn and the answer, or the end of an empty thought."""
@@ -80,7 +80,7 @@ class ChatTemplate:
         return bool(self._tokenizer.chat_template) and bool(GENERATION.search(self._tokenizer.get_chat_template()))
 
     def marks_what_follows(self, messages: Sequence[Message]) -> bool:
-        """Whether marked answers of a conversation stand behind what the policy reads there.
+        """Tell whether marked answers of a conversation stand behind what the policy reads there.
 
         Templates that are made for training may lack what the opening of an answer has at inference, `<think>` mostly.
         """
@@ -226,19 +226,19 @@ class ChatTemplate:
         return tuple(token for token in {*self.special.values(), *self.ends} if token.strip())
 
     def _end_after(self, text: str) -> str:
-        """What a block leaves out of its turn's end."""
+        """Return what a block leaves out of its turn's end."""
         blanks = len(text) - len(text.lstrip())
         ends = [end for end in self.ends if text.startswith(end, blanks)]
         return text[:blanks] + ends[0] if ends else ""
 
     def _header(self, whole: str) -> str:
-        """The opening of a conversation that the assistant begins."""
+        """Return the opening of a conversation that the assistant begins."""
         question, opening = (self._by_template([QUESTION], add_generation_prompt=asked) for asked in (False, True))
         header = opening[len(question) :] if opening.startswith(question) else ""
         return whole[: whole.index(header) + len(header)] if header and header in whole else ""
 
     def _end_of_turn(self, alone: str, answered: Sequence[Message]) -> str | None:
-        """The last token of those that follow an answer whatever comes next; else the first that follows it."""
+        """Find the last token of those that follow an answer whatever comes next; else the first that follows it."""
         # Some vocabularies (Gemma) count runs of blanks among their added tokens.
         names = {token: name for name, token in self._tokenizer.get_added_vocab().items() if name.strip("▁ \t\r\n")}
         names |= self.special
@@ -256,16 +256,16 @@ class ChatTemplate:
 
 
 def _plain(message: Message) -> str | None:
-    """The text of a turn; None where it says more than that."""
+    """Return the text of a turn; None where it says more than that."""
     return None if message.keys() & {"tool_calls", *REASONING} else message["content"]
 
 
 def _thought_begun(opening: str) -> str:
-    """The thought that an opening begins, `<think>` with the line break behind it; empty where it begins none."""
+    """Return the thought that an opening begins, `<think>` and the line break behind it; empty where it begins none."""
     begun = opening[place:] if (place := opening.rfind(THOUGHT)) >= 0 else ""
     return begun if begun.strip() == THOUGHT else ""
 
 
 def _shared(one: Sequence[Any], other: Sequence[Any]) -> int:
-    """Length of what both begin with."""
+    """Count the characters that both begin with."""
     return sum(1 for _ in takewhile(lambda both: both[0] == both[1], zip(one, other, strict=False)))

@@ -54,7 +54,7 @@ class ColumnTypes:
                 raise MixedColumn(name, str(error).splitlines()[0].rpartition("types: ")[2]) from None
 
     def schema(self) -> Any:
-        """All columns with their types, as a `pyarrow.Schema`."""
+        """Return all columns with their types, as a `pyarrow.Schema`."""
         import pyarrow
 
         return pyarrow.schema([(name, self._stored(kind, (name,))) for name, kind in self._types.items()])
@@ -81,7 +81,7 @@ class ColumnTypes:
         self._types[name], self._masked, self._big = united, masked, big
 
     def _stored(self, kind: Any, path: _Path) -> Any:
-        """A type as Parquet holds it."""
+        """Return a type as Parquet holds it."""
         import pyarrow
         from pyarrow import types
 
@@ -94,7 +94,7 @@ class ColumnTypes:
 
 
 def fitted(value: Any, kind: Any) -> Any:
-    """A value as a column of this `pyarrow.DataType` holds it, where `ColumnTypes` found the type."""
+    """Return a value as a column of this `pyarrow.DataType` holds it, where `ColumnTypes` found the type."""
     import pyarrow.types as types
 
     if value is None or types.is_null(kind):
@@ -110,7 +110,7 @@ def fitted(value: Any, kind: Any) -> Any:
 
 @dataclass
 class _Walk:
-    """What the types of pyarrow do not tell of values."""
+    """Facts about values that the types of pyarrow do not tell."""
 
     masked: set[_Path] = field(default_factory=set)
     """Where masks stood."""
@@ -118,7 +118,7 @@ class _Walk:
     """Where true or false stands, as far as it was looked for."""
 
     def without_masks(self, value: Any, path: _Path) -> Any:
-        """A value with nulls for masks."""
+        """Return a value with nulls for masks."""
         if isinstance(value, Mapping):
             return {key: self.without_masks(inner, (*path, key)) for key, inner in value.items()}
         if isinstance(value, list | tuple):
@@ -132,7 +132,7 @@ class _Walk:
 
 
 def _array(values: list[Any], path: _Path) -> tuple[Any, _Walk]:
-    """Values as a `pyarrow.Array`, with nulls for masks."""
+    """Make a `pyarrow.Array` of values, with nulls for masks."""
     import pyarrow
 
     walk = _Walk()
@@ -148,7 +148,7 @@ def _array(values: list[Any], path: _Path) -> tuple[Any, _Walk]:
 
 
 def _leaves(array: Any, path: _Path) -> Iterator[tuple[_Path, Any]]:
-    """The values of a `pyarrow.Array`, or of one in pieces, that are neither lists nor objects."""
+    """Yield the values of a `pyarrow.Array`, or of one in pieces, that are neither lists nor objects."""
     import pyarrow
     from pyarrow import types
 

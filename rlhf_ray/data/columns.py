@@ -170,7 +170,7 @@ def labelled_of(row: Row) -> Labelled:
 
 
 def as_given(prompt: Prompt, completion: str) -> Prompt:
-    """A completion in the form of its prompt: text, or the assistant's message."""
+    """Return a completion in the form of its prompt: text, or the assistant's message."""
     return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
 
 

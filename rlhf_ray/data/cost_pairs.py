@@ -57,7 +57,7 @@ def read_cost_pairs(data: RankingDataConfig, tokenizer: Any) -> Loaded[CostPair]
 
 
 def safety_of(ranking: Ranking) -> tuple[Ranking, Float32[np.ndarray, " texts"]]:
-    """The pair ordered by safety, and the sign of each answer.
+    """Return the pair ordered by safety, and the sign of each answer.
 
     Raises:
         BadRow: more than two answers; labels that are missing, malformed or at odds with the order.
@@ -97,5 +97,5 @@ def _label(columns: Mapping[str, Any], name: str) -> bool:
 
 
 def signs_of(pairs: Sequence[CostPair]) -> Float32[np.ndarray, " rows"]:
-    """Signs of all texts of some pairs, in the order of `ranked_batch`."""
+    """Return the signs of all texts of some pairs, in the order of `ranked_batch`."""
     return np.concatenate([pair.signs for pair in pairs])

@@ -19,7 +19,7 @@ class Cursor:
     """
 
     def __init__(self, ids: Sequence[str], seed: int, shuffle: bool = True, fingerprint: str = "") -> None:
-        """Args: ids, unique; fingerprint, of the data, so that a state of other data is refused.
+        """Deal unique ids; `fingerprint` is of the data, so that a state of other data is refused.
 
         Raises:
             ValueError: no ids, or one that comes twice.
@@ -59,12 +59,12 @@ class Cursor:
         return taken
 
     def finish(self, ids: Iterable[str]) -> None:
-        """Rows whose result was used."""
+        """Mark the rows whose result was used."""
         for row in ids:
             self._in_flight.remove(row)
 
     def state(self) -> dict[str, Any]:
-        """All that `load` needs, as JSON can hold it."""
+        """Return all that `load` needs, as JSON can hold it."""
         return {
             "epoch": self._epoch,
             "position": self._position,
@@ -112,5 +112,5 @@ class Passes:
         return math.ceil(self.total / self.batch_size)
 
     def rows_of(self, step: int) -> int:
-        """Rows of one step, counted from 0."""
+        """Count the rows of one step, counted from 0."""
         return min(self.batch_size, self.total - step * self.batch_size)

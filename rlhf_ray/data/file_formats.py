@@ -59,13 +59,13 @@ MAX_CELL = 1 << 24
 
 
 def read_lines(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """Plain text, a row for each line: `{"text": line}`."""
+    """Read plain text, a row for each line: `{"text": line}`."""
     for place, line in _lines(stream, file):
         yield place, line if isinstance(line, BadRow) else {PLAIN_TEXT: line}
 
 
 def read_rank_lists(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """Lines of texts set apart by tabs, best first: `{"ranked_texts": [...]}`.
+    """Read lines of texts set apart by tabs, best first: `{"ranked_texts": [...]}`.
 
     In a file that begins with `RANK_LIST_HEADER` texts are escaped; in any other each character stands for itself.
     """
@@ -81,23 +81,23 @@ def read_rank_lists(stream: BinaryIO, file: str) -> Iterator[RawRow]:
 
 
 def escape(text: str) -> str:
-    """A text as it stands in a rank list with `RANK_LIST_HEADER`."""
+    """Write a text as it stands in a rank list with `RANK_LIST_HEADER`."""
     return text.translate(_ESCAPES)
 
 
 def unescape(text: str) -> str:
-    """A text of a rank list with `RANK_LIST_HEADER`; a backslash before any other character stands for itself."""
+    """Read a text of a rank list with `RANK_LIST_HEADER`; a backslash before any other character stands for itself."""
     return _ESCAPED.sub(lambda found: _UNESCAPES[found[0]], text)
 
 
 def read_jsonl(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """A JSON object on each line."""
+    """Read a JSON object on each line."""
     for place, line in _lines(stream, file):
         yield place, line if isinstance(line, BadRow) else _object(line)
 
 
 def read_json(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """A JSON list of objects, or an object that holds one such list; lines of objects are understood too."""
+    """Read a JSON list of objects, or an object that holds one such list; lines of objects are understood too."""
     content = stream.read()
     try:
         value = json.loads(content.decode("utf-8-sig"))
@@ -121,7 +121,7 @@ def read_json(stream: BinaryIO, file: str) -> Iterator[RawRow]:
 
 
 def read_csv(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """Comma-separated values with a header line."""
+    """Read comma-separated values with a header line."""
     csv.field_size_limit(MAX_CELL)
     # Bytes that are not UTF-8 become surrogates, so that only their own row is bad.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -142,7 +142,7 @@ def read_csv(stream: BinaryIO, file: str) -> Iterator[RawRow]:
 
 
 def read_parquet(stream: BinaryIO, file: str) -> Iterator[RawRow]:
-    """Rows of a Parquet file, read in batches."""
+    """Read the rows of a Parquet file, in batches."""
     import pyarrow
     import pyarrow.parquet
 
@@ -158,7 +158,7 @@ def read_parquet(stream: BinaryIO, file: str) -> Iterator[RawRow]:
 
 
 def own_columns(row: Mapping[str, Any]) -> Row:
-    """A table's row without the columns that belong to rows of another kind, and are null in this one.
+    """Return a table's row without the columns that belong to rows of another kind, and are null in this one.
 
     Nor the keys of messages and tools that belong to others: a table has all of them everywhere.
     """
@@ -186,7 +186,7 @@ COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def format_of(file: str) -> str:
-    """The suffix that names a file's format: `.jsonl` of `rows.jsonl.gz`."""
+    """Return the suffix that names a file's format: `.jsonl` of `rows.jsonl.gz`."""
     path = PurePath(file.lower())
     return PurePath(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
@@ -212,7 +212,7 @@ def check_beginning(content: bytes, file: str) -> None:
 
 
 def _lines(stream: BinaryIO, file: str) -> Iterator[tuple[Place, str | BadRow]]:
-    """Lines without their ends and without a byte order mark; blank ones are passed over.
+    """Yield lines without their ends and without a byte order mark; blank ones are passed over.
 
     Only the line feed ends a line: `str.splitlines` would also cut at characters that JSON and prose may hold.
     """
@@ -255,7 +255,7 @@ def _record(header: list[str], cells: list[str]) -> Row | BadRow:
 
 
 def _messages_in_cell(cell: str) -> Any:
-    """A list of messages where a cell is one as JSON, else its text."""
+    """Return a list of messages where a cell is one as JSON, else its text."""
     if not cell.lstrip().startswith("["):
         return cell
     try:

@@ -109,7 +109,7 @@ def _ranked_parts(row: RankedRow) -> Iterator[np.ndarray]:
 
 
 def ranked_row(ranking: Ranking, encoder: Encoder, max_tokens: int, report: ReadReport) -> RankedRow | None:
-    """A ranking as token ids; None, and counted, where texts of different rank became the same tokens."""
+    """Encode a ranking; None, and counted, where texts of different rank became the same tokens."""
     whole = [encoder.judged(ranking.prompt, response) for response in ranking.responses]
     texts = tuple(encoder.shorten(ids, max_tokens) for ids in whole)
     rank_of: dict[bytes, int] = {}
@@ -139,7 +139,7 @@ def read_answered(data: DataConfig) -> Loaded[Answered]:
 
 
 def report_of(data: DataConfig) -> ReadReport:
-    """An empty report of a data set."""
+    """Make an empty report of a data set."""
     return ReadReport(data.path, data.bad_rows)
 
 
@@ -183,7 +183,7 @@ def usable_rows(source: RowSource, report: ReadReport, convert: Callable[[Row], 
 
 
 def _laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence[Row | BadRow]:
-    """The rows that a row of the data set holds, or why it cannot be used; one that holds none is counted here."""
+    """Return the rows that a row of the data set holds, or why it cannot be used; one that holds none is counted."""
     try:
         if isinstance(row, BadRow):
             raise row
@@ -197,7 +197,7 @@ def _laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence
 
 
 def _demonstrated(encoder: Encoder, demonstration: Demonstration) -> list[Written]:
-    """All ids of a row, and which of them the completion holds; a plain text is a completion whole."""
+    """Return all ids of a row, and which of them the completion holds; a plain text is a completion whole."""
     prompt, completion = demonstration.prompt, demonstration.completion
     if not isinstance(completion, str):
         turns = [] if prompt is None or isinstance(prompt, str) else prompt
@@ -211,7 +211,7 @@ def _demonstrated(encoder: Encoder, demonstration: Demonstration) -> list[Writte
 
 
 def _supervised_row(written: Written, max_tokens: int, learn_all: bool) -> SupervisedRow | None:
-    """A sequence up to its last learned token within the limit; None where there is none."""
+    """Make a sequence up to its last learned token within the limit; None where there is none."""
     ids, marks = written.ids[:max_tokens], written.learned[:max_tokens]
     if learn_all:
         marks = np.ones(len(ids), bool)
@@ -224,7 +224,7 @@ def _supervised_row(written: Written, max_tokens: int, learn_all: bool) -> Super
 
 
 def fingerprint_of(rows: Iterator[Ids]) -> str:
-    """Short hash of token ids and of where each row ends."""
+    """Hash token ids, and where each row ends, to a short text."""
     digest = hashlib.sha256()
     for ids in rows:
         digest.update(len(ids).to_bytes(4, "little"))

@@ -139,17 +139,17 @@ def _message(message: Any, turn: int, name: str) -> Message:
 
 
 def _says(value: Any) -> bool:
-    """Whether a key holds something: tables have all keys in all messages, and null where a message has none."""
+    """Tell whether a key holds something: tables have all keys in all messages, and null where one has none."""
     return value is not None and value != "" and value != [] and value != {}
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has a form for: a prompt is written into files and sent to services."""
+    """Return what JSON has a form for: a prompt is written into files and sent to services."""
     return value if isinstance(value, str | int | float | list | dict) else str(value)
 
 
 def _content(value: Any, name: str, may_be_empty: bool) -> str:
-    """The text of a turn, which may come in parts."""
+    """Return the text of a turn, which may come in parts."""
     if isinstance(value, list) and value:
         kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
         other = next((kind for kind in kinds if kind != "text"), "text")
@@ -227,7 +227,7 @@ def tool_name(tool: Mapping[str, Any]) -> str:
 
 
 def _unpacked(value: Any) -> Any:
-    """What a text holds as JSON, where lists and objects belong and texts do not."""
+    """Return what a text holds as JSON, where lists and objects belong and texts do not."""
     if not isinstance(value, str):
         return value
     try:

@@ -42,7 +42,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Survey:
-    """What a data set consists of."""
+    """Files and pieces of a data set, in the order of their rows."""
 
     files: list[FileRecord]
     """None of a hub data set, which has its own versions."""

@@ -41,7 +41,7 @@ class PairRow:
     rejected_ids: Int32[np.ndarray, " rejected"]
 
     def answers(self, desensitisation: float | None = None) -> tuple[Answer, Answer]:
-        """The chosen and the rejected answer.
+        """Return the chosen and the rejected answer.
 
         Args:
             desensitisation: how much tokens beyond the length of the shorter answer count (LD-DPO, Liu et al. 2024).
@@ -131,7 +131,7 @@ def read_labelled(data: PreferenceDataConfig, tokenizer: Any, group: int) -> Loa
 
 
 def holds_labels(data: DataConfig) -> bool:
-    """Whether the first row that can be read holds a single answer with a label."""
+    """Tell whether the first row that can be read holds a single answer with a label."""
     first = next((row for _, row in read_rows(data) if not isinstance(row, BadRow)), {})
     return "label" in first and completion_column(first) is not None
 
@@ -165,7 +165,7 @@ def _pair(row: Row, encoder: Encoder, max_tokens: int, report: ReadReport) -> Pa
 def _ids(
     encoder: Encoder, prompt: Prompt, responses: Sequence[str], max_tokens: int, report: ReadReport
 ) -> tuple[Ids, list[Ids]]:
-    """Ids of a prompt and its responses within the limit; no responses where the prompt fills it."""
+    """Encode a prompt and its responses within the limit; no responses where the prompt fills it."""
     prompt_ids = encoder.prompt(prompt)
     if len(prompt_ids) >= max_tokens:
         report.left_out[f"prompt fills max_tokens ({max_tokens})"] += 1

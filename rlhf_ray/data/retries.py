@@ -92,18 +92,18 @@ def answered(
 
 
 def may_pass(status: int) -> bool:
-    """Whether another attempt may get another answer than this status."""
+    """Tell whether another attempt may get another answer than this status."""
     return status in MAY_PASS or status >= SERVER_ERROR
 
 
 def asked_seconds(retry_after: str | None) -> float | None:
-    """Seconds of the header Retry-After; None without it, and for a date, its other form."""
+    """Read the seconds of the header Retry-After; None without it, and for a date, its other form."""
     value = (retry_after or "").strip()
     return float(value) if value.isascii() and value.isdigit() else None
 
 
 def pause_seconds(attempt: int, asked: float | None = None, left: float = math.inf) -> float | None:
-    """Seconds before the next attempt: doubled each time, and scattered so that clients do not return together.
+    """Choose the seconds before the next attempt: doubled each time, scattered so that clients spread out.
 
     A pause that would outlast the time left ends a little before that is over: the service may be back by then.
 

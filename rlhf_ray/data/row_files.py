@@ -35,7 +35,7 @@ class RowWriter(Protocol):
 
 
 def open_rows(stream: IO[bytes], path: str, known: Sequence[Row], added: Mapping[str, type]) -> RowWriter:
-    """Writer for the format that the suffix of `path` names.
+    """Open a writer for the format that the suffix of `path` names.
 
     Args:
         stream: where the bytes go.
@@ -53,7 +53,7 @@ def open_rows(stream: IO[bytes], path: str, known: Sequence[Row], added: Mapping
 
 
 def set_apart(columns: Mapping[str, Any], taken: Collection[str]) -> Row:
-    """A data set's columns to stand beside those of a job: one of the same name is kept as `original_NAME`."""
+    """Return the data set's columns for beside a job's; one of the same name is kept as `original_NAME`."""
     kept: Row = {}
     for name, value in columns.items():
         while name in taken or name in kept:
@@ -84,7 +84,7 @@ class _JsonRows:
 
 
 def json_line(row: Row) -> bytes:
-    """A row as a line of JSON.
+    """Return a row as a line of JSON.
 
     Raises:
         TypeError: JSON has no form for a value.
@@ -94,7 +94,7 @@ def json_line(row: Row) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """What hub data sets hold beside JSON's own types."""
+    """Convert what hub data sets hold beside JSON's own types."""
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if hasattr(value, "tolist"):
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 
 def _not_unicode(path: str, error: UnicodeEncodeError) -> BadInput:
-    """No format holds half of a surrogate pair, which JSON can spell."""
+    """Explain that no format holds half of a surrogate pair, which JSON can spell."""
     broken = ascii(error.object[error.start])
     return BadInput(f"output: {path}: a text of these rows has {broken}, which is not valid Unicode; mend the data")
 
@@ -128,7 +128,7 @@ class ParquetRows:
     """Writes rows as Parquet; leaving the block completes the file."""
 
     def __init__(self, stream: IO[bytes] | io.RawIOBase, schema: Any) -> None:
-        """Args: where the bytes go; a `pyarrow.Schema` that holds all columns of the rows to come."""
+        """Write to a stream of bytes; the `pyarrow.Schema` holds all columns of the rows to come."""
         import pyarrow
         from pyarrow.parquet import ParquetWriter
 
@@ -165,12 +165,12 @@ class ParquetRows:
 
 
 def has_ties(ranking: Ranking) -> bool:
-    """Whether two responses have one rank, which no order of texts can say."""
+    """Tell whether two responses have one rank, which no order of texts can say."""
     return len(set(ranking.ranks)) < len(ranking.ranks)
 
 
 def rank_list_line(ranking: Ranking) -> bytes:
-    """Whole texts, best first: the prompt stands before each answer. For files with `RANK_LIST_HEADER`."""
+    """Write whole texts, best first: the prompt stands before each answer. For files with `RANK_LIST_HEADER`."""
     order = sorted(range(len(ranking.ranks)), key=lambda place: ranking.ranks[place])
     prompt = joined(ranking.prompt)
     between = "" if isinstance(ranking.prompt, str) else "\n"

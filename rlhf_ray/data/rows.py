@@ -81,7 +81,7 @@ def ranked_batch(rankings: Sequence[RankedRow]) -> RankedBatch:
 
 
 def common_beginning(texts: Sequence[Int32[np.ndarray, " tokens"]]) -> int:
-    """Tokens with which all of the texts begin."""
+    """Count the tokens with which all of the texts begin."""
     shortest = min(len(text) for text in texts)
     first = np.stack([text[:shortest] for text in texts])
     differs = (first != first[0]).any(axis=0)
@@ -95,7 +95,7 @@ GRADES = "grades"
 
 
 def grades_of(ranking: Ranking) -> Float32[np.ndarray, " texts"] | None:
-    """Grades from a pair's `margin`, or from `grades` in the order of the responses; None where a row has neither.
+    """Take grades from a pair's `margin`, or from `grades` in the responses' order; None where a row has neither.
 
     Raises:
         BadRow: not finite numbers, another count, a margin of a longer list, or grades that contradict the ranks.

@@ -52,7 +52,7 @@ def _all_rows(data: RowSource) -> Iterator[RawRow]:
 
 @dataclass(frozen=True)
 class Located:
-    """What a data set's path turned out to be."""
+    """Files, or a hub name, to which a data set's path leads."""
 
     kind: Literal["files", "saved", "hub"]
     """`saved`: a directory that `datasets` wrote."""
@@ -96,7 +96,7 @@ def read_file(found: Located, file: str, data: RowSource) -> Iterator[RawRow]:
 
 
 def is_message_table(found: Located, file: str, data: RowSource) -> bool:
-    """Whether the rows of a file mean something only together."""
+    """Tell whether the rows of a file mean something only together."""
     if data.layout not in ASSEMBLED:
         return False
     return next((is_message(row) for _, row in _file_rows(found, file, data) if isinstance(row, dict)), False)
@@ -166,7 +166,7 @@ def _check_regular(file_system: Any, file: str, shown: str) -> None:
 
 
 def shown_name(file: str, given: str) -> str:
-    """A file's name for messages: as given, or relative to the working directory if it lies there."""
+    """Return a file's name for messages: as given, or relative to the working directory if it lies there."""
     if PurePath(file).name == PurePath(given).name:
         return hide_forms(given)
     if "://" in given:
@@ -176,7 +176,7 @@ def shown_name(file: str, given: str) -> str:
 
 
 def _saved_rows(data: RowSource) -> Iterator[RawRow]:
-    """Rows of a directory that `datasets` wrote by `save_to_disk`."""
+    """Read the rows of a directory that `datasets` wrote by `save_to_disk`."""
     from datasets import DatasetDict, load_from_disk
 
     loaded = load_from_disk(data.path)

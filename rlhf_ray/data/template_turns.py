@@ -66,7 +66,7 @@ class ReadTurn(dict[str, Any]):
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
-    """How a template wants a turn that calls a tool."""
+    """Form in which a template wants a turn that calls a tool."""
 
     content: str | None = None
     """What stands for no text."""
@@ -82,7 +82,7 @@ class TemplateTurns:
     """Hands conversations to a template in the form that it takes, and checks that it reads all that they say."""
 
     def __init__(self, render: Render) -> None:
-        """Args: renders by the template; raises BadRow where that refuses."""
+        """Render turns by the template; `render` raises BadRow where that refuses."""
         self._render = render
         self._form: CallForm | None = None
         self.read: set[str] = set()
@@ -142,7 +142,7 @@ class TemplateTurns:
         return found
 
     def _called(self, calls: int, options: Mapping[str, Any]) -> str:
-        """A conversation that ends with calls of a tool; empty where the template takes none."""
+        """Render a conversation that ends with calls of a tool; empty where the template takes none."""
         turn = {
             "role": "assistant",
             "content": "",
@@ -165,7 +165,7 @@ class TemplateTurns:
         return turn
 
     def _found_form(self) -> CallForm:
-        """The first form in which a call comes out whole; the first of all where none does, which is then refused."""
+        """Find the first form in which a call comes out whole; the first of all, later refused, where none does."""
         for form in FORMS:
             turn = _in_form({"role": "assistant", "content": "", "tool_calls": [PROBE_CALL]}, form)
             try:

@@ -37,7 +37,7 @@ class Encoder:
     """A tokenizer with the rules of this project around it."""
 
     def __init__(self, tokenizer: Any) -> None:
-        """Args: tokenizer, of Transformers; with a chat template if messages are to be encoded."""
+        """Encode with a tokenizer of Transformers, which needs a chat template if messages are to be encoded."""
         self.tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer)
         self.eos: int = tokenizer.eos_token_id
@@ -162,7 +162,7 @@ class Encoder:
         return [self._ended(sequence) for sequence in sequences]
 
     def _turn(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
-        """What the policy reads and what it writes, as text."""
+        """Return what the policy reads and what it writes, as text."""
         if prompt[-1]["role"] != "assistant":
             return self.template.turn([*prompt, {"role": "assistant", "content": response}])
         opening = self.template.opening(prompt)
@@ -201,7 +201,7 @@ class Encoder:
         return ids if len(ids) and ids[-1] in self.ends else np.append(ids, np.int32(self.eos)).astype(np.int32)
 
     def _begin(self, text: str) -> Ids:
-        """Ids of text at the beginning of a sequence, with the tokenizer's BOS once and without an EOS of its own."""
+        """Encode text at the beginning of a sequence, with the tokenizer's BOS once and without an EOS of its own."""
         ids = np.array(self.tokenizer(text, verbose=False)["input_ids"], np.int32)
         if self.bos is not None and len(ids) > 1 and ids[0] == ids[1] == self.bos:
             ids = ids[1:]
@@ -211,7 +211,7 @@ class Encoder:
         return ids
 
     def _continue(self, before: str, before_ids: Ids, text: str, whole: Callable[[str], Ids] | None = None) -> Ids:
-        """Ids of text as it goes on from what stands before it, whose ids are fixed.
+        """Encode text as it goes on from what stands before it, whose ids are fixed.
 
         Args:
             before: text.
@@ -239,7 +239,7 @@ class Encoder:
         return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
     def _decode_behind(self, ids: Sequence[int] | Ids) -> str:
-        """Text of ids that do not begin a text: what they add to a letter before them."""
+        """Decode ids that do not begin a text: what they add to a letter before them."""
         held = self._ids("x")
         before, both = self._decode(held), self._decode([*held, *ids])
         return both[len(before) :] if both.startswith(before) else self._decode(ids)

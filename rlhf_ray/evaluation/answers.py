@@ -23,7 +23,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class TextFit:
-    """How likely a model finds held-out texts."""
+    """Likelihood that a model gives held-out texts."""
 
     logprobs: Float64[np.ndarray, " texts"]
     """Sum over each text's learned tokens, in nats."""
@@ -49,7 +49,7 @@ class ModelResult:
 
     @property
     def prompts(self) -> list[str]:
-        """Which prompt each answer is to."""
+        """The prompt of each answer, by number."""
         return [answer.prompt_id for answer in self.answers]
 
     @property

@@ -73,7 +73,7 @@ class Plane:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """How a model's values are spread, as a closed line."""
+    """Spread of a model's values, as a closed line."""
 
     name: str
     colour: str
@@ -90,12 +90,12 @@ class Spread:
 
 
 def colour_of(index: int) -> str:
-    """The colour of the model at a place, everywhere the same."""
+    """Return the colour of the model at a place, everywhere the same."""
     return COLOURS[index % len(COLOURS)]
 
 
 def shortened(name: str) -> str:
-    """A name that fits beside a bar."""
+    """Shorten a name so that it fits beside a bar."""
     return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
 
 
@@ -105,7 +105,7 @@ def make_bars(
     values: Mapping[str, Estimate | float | None],
     show: Callable[[float], str] = short_number,
 ) -> Bars | None:
-    """Bars of the models that have a finite value; None where none has.
+    """Make bars of the models that have a finite value; None where none has.
 
     Args:
         title: of the figure.
@@ -156,7 +156,7 @@ def _bounds(value: Estimate | float | None) -> tuple[float, float | None, float 
 
 
 def make_plane(title: str, x_label: str, values: Mapping[str, tuple[Estimate | None, Estimate | None]]) -> Plane | None:
-    """Models as points with whiskers on both axes; None for fewer than two points that have both."""
+    """Draw models as points with whiskers on both axes; None for fewer than two points that have both."""
     known = {
         name: (index, x, y)
         for index, (name, (x, y)) in enumerate(values.items())
@@ -183,7 +183,7 @@ def make_plane(title: str, x_label: str, values: Mapping[str, tuple[Estimate | N
 
 
 def make_spread(title: str, values: Mapping[str, Sequence[float]]) -> Spread | None:
-    """Histograms on common bins, as outlines; None where no model has values that differ."""
+    """Make histograms on common bins, as outlines; None where no model has values that differ."""
     everything = np.array([value for one in values.values() for value in one], np.float64)
     if not len(everything) or everything.min() == everything.max():
         return None

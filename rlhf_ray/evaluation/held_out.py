@@ -24,7 +24,7 @@ class HeldOutResult:
     """Weighted sum of each sample's sources; None where no source applies or one failed."""
 
     def logged(self) -> dict[str, float]:
-        """The metrics as a training job logs them."""
+        """Return the metrics as a training job logs them."""
         return {f"eval_{name}": value for name, value in self.metrics.items()}
 
 
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def _sums(by_source: Mapping[str, Sequence[float | None]], weights: Mapping[str, float]) -> list[float | None]:
-    """Weighted sum of each sample over the sources that apply; None where none does, or one failed: that is no zero."""
+    """Sum each sample over the sources that apply, by weight; None where none does, or one failed: that is no zero."""
     weighed = [(weight, by_source[source]) for source, weight in weights.items()]
     found: list[float | None] = []
     for row in range(max((len(scores) for scores in by_source.values()), default=0)):

@@ -66,7 +66,7 @@ MEASURES = (
 
 
 def measured(summary: Summary) -> list[Measure]:
-    """The measures that at least one model has."""
+    """List the measures that at least one model has."""
     return [one for one in MEASURES if any(_known(one.of(figures)) for figures in summary.models.values())]
 
 
@@ -75,7 +75,7 @@ def _known(value: Estimate | float | None) -> bool:
 
 
 def cells(measure: Measure, summary: Summary) -> list[tuple[str, str]]:
-    """A figure of each model and its interval."""
+    """Return a figure of each model and its interval."""
     values = [measure.of(figures) for figures in summary.models.values()]
     show = shown(measure, values)
     return [_cell(value, show) for value in values]
@@ -134,7 +134,7 @@ class Headline:
 
 
 def headlines(summary: Summary, colours: Mapping[str, str]) -> list[Headline]:
-    """One for each model but the baseline."""
+    """Make a headline for each model but the baseline."""
     found = []
     for name, figures in summary.models.items():
         if name == summary.baseline:
@@ -166,10 +166,10 @@ def _fact(
 
 
 def signed(value: float) -> str:
-    """A difference, with its sign."""
+    """Write a difference with its sign."""
     return f"{'+' if value > 0 else ''}{same_decimals([value])(value)}"
 
 
 def percent(share: float) -> str:
-    """A share."""
+    """Write a share in per cent."""
     return f"{share:.1%}"

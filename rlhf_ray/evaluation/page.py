@@ -52,7 +52,7 @@ def title_of(summary: Summary) -> str:
 
 
 def summary_table(summary: Summary) -> Table:
-    """The figures for a terminal."""
+    """Make a table of the figures for a terminal."""
     table = Table(title="Models side by side", title_justify="left")
     table.add_column("")
     for name in summary.models:
@@ -167,7 +167,7 @@ def _win_rates(summary: Summary, colours: Mapping[str, str]) -> list[dict[str, A
 
 
 def _samples(results: Sequence[ModelResult], colours: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The first answers of all models to prompts that are spread over the data set."""
+    """Choose the first answers of all models to prompts that are spread over the data set."""
     firsts = [row for row, answer in enumerate(results[0].answers) if answer.index == 0]
     stride = max(1, math.ceil(len(firsts) / MOST_PROMPTS))
     shown = []

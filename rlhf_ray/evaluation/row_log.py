@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def key_of(*parts: Any) -> str:
-    """Hash of values that JSON can hold."""
+    """Hash values that JSON can hold."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
@@ -45,7 +45,7 @@ class RowLogs:
             self._keys = found
 
     def path(self, name: str) -> Path:
-        """Path of a file, such as `answers/sft`."""
+        """Return the path of a file, such as `answers/sft`."""
         return self.folder / f"{name}.jsonl"
 
     def prepare(self, name: str, key: str) -> bool:
@@ -65,5 +65,5 @@ class RowLogs:
         return RecordFile(self.path(name))
 
     def read(self, name: str) -> Iterator[Row]:
-        """Rows of a file; a line that a kill tore is left out."""
+        """Read the rows of a file; a line that a kill tore is left out."""
         return read_whole_rows(self.path(name))

@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What the service said of a pair; without a winner where one of the two questions failed."""
+    """Verdict of the service on a pair; without a winner where one of the two questions failed."""
 
     pair: Pair
     winner: Winner | None
@@ -59,7 +59,7 @@ class ServiceJudging:
         sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Args: config; sleep and clock, time in seconds; by default a pause ends when judging does.
+        """Judge by a config; `sleep` and `clock` take seconds, and by default a pause ends when judging does.
 
         Raises:
             BadInput: the token's variable is not set.
@@ -74,7 +74,7 @@ class ServiceJudging:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def opinions(self, pairs: Sequence[Pair]) -> Iterator[Opinion]:
-        """Opinions on pairs as they come, in any order.
+        """Yield opinions on pairs as they come, in any order.
 
         Raises:
             JudgeFailed: the service refuses, is not there, or the deadline passed; what came before was handed out.
@@ -134,7 +134,7 @@ class ServiceJudging:
         return _content(self._post(client, f"{self._config.url.rstrip('/')}/chat/completions", body))
 
     def _post(self, client: Any, url: str, body: dict[str, Any]) -> Any:
-        """The answer of the service as JSON, after as many attempts as are allowed."""
+        """Return the answer of the service as JSON, after as many attempts as are allowed."""
         import httpx
 
         config = self._config
@@ -185,7 +185,7 @@ def _question(prompt: str, first: str, second: str) -> str:
 
 
 def _winner(answer: str, letters: dict[str, Any]) -> Winner:
-    """The last verdict in an answer: models think aloud before they decide."""
+    """Read the last verdict in an answer: models think aloud before they decide."""
     found = VERDICT.findall(answer)
     if not found:
         raise JudgeFailed(

@@ -37,12 +37,12 @@ NOTHING = Estimate(math.nan, math.nan, math.nan, 0)
 
 
 def is_known(score: float | None) -> TypeGuard[float]:
-    """Whether there is a score: None says that it does not apply, NaN that it failed."""
+    """Tell whether there is a score: None says that it does not apply, NaN that it failed."""
     return score is not None and not math.isnan(score)
 
 
 def mean(values: Sequence[float | None], confidence: float = 0.95) -> Estimate:
-    """Mean with its interval by the normal approximation; unknown scores (None, NaN) are left out."""
+    """Estimate the mean with its interval by the normal approximation, without unknown scores (None, NaN)."""
     known = np.array([value for value in values if is_known(value)], dtype=np.float64)
     if not len(known):
         return NOTHING
@@ -54,7 +54,7 @@ def mean(values: Sequence[float | None], confidence: float = 0.95) -> Estimate:
 
 
 def proportion(successes: float, count: int, confidence: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (1927), which stays within 0 and 1 also for few observations.
+    """Estimate the share of successes with Wilson's score interval (1927), which stays within 0 and 1.
 
     Args:
         successes: number of successes; a tie may count as half.
@@ -79,7 +79,7 @@ def proportion(successes: float, count: int, confidence: float = 0.95) -> Estima
 def bootstrap_mean(
     values: Sequence[float], groups: Sequence[object] | None = None, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Mean with a percentile bootstrap interval (Efron 1979); without bounds where there is a single group.
+    """Estimate the mean with a percentile bootstrap interval (Efron 1979); a single group has no bounds.
 
     Args:
         values: observations.
@@ -105,7 +105,7 @@ def bootstrap_mean(
 def bootstrap_ratio(
     sums: Sequence[float] | np.ndarray, sizes: Sequence[float] | np.ndarray, confidence: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Sum of sums over sum of sizes, with a percentile bootstrap interval over the entries; one alone has no bounds.
+    """Divide the sum of sums by that of sizes, with a bootstrap interval over the entries; one has no bounds.
 
     Args:
         sums: of each entry, such as the log-probability of a text.
@@ -139,7 +139,7 @@ def _quantile(confidence: float) -> float:
 
 
 def distinct_n(responses: Iterable[Sequence[Hashable]], n: int = 2) -> float:
-    """Different n-grams over all n-grams of the responses together (Li et al. 2016); 0 where there are none.
+    """Divide different n-grams by all n-grams of the responses (Li et al. 2016); 0 where there are none.
 
     Args:
         responses: token ids, words, or texts (whose characters then count) of each response. Grams do not cross
@@ -175,7 +175,7 @@ def win_rate(
     tie_margin: float = 0.0,
     confidence: float = 0.95,
 ) -> WinRate:
-    """Share of prompts on which the candidate scores higher, with Wilson's interval.
+    """Return the share of prompts on which the candidate scores higher, with Wilson's interval.
 
     Args:
         candidate: its score on each prompt; unknown (None, NaN) leaves the pair out.
@@ -199,7 +199,7 @@ def win_rate_at_equal_length(
     lengths: Sequence[tuple[int, int]],
     longest_ratio: float = 1.25,
 ) -> WinRate:
-    """The win rate over pairs of similar length alone, which a preference for long answers cannot decide.
+    """Return the win rate of pairs of similar length, which a preference for length cannot decide.
 
     Args:
         candidate: its score on each prompt.
@@ -222,7 +222,7 @@ def mean_difference(
     groups: Sequence[object] | None = None,
     confidence: float = 0.95,
 ) -> Estimate:
-    """Mean score difference over the same prompts, with a paired bootstrap interval.
+    """Estimate the mean score difference over the same prompts, with a paired bootstrap interval.
 
     `groups` says which pairs share a prompt; pairs that could not be judged are left out. Raises ValueError where the
     lengths differ.

@@ -72,14 +72,14 @@ def summarise(
     reference: str | None,
     win_rates: Mapping[str, Mapping[str, Judged]],
 ) -> Summary:
-    """Figures of all models, which answered the same prompts in one order."""
+    """Compute the figures of all models, which answered the same prompts in one order."""
     base = next(result for result in results if result.name == baseline)
     figures = {result.name: _figures(result, base) for result in results}
     return Summary(baseline, reference, figures, {judge: dict(rates) for judge, rates in win_rates.items()})
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
-    """The summary as JSON has it; what is no number is null."""
+    """Return the summary as JSON has it; what is no number is null."""
     found: dict[str, Any] = json_value(asdict(summary))
     return found
 
@@ -111,7 +111,7 @@ def _figures(result: ModelResult, base: ModelResult) -> ModelFigures:
 
 
 def bootstrap_of(result: ModelResult, source: str) -> Estimate:
-    """Mean of a source's known scores, with an interval over prompts."""
+    """Estimate the mean of a source's known scores, with an interval over prompts."""
     known = [(score, prompt) for score, prompt in zip(result.scores[source], result.prompts, strict=True)]
     kept = [(score, prompt) for score, prompt in known if is_known(score)]
     return bootstrap_mean([score for score, _ in kept], [prompt for _, prompt in kept])
@@ -143,7 +143,7 @@ def _perplexity(result: ModelResult) -> Estimate | None:
 
 
 def _tax(result: ModelResult, base: ModelResult) -> Estimate | None:
-    """Paired: both models read the same texts. None where their tokens differ, so that losses do not compare."""
+    """Compare losses on the texts that both models read; None where their tokens differ."""
     mine, theirs = result.texts, base.texts
     if mine is None or theirs is None or not np.array_equal(mine.tokens, theirs.tokens):
         return None

@@ -23,7 +23,7 @@ MOST_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Which of two answers to a prompt is better."""
+    """Decision which of two answers to a prompt is better."""
 
     prompt: str
     """Id or JSON of the prompt; verdicts about one hang together."""
@@ -33,7 +33,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a judge says of a model against the baseline."""
+    """Judgement of a model against the baseline."""
 
     outcome: WinRate
     failed: int = 0
@@ -41,7 +41,7 @@ class Judged:
 
 
 def judged(verdicts: Sequence[Verdict], failed: int = 0) -> Judged:
-    """Win rate of the candidate; a tie counts as half a win.
+    """Compute the candidate's win rate; a tie counts as half a win.
 
     The interval is Wilson's where each prompt was judged once, else a bootstrap over prompts: verdicts about one prompt
     are not independent.
@@ -58,7 +58,7 @@ def judged(verdicts: Sequence[Verdict], failed: int = 0) -> Judged:
 def by_scores(
     candidate: ModelResult, baseline: ModelResult, source: str, tie_margin: float
 ) -> tuple[list[Verdict], int]:
-    """The higher score of a source wins; and how many pairs have a score missing."""
+    """Let a source's higher score win; count the pairs that have a score missing."""
     verdicts = []
     pairs = zip(candidate.prompts, candidate.scores[source], baseline.scores[source], strict=True)
     for prompt, mine, theirs in pairs:
@@ -68,12 +68,12 @@ def by_scores(
 
 
 def winner_of(difference: float, tie_margin: float) -> Winner:
-    """Who wins by a score difference of candidate less baseline."""
+    """Tell who wins by a score difference of candidate less baseline."""
     return "candidate" if difference > tie_margin else "baseline" if difference < -tie_margin else "tie"
 
 
 def agreed(first: Winner | None, swapped: Winner | None) -> Winner | None:
-    """The verdict of two questions with the answers in either order: a tie where they contradict each other.
+    """Combine the verdicts of both orders of the answers: a tie where they contradict each other.
 
     None where one of them has no answer. (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.4.)
     """

@@ -29,7 +29,7 @@ class CostConstraint:
 
     @classmethod
     def from_config(cls, lagrangian: LagrangianConfig) -> "CostConstraint":
-        """As at the start of a run."""
+        """Make the constraint as it is at the start of a run."""
         multiplier = LagrangeMultiplier(
             lagrangian.multiplier,
             lagrangian.learning_rate,
@@ -45,7 +45,8 @@ class CostConstraint:
         return sum(self.recent) / len(self.recent) if self.recent else float("nan")
 
     def after(self, costs: Sequence[float]) -> "CostConstraint":
-        """As it is after a batch of episodes, before the policy learns from them; a batch without costs moves nothing.
+        """Return the constraint after a batch of episodes, before the policy learns from them.
+        A batch without costs moves nothing.
 
         A batch of more episodes than the window counts whole.
         """
@@ -55,7 +56,7 @@ class CostConstraint:
         return replace(seen, multiplier=self.multiplier.update(seen.mean_cost))
 
     def state(self) -> dict[str, Any]:
-        """All that `restored` needs, as JSON can hold it."""
+        """Return all that `restored` needs, as JSON can hold it."""
         return {"lambda": self.multiplier.value, "updates": self.multiplier.steps, "recent": list(self.recent)}
 
     def restored(self, state: dict[str, Any]) -> "CostConstraint":
@@ -65,7 +66,7 @@ class CostConstraint:
 
 
 def constraint_of(algorithm: AlgorithmConfig) -> CostConstraint | None:
-    """The constraint of a run, as at its start; None where costs have no critic."""
+    """Return the constraint of a run, as at its start; None where costs have no critic."""
     if algorithm.lagrangian is None or not algorithm.has_cost_critic:
         return None
     return CostConstraint.from_config(algorithm.lagrangian)
@@ -73,7 +74,7 @@ def constraint_of(algorithm: AlgorithmConfig) -> CostConstraint | None:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the cost sources and the critic of costs say of a batch."""
+    """Costs of a batch by the cost sources, and their values by the critic of costs."""
 
     scores: Float[Tensor, " rows"]
     """Weighted sum of the cost sources; NaN where one failed."""
@@ -82,7 +83,7 @@ class Costs:
 
 @dataclass(frozen=True)
 class ConstrainedAdvantages:
-    """What policy and both critics learn from."""
+    """Targets of the policy and of both critics."""
 
     advantages: Float[Tensor, " tokens"]
     """(A_reward - lambda A_cost) / (1 + lambda), whitened where the config says so."""
@@ -94,7 +95,7 @@ class ConstrainedAdvantages:
 def constrained_advantages(
     judged: ScoredBatch, costs: Costs, constraint: CostConstraint, algorithm: AlgorithmConfig
 ) -> ConstrainedAdvantages:
-    """Two GAEs, one of rewards and one of costs, weighed by lambda.
+    """Estimate two GAEs, one of rewards and one of costs, and weigh them by lambda.
 
     A KL penalty in the reward is added to the cost likewise, as safe-rlhf does, so that its weight in the sum stays the
     same whatever lambda is. With lambda 0 the advantages are those of the reward alone, bit for bit.

@@ -55,7 +55,7 @@ class ScoredBatch:
 def estimate_advantages(
     judged: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    """Advantages, and the returns that a critic learns, where there is one.
+    """Estimate advantages, and the returns that a critic learns, where there is one.
 
     What is not known takes part in no statistic. Estimators that give a response one advantage take the KL penalty of
     the whole response from its score (Ahmadian et al. 2024).
@@ -115,7 +115,7 @@ def _reinforce_plus_plus(judged: ScoredBatch, algorithm: AlgorithmConfig) -> Flo
 
 
 def _of_known(judged: ScoredBatch, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
-    """Numbers of the known rows at their places, 0 elsewhere."""
+    """Put the numbers of the known rows at their places, 0 elsewhere."""
     rows = torch.zeros_like(judged.scores)
     rows[judged.known] = found
     return rows

@@ -41,7 +41,7 @@ class Greedy:
 
 @dataclass(frozen=True)
 class RoleOutputs:
-    """What the roles computed for a batch, in flat order."""
+    """Log-probabilities and values that the roles computed for a batch, in flat order."""
 
     logprobs: Float[Tensor, " tokens"]
     """The policy's before the update, at the sampling temperature: the old ones of the ratio, its side of the KL."""
@@ -92,7 +92,7 @@ def estimate(
     moments: RunningMoments | None = None,
     constraint: CostConstraint | None = None,
 ) -> Experience:
-    """Shaped rewards, KL, advantages and returns over written tokens, importance weights.
+    """Compute shaped rewards, KL, advantages and returns over written tokens, and importance weights.
 
     Args:
         samples: the responses, group after group.
@@ -146,7 +146,7 @@ def _judge(
     longest: int,
     moments: RunningMoments,
 ) -> ScoredBatch:
-    """Shaped scores and KL; a response is known where its reward, its greedy rival's and its cost are."""
+    """Shape scores and compute KL; a response is known where its reward, its greedy rival's and its cost are."""
     known, greedy_scores = torch.isfinite(measured.scores), None
     if measured.greedy is not None:
         known = known & torch.isfinite(measured.greedy.rewards)
@@ -180,7 +180,7 @@ def shape_rewards(
     moments: RunningMoments,
     longest: int,
 ) -> Float[Tensor, " rows"]:
-    """Baseline, normalisation, clipping and penalties, in this order; 0 where a source failed.
+    """Apply baseline, normalisation, clipping and penalties, in this order; 0 where a source failed.
 
     Args:
         rewards: weighted sums of the sources; NaN where one failed.
@@ -207,7 +207,7 @@ def shape_rewards(
 
 
 def ended(samples: Sequence[Sample]) -> Bool[Tensor, " rows"]:
-    """Which responses ended by themselves."""
+    """Tell which responses ended by themselves."""
     return torch.tensor([sample.finish_reason == "stop" for sample in samples])
 
 
@@ -229,12 +229,12 @@ def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"])
 
 
 def group_numbers(samples: Sequence[Sample]) -> Int64[Tensor, " rows"]:
-    """Number of each sample's group: they come one after the other, each beginning with index 0."""
+    """Number each sample's group: groups come one after the other, each beginning with index 0."""
     return torch.tensor([sample.index == 0 for sample in samples], dtype=torch.long).cumsum(0) - 1
 
 
 def behaviour_logprobs(samples: Sequence[Sample]) -> Float[Tensor, " tokens"]:
-    """Log-probabilities as the engines computed them, in flat order."""
+    """Return the log-probabilities as the engines computed them, in flat order."""
     # Copied by numpy: arrays that came through Ray cannot be written to, which torch warns of.
     return torch.from_numpy(np.concatenate([sample.behaviour_logprobs for sample in samples]))
 
@@ -246,7 +246,7 @@ def _critic_columns(values: Tensor | None, returns: Tensor | None) -> dict[str, 
 def _policy_columns(
     samples: Sequence[Sample], measured: RoleOutputs, judged: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[dict[str, Float[Tensor, " tokens"]], dict[str, float]]:
-    """What the policy's loss reads besides the advantages, and diagnostics of the off-policy correction."""
+    """Return what the policy's loss reads besides advantages, and diagnostics of the off-policy correction."""
     columns, diagnostics = {"old_logprobs": measured.logprobs}, {}
     if not algorithm.reward_kl and measured.reference_logprobs is not None:
         columns["reference_logprobs"] = measured.reference_logprobs

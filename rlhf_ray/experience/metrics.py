@@ -24,7 +24,7 @@ def experience_metrics(
     returns: Float[Tensor, " tokens"] | None,
     kl_coefficient: float,
 ) -> dict[str, float]:
-    """Scores, KL and lengths.
+    """Return metrics of scores, KL and lengths.
 
     Args:
         samples: the responses.
@@ -76,7 +76,9 @@ def mismatch_metrics(
 
 
 def _by_source(samples: Sequence[Sample]) -> dict[str, float]:
-    """Mean and spread of each source's own scores, and how often it failed; where it does not apply does not count."""
+    """Return mean and spread of each source's own scores, and how often it failed; where it does not apply
+    does not count.
+    """
     metrics = {}
     for name in sorted({name for s in samples for name in s.rewards}):
         given = np.array([value for s in samples if (value := s.rewards.get(name)) is not None])
@@ -91,7 +93,7 @@ def _by_source(samples: Sequence[Sample]) -> dict[str, float]:
 def group_metrics(
     rewards: Float[Tensor, " known"], groups: Int64[Tensor, " known"], algorithm: AlgorithmConfig
 ) -> dict[str, float]:
-    """Share of groups with nothing to compare: all their rewards are equal."""
+    """Return the share of groups with nothing to compare: all their rewards are equal."""
     if algorithm.advantages not in COMPARES_GROUPS or not len(groups):
         return {}
     present, index = torch.unique(groups, return_inverse=True)

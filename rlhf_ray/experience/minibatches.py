@@ -88,7 +88,7 @@ def _weighed(columns: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Colum
 
 
 def _deal(experience: Experience, minibatches: int, random: np.random.Generator) -> list[np.ndarray]:
-    """Rows of each optimizer step."""
+    """Deal rows to optimizer steps."""
     if experience.groups is None:
         return np.array_split(random.permutation(experience.batch.rows), minibatches)
     dealt = np.array_split(random.permutation(np.unique(experience.groups)), minibatches)

@@ -24,7 +24,7 @@ def policy_loss(algorithm: AlgorithmConfig, kl_coefficient: float) -> PolicyLoss
 
 
 def off_policy_correction(algorithm: AlgorithmConfig) -> OffPolicyCorrection | None:
-    """The correction; None where there is none."""
+    """Return the correction; None where there is none."""
     low, high = algorithm.off_policy_bounds
     match algorithm.off_policy:
         case "truncated":

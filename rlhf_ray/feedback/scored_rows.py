@@ -73,7 +73,7 @@ class ScoredRows:
         return len(self._rows)
 
     def of_step(self, step: int) -> ScoredRow | None:
-        """The row that a step learned from, or will."""
+        """Return the row that a step learned from, or will."""
         return self._rows.get(step)
 
     def add(self, row: ScoredRow) -> None:
@@ -98,7 +98,7 @@ class ScoredRows:
 
 
 def read_for_replay(path: Path, reward_range: tuple[float, float], vocabulary: str) -> list[ScoredRow]:
-    """Rows of an earlier session, in their order.
+    """Read the rows of an earlier session, in their order.
 
     Args:
         path: its `feedback.jsonl`.
@@ -126,13 +126,13 @@ def read_for_replay(path: Path, reward_range: tuple[float, float], vocabulary: s
 
 
 def vocabulary_of(tokenizer: Any) -> str:
-    """A short hash of a tokenizer's tokens and their ids."""
+    """Hash a tokenizer's tokens and their ids to a short text."""
     tokens = sorted(tokenizer.get_vocab().items())
     return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> tuple[list[ScoredRow], int]:
-    """Whole rows, and the bytes that they fill."""
+    """Return whole rows, and the bytes that they fill."""
     rows, size = [], 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):

@@ -42,7 +42,7 @@ SHOWN_ENTRY = 40
 
 @dataclass(frozen=True)
 class Score:
-    """What the person said of an answer."""
+    """The person's word on an answer."""
 
     reward: float
     seconds: float
@@ -111,7 +111,7 @@ def _forget_typed_ahead() -> None:
 
 
 def shown(text: str) -> str:
-    """A text as a terminal can show it: what would move the cursor or change colours is written out."""
+    """Return a text as a terminal can show it: what would move the cursor or change colours is written out."""
     kept = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
     encoding = sys.stdout.encoding or "utf-8"
     return kept.encode(encoding, "replace").decode(encoding)

@@ -44,7 +44,7 @@ def check_coherence(path: str, config: Any, shapes: Shapes | None) -> None:
 
 
 def _said(path: str) -> dict[str, Any]:
-    """What a local file says, without what Transformers adds; the text model's keys where it has a part of its own."""
+    """Return what a local file says, without what Transformers adds; the text model's part where it has one."""
     try:
         said = json.loads((Path(path) / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -56,7 +56,7 @@ def _said(path: str) -> dict[str, Any]:
 
 
 def _sizes(text: Any, said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What does not go together in the sizes of a network."""
+    """Yield what does not go together in the sizes of a network."""
     for key in SIZES:
         size = _size(text, key)
         if isinstance(size, int) and size < 1:
@@ -76,7 +76,7 @@ def _sizes(text: Any, said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _size(text: Any, key: str) -> Any:
-    """What a config says of all layers alike; None where it says nothing, or something else of each layer."""
+    """Return what a config says of all layers alike; None where it says nothing, or something else of each layer."""
     try:
         return getattr(text, key, None)
     except RuntimeError:  # Transformers' answer where layers differ, as those of Gemma 4 do
@@ -84,7 +84,7 @@ def _size(text: Any, key: str) -> Any:
 
 
 def _architecture(config: Any) -> Iterator[tuple[str, str]]:
-    """Architectures by which engines go, of another model type than that by which training goes."""
+    """Yield architectures by which engines go, of another model type than that by which training goes."""
     if not isinstance(config.architectures or [], list):
         yield "architectures", f"is a list, such as [{config.architectures}], not {config.architectures!r}"
     for name in config.architectures or []:
@@ -99,7 +99,7 @@ def _architecture(config: Any) -> Iterator[tuple[str, str]]:
 
 @cache
 def _types() -> dict[str, set[str]]:
-    """The model types of each architecture that Transformers knows."""
+    """Return the model types of each architecture that Transformers knows."""
     from transformers.models.auto import modeling_auto
 
     found: dict[str, set[str]] = {}
@@ -112,7 +112,7 @@ def _types() -> dict[str, set[str]]:
 
 
 def _weights(text: Any, shapes: Shapes) -> Iterator[tuple[str, str]]:
-    """What the weights have more or less of than the config says."""
+    """Yield what the weights have more or less of than the config says."""
     tokens = _size(text, "vocab_size")
     for name, shape in shapes.items():
         if EMBEDDINGS.search(name) and isinstance(tokens, int) and shape[0] != tokens:

@@ -14,7 +14,7 @@ Stamp = tuple[tuple[str, int, int], ...]
 
 
 class ModelFacts:
-    """Of one model directory or hub name; each fact is read when it is first asked for.
+    """Facts of one model directory or hub name; each is read when it is first asked for.
 
     What is handed out is shared: it may be read, and must be copied before it is changed. Whatever Transformers raises
     for what it cannot read comes through, and is tried again at the next asking.

@@ -31,12 +31,12 @@ READ_SHARE = 0.9
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether the network of a Transformers configuration is an encoder that is supported here."""
+    """Tell whether the network of a Transformers configuration is an encoder that is supported here."""
     return config.model_type in ENCODERS
 
 
 def attention_mask(input_ids: Int[Tensor, "rows length"], last: Int[Tensor, " rows"]) -> Int[Tensor, "rows length"]:
-    """1 for each row's tokens up to its last one, 0 for the padding behind it.
+    """Return 1 for each row's tokens up to its last one, 0 for the padding behind it.
 
     Args:
         input_ids: padded on the right.
@@ -91,7 +91,7 @@ class LogprobHead(nn.Module):
     """
 
     def __init__(self, output: nn.Linear, transform: LogitTransform) -> None:
-        """Args: output, the layer; transform, what the network makes of the numbers that it returns."""
+        """Replace the `output` layer; `transform` is what the network makes of the numbers that it returns."""
         super().__init__()
         self.transform = transform
         self.weight = output.weight
@@ -104,7 +104,7 @@ class LogprobHead(nn.Module):
         temperature: float = 1.0,
         need_entropy: bool = False,
     ) -> Any:
-        """Numbers of all tokens as of the layer it replaces; with targets, their log-probabilities and entropy."""
+        """Return numbers of all tokens as the replaced layer does; with targets, log-probabilities and entropy."""
         if targets is None:
             return nn.functional.linear(hidden, self.weight, self.bias)
         return chunked_logprobs(
@@ -157,7 +157,7 @@ class PolicyNetwork(_Trained):
         need_entropy: bool = False,
         ragged: RaggedRows | None = None,
     ) -> dict[str, Float[Tensor, "..."]]:
-        """Log-probabilities (and entropy) of the targets, which follow the flattened `positions`.
+        """Return log-probabilities (and entropy) of the targets, which follow the flattened `positions`.
 
         A target `without_context` (first token of a row that has no prompt) gets log-probability and entropy 0.
         Without targets it answers with the network's own logits of all tokens.
@@ -180,7 +180,7 @@ class ScalarNetwork(_Trained):
     """A network with a scalar head: the critic's values, the reward model's scores."""
 
     def __init__(self, network: Any) -> None:
-        """Args: network, a Hugging Face sequence classifier of one label."""
+        """Wrap a Hugging Face sequence classifier of one label."""
         super().__init__()
         self.network = network
         self.pools = is_encoder(network.config)
@@ -195,7 +195,7 @@ class ScalarNetwork(_Trained):
         positions: Int[Tensor, " scalars"] | None = None,
         ragged: RaggedRows | None = None,
     ) -> Float[Tensor, " scalars"]:
-        """The head's output in float32 at the flattened `positions`; of an encoder, those of each row's last token.
+        """Return the head's output in float32 at the flattened `positions`; an encoder's at each row's last token.
 
         Without positions it answers as the network itself does, with the score of each row.
         """

@@ -14,7 +14,7 @@ DESCRIBING = frozenset({".json", ".safetensors", ".model", ".jinja", ".txt", ".t
 
 
 def directory_identity(path: str) -> str:
-    """Hash of a model directory's files, tokenizer and all; of a hub model, of its name alone."""
+    """Hash a model directory's files, tokenizer and all; of a hub model, its name alone."""
     directory = Path(path)
     digest = hashlib.sha256(path.encode() if not directory.is_dir() else b"")
     for file in sorted(directory.iterdir()) if directory.is_dir() else ():
@@ -26,7 +26,7 @@ def directory_identity(path: str) -> str:
 
 
 def model_identity(model: ModelConfig) -> str:
-    """Hash of a model's weights, its architecture, and how it is computed (type, attention kernel).
+    """Hash a model's weights, its architecture, and how it is computed (type, attention kernel).
 
     Files of a directory are read whole; a model of the hub is known by its commit.
 

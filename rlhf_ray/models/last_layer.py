@@ -26,7 +26,7 @@ class LastLayer:
 
     @contextmanager
     def reading(self, positions: Int[Tensor, " positions"] | None) -> Iterator[None]:
-        """Within it, output at other tokens than these of the flattened input is not computed, and left as anything.
+        """Compute within it no output but at these tokens of the flattened input; the rest may be anything.
 
         Args:
             positions: without repetition. None: all tokens.
@@ -52,7 +52,7 @@ class LastLayer:
 
 
 def _tokenwise(network: Any) -> list[nn.Module]:
-    """The two modules, which treat each token by itself; none where the architecture is another."""
+    """Return the two modules, which treat each token by itself; none where the architecture is another."""
     layers = getattr(network.base_model, "layers", None)
     if not isinstance(layers, nn.ModuleList) or not len(layers):
         return []

@@ -30,7 +30,7 @@ TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken")
 
 
 def load_policy(model: ModelConfig, in_4bit: bool = False) -> nn.Module:
-    """A causal language model; `in_4bit` keeps its linear layers in 4 bits.
+    """Load a causal language model; `in_4bit` keeps its linear layers in 4 bits.
 
     Raises:
         BadInput: missing directory, not a model, no safetensors, an architecture that is not supported here.
@@ -54,7 +54,7 @@ def load_scalar(
     in_4bit: bool = False,
     units: ScoreStatistics | None = None,
 ) -> nn.Module:
-    """A sequence classifier of one label: a reward model, or a critic.
+    """Load a sequence classifier of one label: a reward model, or a critic.
 
     From a reward model it keeps the head; from a language model it makes one, drawn by `seed`.
 
@@ -89,7 +89,7 @@ def load_scalar(
 
 
 def policy_config(model: ModelConfig) -> Any:
-    """The configuration of a causal language model, after checks that need no weights in memory.
+    """Read the configuration of a causal language model, after checks that need no weights in memory.
 
     Raises:
         BadInput: missing directory, not a language model, no safetensors, an architecture that is not supported here.
@@ -117,7 +117,7 @@ def check_head(path: str, network: Any) -> None:
 
 
 def outline(model: ModelConfig, scalar: bool = False) -> Any:
-    """A network on torch's meta device: its layers with their shapes; no weights are read or made. It is shared.
+    """Build a network on torch's meta device: layers with shapes; no weights are read or made. It is shared.
 
     Raises:
         BadInput: as `policy_config` and `scalar_config`.
@@ -136,7 +136,7 @@ def outline(model: ModelConfig, scalar: bool = False) -> Any:
 
 
 def renamed_weights(model: ModelConfig, network: Any) -> list[str]:
-    """Weights that have other names while a model trains than in its checkpoint, in alphabetical order.
+    """List weights named differently while a model trains than in its checkpoint, in alphabetical order.
 
     Transformers makes one tensor of the experts of a layer, for instance, and many again when it saves.
 
@@ -152,7 +152,7 @@ def renamed_weights(model: ModelConfig, network: Any) -> list[str]:
 
 
 def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: bool = False) -> Any:
-    """The configuration of a network from which a reward model or a critic can be made, likewise checked.
+    """Read the configuration of a network that can become a reward model or a critic, likewise checked.
 
     Args:
         model: which one.
@@ -252,7 +252,7 @@ def _rescale_head(head: nn.Linear, units: ScoreStatistics) -> None:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The model's tokenizer, padding on the right, with the config's chat template if it gives one. It is shared.
+    """Load the model's tokenizer, padding on the right, with the config's chat template if any. It is shared.
 
     Raises:
         BadInput: no tokenizer there, one without an EOS token, or one that cannot keep texts as its file does.
@@ -280,7 +280,7 @@ def engine_tokenizer(model: ModelConfig) -> Iterator[str | None]:
 
 
 def _faithful_tokenizer(model: ModelConfig) -> tuple[Any, bool]:
-    """The tokenizer, and whether Transformers makes the same of its directory."""
+    """Load the tokenizer; tell whether Transformers makes the same of its directory."""
     facts = facts_of(model.tokenizer or model.path, model.trust_remote_code)
     # What lies beside it has a word in it; and each template has a tokenizer, which carries it.
     key = (facts_of(model.path, model.trust_remote_code), model.chat_template)
@@ -386,7 +386,7 @@ def _from_pretrained(auto: Any, model: ModelConfig, config: Any, in_4bit: bool) 
 
 
 def _unloaded(path: str, what: str) -> str:
-    """What is wrong with a directory, or that the hub does not give a model of that name."""
+    """Say what is wrong with a directory, or that the hub does not give a model of that name."""
     return what if Path(path).is_dir() else "no such directory, and not loaded from the hub"
 
 

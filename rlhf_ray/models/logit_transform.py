@@ -77,7 +77,7 @@ def measure_transform(network: Any) -> LogitTransform:
 
 
 def _scale_before(hidden: Tensor, read: list[Tensor]) -> float:
-    """By what the last layer's numbers are multiplied before the output layer reads them.
+    """Measure by what the last layer's numbers are multiplied before the output layer reads them.
 
     Raises:
         UnknownTransform: something else is done to them.
@@ -119,7 +119,7 @@ def _stand_ins(network: Any, hidden: Tensor, numbers: Tensor) -> Iterator[list[T
 
 
 class _Answer(BaseModelOutputWithPast):
-    """Of a network's layers; what else some of them answer, such as their images, is None."""
+    """Answer of a network's layers; what else some of them answer, such as their images, is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -127,7 +127,7 @@ class _Answer(BaseModelOutputWithPast):
 
 
 def _fitted(given: Float[Tensor, " numbers"], found: Float[Tensor, " numbers"]) -> LogitTransform:
-    """The transform of which these are the values.
+    """Find the transform of which these are the values.
 
     Raises:
         UnknownTransform: there is none.
@@ -149,7 +149,7 @@ def _fitted(given: Float[Tensor, " numbers"], found: Float[Tensor, " numbers"]) 
 
 
 def _cap(scaled: float, capped: float) -> float:
-    """Cap at which `scaled` becomes `capped`; by halving, for what a number becomes grows with its cap."""
+    """Find the cap at which `scaled` becomes `capped`; by halving, for what a number becomes grows with its cap."""
     low, high = capped, 1e6
     for _ in range(100):
         middle = (low + high) / 2

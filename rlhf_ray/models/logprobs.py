@@ -24,7 +24,7 @@ with their probability: 0 times minus infinity is NaN."""
 
 
 def chunk_tokens(vocab: int, device: torch.device) -> int:
-    """Tokens whose float32 logits fill one chunk on this device."""
+    """Count the tokens whose float32 logits fill one chunk on this device."""
     budget = CHUNK_BYTES_CPU if device.type == "cpu" else CHUNK_BYTES_GPU
     return max(1, budget // (4 * vocab))
 
@@ -39,7 +39,7 @@ def chunked_logprobs(
     bias: Float[Tensor, " vocab"] | None = None,
     transform: LogitTransform = IDENTITY,
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
-    """Log-probability of each target, and the entropy of its distribution, under softmax(logits / temperature).
+    """Return each target's log-probability, and its distribution's entropy, by softmax(logits / temperature).
 
     Args:
         hidden: last hidden states at the positions that predict the targets.
@@ -152,7 +152,7 @@ def _divided(logits: Tensor, temperature: float) -> Tensor:
 def _logit_gradients(
     log_p: Tensor, targets: Tensor, logprobs_grad: Tensor | None, entropy_grad: Tensor | None, entropy: Tensor
 ) -> Tensor:
-    """Gradient with respect to the logits; overwrites `log_p`, the log-probabilities of all tokens."""
+    """Return the gradient by the logits; overwrites `log_p`, the log-probabilities of all tokens."""
     if entropy_grad is None:
         assert logprobs_grad is not None
         grad = log_p.exp_().mul_(-logprobs_grad[:, None])

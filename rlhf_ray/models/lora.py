@@ -50,7 +50,7 @@ def add_adapter(network: Any, lora: LoraConfig, seed: int) -> None:
 
 
 def adapter_settings(network: Any, lora: LoraConfig) -> Any:
-    """PEFT's configuration of the adapter, without what its files say besides.
+    """Make PEFT's configuration of the adapter, without what its files say besides.
 
     Raises:
         BadInput: no layer has one of the names.
@@ -73,7 +73,7 @@ def adapter_settings(network: Any, lora: LoraConfig) -> Any:
 
 
 def target_names(network: Any, lora: LoraConfig) -> list[str]:
-    """Names of the layers that get an adapter, as PEFT matches them: the ends of their full names.
+    """Name the layers that get an adapter, as PEFT matches them: the ends of their full names.
 
     Raises:
         BadInput: no linear layer of the network's blocks has one of the names, or it has no linear layers.
@@ -100,20 +100,20 @@ def target_names(network: Any, lora: LoraConfig) -> list[str]:
 
 
 def head_names(network: Any) -> frozenset[str]:
-    """Children of a sequence classifier beside its backbone; nothing for a language model."""
+    """Name the children of a sequence classifier beside its backbone; nothing for a language model."""
     if network.get_output_embeddings() is not None:
         return frozenset()
     return frozenset(name for name, _ in network.named_children()) - {network.base_model_prefix}
 
 
 def has_adapter(network: nn.Module) -> bool:
-    """Whether an adapter was put in."""
+    """Tell whether an adapter was put in."""
     return any(name.endswith(f".lora_A.{ADAPTER}") for name, _ in network.named_modules())
 
 
 @contextmanager
 def adapter_off(network: nn.Module) -> Iterator[None]:
-    """Within the block the network computes as it did before it got its adapter."""
+    """Let the network compute, within the block, as it did before it got its adapter."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
@@ -128,12 +128,12 @@ def adapter_off(network: nn.Module) -> Iterator[None]:
 
 
 def saved_name(parameter: str) -> str:
-    """A trained parameter's name in an adapter's files."""
+    """Return a trained parameter's name in an adapter's files."""
     return SAVED_PREFIX + parameter.replace(f".{ADAPTER}.", ".")
 
 
 def files_settings(network: Any, base: str) -> Any:
-    """PEFT's configuration of a network's adapter as its directory holds it: with its model, its head and its task.
+    """Make PEFT's configuration as an adapter's directory holds it: with its model, its head and its task.
 
     `base` is the directory or hub name of the model that it was put in.
     """
@@ -170,7 +170,7 @@ class Composed:
         return [self.weight] if self.update is None else [self.weight, self.update.a, self.update.b]
 
     def value(self, dtype: torch.dtype) -> Float[Tensor, "..."]:
-        """The weight, merged in float32 where it has an update; its parameters must be whole."""
+        """Return the weight, merged in float32 where it has an update; its parameters must be whole."""
         weight = self.weight.detach()
         if hasattr(self.weight, "quant_state"):
             weight = _dequantized(self.weight)
@@ -189,7 +189,7 @@ class Composed:
 
 
 def composed_weights(network: nn.Module) -> dict[str, Composed]:
-    """All weights by the names that they have in a network without an adapter; tied ones once."""
+    """Return all weights by their names in a network without an adapter; tied ones once."""
     parameters = dict(network.named_parameters())
     found: dict[str, Composed] = {}
     for name, parameter in parameters.items():

@@ -33,7 +33,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True, slots=True)
 class RaggedRows:
-    """Which tokens of a long row belong together."""
+    """Map of which tokens of a long row belong together."""
 
     lengths: tuple[int, ...]
     """Tokens of each piece, in the order in which the pieces lie in the long row."""
@@ -42,7 +42,7 @@ class RaggedRows:
 
 
 def model_takes_ragged_rows(model: ModelConfig) -> bool:
-    """Whether the network of a model will take ragged rows; False too where there is none, which its ranks will say."""
+    """Tell whether a model's network will take ragged rows; False too where there is none: its ranks say so."""
     try:
         config = facts_of(model.path, model.trust_remote_code).config
     except (OSError, ValueError, KeyError):
@@ -51,7 +51,7 @@ def model_takes_ragged_rows(model: ModelConfig) -> bool:
 
 
 def takes_ragged_rows(config: Any, attention: str) -> bool:
-    """Whether a network of this Transformers configuration computes the same with ragged rows as with padded ones."""
+    """Tell whether a network of this configuration computes the same with ragged rows as with padded ones."""
     every = getattr(config, "layer_types", None) or ()
     return (
         config.model_type in MODEL_TYPES
@@ -92,7 +92,9 @@ def _attention(
     ragged: RaggedRows | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, `[rows, heads, length, width]` in and `[rows, length, heads, width]` out."""
+    """Compute scaled dot-product attention, `[rows, heads, length, width]` in,
+    `[rows, length, heads, width]` out.
+    """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if ragged is None:
@@ -109,7 +111,7 @@ def _attention(
 
 
 def _put_together(pieces: Sequence[Tensor], group: AttentionGroup) -> Tensor:
-    """Pieces `[tokens, heads, width]` as rows `[rows, heads, longest, width]`."""
+    """Put pieces `[tokens, heads, width]` together as rows `[rows, heads, longest, width]`."""
     padding = pieces[0].new_zeros(group.longest, *pieces[0].shape[1:])
     parts = []
     for row in group.rows:
@@ -121,7 +123,7 @@ def _put_together(pieces: Sequence[Tensor], group: AttentionGroup) -> Tensor:
 
 
 def _taken_apart(output: Tensor, group: AttentionGroup, lengths: Sequence[int]) -> list[tuple[int, Tensor]]:
-    """Rows `[rows, longest, heads, width]` as pieces with their numbers."""
+    """Take rows `[rows, longest, heads, width]` apart into pieces with their numbers."""
     sizes: list[int] = []
     for row in group.rows:
         own = [lengths[number] for number in row]

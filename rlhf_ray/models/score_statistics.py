@@ -15,7 +15,7 @@ STATISTICS_FILE = "score_statistics.json"
 
 @dataclass(frozen=True, slots=True)
 class ScoreStatistics:
-    """Of the scores of some training texts."""
+    """Statistics of the scores of some training texts."""
 
     texts: int
     mean: float

@@ -103,7 +103,7 @@ def cached(path: str, name: str) -> str | None:
 
 
 def _read(file: str) -> Any:
-    """The tokenizer of a file, after a look at whether it keeps blanks itself."""
+    """Read the tokenizer of a file, after a look at whether it keeps blanks itself."""
     from tokenizers import Tokenizer
 
     own = Tokenizer.from_file(file)
@@ -119,7 +119,7 @@ def _read(file: str) -> Any:
 
 
 def _lost_beside(tokenizer: Any, model: str, own: Any) -> str | None:
-    """What is lost where a tokenizer is saved beside a model's config.json, which has a word in how it is loaded."""
+    """Say what is lost where a tokenizer is saved beside a config.json, which decides how it loads too."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ def run(config: IterateConfig) -> None:
 
 
 def round_stages(config: IterateConfig, now: Round) -> Iterator[Stage]:
-    """The stages of a round, each made when those before it are finished."""
+    """Yield the stages of a round, each made when those before it are finished."""
     number, folder = now.number, now.folder
     yield Stage(f"{now.name} prompts", lambda: write_prompts(config, now), now.prompts)
     yield Stage(f"{now.name} collect", command(config, "generate", number), now.answers)
@@ -76,7 +76,7 @@ def round_stages(config: IterateConfig, now: Round) -> Iterator[Stage]:
 
 
 def _merged(now: Round, run: Path) -> Iterator[Stage]:
-    """An adapter becomes a whole model, which the next stages take."""
+    """Make an adapter a whole model, which the next stages take."""
     merged = whole_model(run)
     if merged.name == "merged":
         arguments = ["merge", str(run / "final"), "--output", str(merged)]

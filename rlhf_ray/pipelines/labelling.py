@@ -28,7 +28,7 @@ class WaitingForPeople(RlhfError):
 
 
 def all_prompts(config: IterateConfig) -> list[Row]:
-    """Rows of all prompts.
+    """Read the rows of all prompts.
 
     Raises:
         BadInput: they cannot be read, or there are fewer than a round asks for.
@@ -48,7 +48,7 @@ def all_prompts(config: IterateConfig) -> list[Row]:
 
 
 def choose_prompts(rows: Sequence[Row], count: int, number: int, seed: int) -> list[Row]:
-    """The prompts of a round: all rows in a random order, then in another one, dealt out round after round."""
+    """Choose the prompts of a round: all in a random order, then in another, dealt out round after round."""
     first = number * count
     chosen: list[Row] = []
     for position in range(first, first + count):
@@ -97,7 +97,7 @@ def write_rankings(config: IterateConfig, labels: SourceLabels | PeopleLabels, n
 
 
 def rank_by_scores(rows: Iterable[Mapping[str, Any]], tie_margin: float) -> list[Row]:
-    """Rankings of scored answers to the same prompt; answers without a score, and repeated ones, are left out.
+    """Rank scored answers to the same prompt; answers without a score, and repeated ones, are left out.
 
     Ranks are those of the sorted scores; an answer within `tie_margin` of the best of its rank shares that rank.
     Prompts whose answers all have one rank say nothing and are left out.

@@ -29,7 +29,7 @@ class Round:
 
     @classmethod
     def of(cls, config: IterateConfig, number: int) -> "Round":
-        """The round of a number, from 0."""
+        """Return the round of a number, from 0."""
         return cls(number, Path(config.output).expanduser() / f"round_{number:02d}")
 
     @property
@@ -69,7 +69,7 @@ class Round:
 
 
 def whole_model(run: Path) -> Path:
-    """The model that a run ended with: its `final`, or that merged with its base where it is an adapter."""
+    """Return the model that a run ended with: its `final`, or that merged with its base where it is an adapter."""
     return run / "merged" if (run / "final" / "adapter_config.json").is_file() else run / "final"
 
 
@@ -85,12 +85,12 @@ def reward_runs(config: IterateConfig, number: int) -> list[Path]:
 
 
 def policy_before(config: IterateConfig, number: int) -> str:
-    """The policy that answers in a round."""
+    """Return the policy that answers in a round."""
     return config.model if number == 0 else str(whole_model(Round.of(config, number - 1).folder / "ppo"))
 
 
 def command(config: IterateConfig, verb: str, number: int) -> list[str]:
-    """Arguments of `rlhf` for one of the user's config files in a round."""
+    """Return the arguments of `rlhf` for one of the user's config files in a round."""
     now = Round.of(config, number)
     policy = policy_before(config, number)
     begins = policy if config.policy_from == "previous" else config.model
@@ -120,7 +120,7 @@ def command(config: IterateConfig, verb: str, number: int) -> list[str]:
 
 
 def _reward_model(file: str, verb: str, members: Sequence[str]) -> dict[str, str]:
-    """Where the round's reward model belongs, all members of it: the first reward of kind model that has no path.
+    """Say where the round's reward model belongs, all members of it: the first model reward without a path.
 
     Raises:
         BadInput: PPO has none, or it names other members where the round's model has several.

@@ -31,7 +31,7 @@ Figures = dict[str, Any]
 
 
 def figures_of(now: Round) -> Figures:
-    """A round's figures: its labels, its reward model, and its policy against the first model."""
+    """Collect a round's figures: its labels, its reward model, and its policy against the first model."""
     summary = json.loads((now.evaluation / "summary.json").read_text(encoding="utf-8"))
     policy = summary["models"][PRESENT_MODEL]
     lines = {name: path.read_bytes().count(b"\n") for name, path in (("new", now.labels), ("used", now.preferences))}
@@ -71,7 +71,7 @@ def write_rounds(folder: Path, rounds: Sequence[Figures]) -> None:
 
 
 def round_table(rounds: Sequence[Figures]) -> Table:
-    """The figures, a row a round."""
+    """Make a table of the figures, a row a round."""
     names = list(dict.fromkeys(name for figures in rounds for name in figures))
     table = Table(title="Rounds: the policy against the first model", title_justify="left")
     for name in names:

@@ -54,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """How a finished stage went."""
+    """Time and memory of a finished stage."""
 
     name: str
     command: str
@@ -72,7 +72,7 @@ class Stages:
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
-        """Args: folder, where `stages.json` is kept; say, takes words for the person who watches.
+        """Keep `stages.json` in `folder`; `say` takes words for the person who watches.
 
         Raises:
             BadInput: `stages.json` is not one of ours.
@@ -127,7 +127,7 @@ class Stages:
 
 
 def stage_table(records: Sequence[StageRecord]) -> Table:
-    """Time and memory of each stage, and of all together."""
+    """Make a table of time and memory of each stage, and of all together."""
     table = Table(title="Stages", title_justify="left")
     table.add_column("stage")
     table.add_column("time", justify="right")

@@ -63,7 +63,7 @@ class HidingRecords:
 
 @contextmanager
 def secrets_hidden() -> Iterator[None]:
-    """Within the block, hide secrets in what is printed and logged; and in the errors that leave it."""
+    """Hide secrets in what is printed and logged within the block, and in the errors that leave it."""
     before = {name: getattr(sys, name) for name in STREAMS}
     factory = logging.getLogRecordFactory()
     hide_secrets()
@@ -124,7 +124,7 @@ def _hide_in_arguments(error: BaseException) -> None:
 
 
 def _told(error: BaseException | None) -> BaseException | None:
-    """The error, or one in its place where it has a secret that does not come from its arguments."""
+    """Return the error, or one in its place where it has a secret that does not come from its arguments."""
     if error is None:
         return None
     _hide_in_arguments(error)

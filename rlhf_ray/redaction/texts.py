@@ -121,12 +121,12 @@ _HEX = re.compile(r"[0-9a-f]{20}")
 
 
 def _is_random(token: str) -> bool:
-    """Whether it can be a real token: `sk-learn-corpus-of-2024` is none."""
+    """Tell whether it can be a real token: `sk-learn-corpus-of-2024` is none."""
     return any(c.isdigit() for c in token) and (any(c.isupper() for c in token) or _HEX.search(token) is not None)
 
 
 def _hide_user(user: str) -> str:
-    """A user alone is a name, as in postgresql://me@host, unless it is as long as a token."""
+    """Hide a user that is as long as a token; a short one alone is a name, as in postgresql://me@host."""
     return user if ":" not in user and len(user) < SHORTEST_TOKEN else HIDDEN
 
 
@@ -136,13 +136,13 @@ def _is_secret_parameter(name: str, value: str) -> bool:
 
 @lru_cache(maxsize=16)
 def _compiled(values: frozenset[str]) -> tuple[tuple[str, ...], re.Pattern[str]]:
-    """All forms in which secrets are written, and what finds them, the longest first."""
+    """Return all forms in which secrets are written, and what finds them, the longest first."""
     forms = sorted({form for value in values for form in _forms(value)}, key=lambda form: (-len(form), form))
     return tuple(forms), re.compile("|".join(map(_literal, forms)) or r"(?!)")
 
 
 def _forms(value: str) -> set[str]:
-    """A secret as it is, and as JSON, Python, a URL and HTML write it."""
+    """Return a secret as it is, and as JSON, Python, a URL and HTML write it."""
     return {
         value,
         json.dumps(value)[1:-1],

@@ -105,7 +105,7 @@ def variable_in(text: str) -> str | None:
 
 
 def _variables() -> Iterator[tuple[str, str]]:
-    """Names and values of the environment; another thread may change it meanwhile, as for an engine that starts."""
+    """Yield the environment's names and values; another thread may change it meanwhile, as an engine's start does."""
     for name in list(os.environ):
         value = os.environ.get(name)
         if value is not None:
@@ -118,7 +118,7 @@ def is_word(value: str) -> bool:
 
 
 def _is_no_secret(name: str, value: str) -> bool:
-    """Whether a variable with such a name holds a path, which messages need, a count of tokens, or names."""
+    """Tell whether a variable with such a name holds a path, which messages need, a count of tokens, or names."""
     if name == NAMES:
         return True
     value = value.strip()
@@ -129,7 +129,7 @@ def _is_no_secret(name: str, value: str) -> bool:
 
 
 def _texts_of(value: str) -> Iterator[str]:
-    """The value as programs print it: whole, without the name of its scheme, and each line of several."""
+    """Yield the value as programs print it: whole, without the name of its scheme, and each line of several."""
     whole = value.strip()
     scheme = _SCHEME.fullmatch(whole)
     found = [whole, *([scheme[1].strip()] if scheme else [])]
@@ -140,7 +140,7 @@ def _texts_of(value: str) -> Iterator[str]:
 
 
 def _passwords_within(name: str, value: str) -> Iterator[str]:
-    """Passwords of a URL, such as that of a proxy, or of a connection string."""
+    """Find passwords of a URL, such as that of a proxy, or of a connection string."""
     if "://" in value:
         try:
             password = urlsplit(value.strip()).password

@@ -105,7 +105,7 @@ class PolicySync(ABC):
         """Bring the weights to engines; returns seconds of gather, wire, load and pause."""
 
     def _break_off(self) -> None:
-        """After a sync that failed, note the engines that are still in it."""
+        """Note, after a sync that failed, the engines that are still in it."""
         if self._receiving:
             refs = list(self._receiving.values())
             ended, _ = ray.wait(refs, num_returns=len(refs), timeout=BREAK_OFF_SECONDS)
@@ -125,7 +125,7 @@ class PolicySync(ABC):
     def _wait(
         self, policy: Sequence[ray.ObjectRef], members: Sequence[int], engines: Sequence[ray.ObjectRef], phase: str
     ) -> tuple[list[Any], list[Any]]:
-        """Results of the policy's ranks and of engines; who fails first ends it, for the others wait for that one."""
+        """Return what the policy's ranks and engines answer; the first failure ends it, for the others wait for that one."""
         calls = [(ref, Caller(self._engines.name, engine)) for ref, engine in zip(engines, members, strict=True)]
         calls += [(ref, Caller(self._policy.name, rank)) for rank, ref in enumerate(policy)]
         # The members' own deadlines are `self._seconds`; their errors say more than ours.
@@ -203,7 +203,7 @@ class WeightSync(PolicySync):
         return sync_timings(sent, received)
 
     def _transfer(self, version: int) -> tuple[dict[str, float], list[dict[str, float]]]:
-        """Seconds on the sender, and on each engine."""
+        """Return the seconds on the sender, and on each engine."""
         self._sending = sending = self._policy.submit("send_weights")
         receiving = [self._engines.submit_one(n, "receive", self._manifest, version) for n in self._members]
         self._receiving = dict(zip(self._members, receiving, strict=True))
@@ -225,7 +225,7 @@ class WeightSync(PolicySync):
         super()._break_off()
 
     def _free_senders(self) -> None:
-        """Where an engine failed and the policy still sends to it, end the engine: a closed connection ends the wait.
+        """End an engine that failed and to which the policy still sends: a closed connection ends the wait.
 
         A failed engine starts anew in any case; the policy would lose what it learned since its checkpoint.
         """
@@ -268,7 +268,7 @@ class WeightSync(PolicySync):
 
 
 def _raised(ref: ray.ObjectRef) -> bool:
-    """Whether a call that has ended did so by an error."""
+    """Tell whether a call that has ended did so by an error."""
     try:
         ray.get(ref, timeout=OWN_ERROR_SECONDS)
     except RayError:

@@ -59,7 +59,7 @@ class PendingRewards:
         }
 
     def result(self) -> dict[str, list[float | None]]:
-        """Scores by source, in the samples' order: None where a source does not apply, NaN where it failed.
+        """Return scores by source, in the samples' order: None where one does not apply, NaN where it failed.
 
         A copy whose process or machine died is started again and given its share once more.
 
@@ -96,7 +96,7 @@ class PendingRewards:
                 ref, handle = self._call(name, rank, batch)
 
     def _call(self, name: str, rank: int, batch: Batch) -> tuple[ray.ObjectRef, ActorHandle]:
-        """A call in flight, and the copy that it went to."""
+        """Return a call in flight, and the copy that it went to."""
         group = self._sources.groups[name]
         return group.submit_one(rank, "score", batch), group.handles[rank]
 
@@ -174,7 +174,7 @@ class RewardSources:
         )
 
     def combine(self, scores: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """Reward of each sample, the weighted sum of its scores; NaN where one failed or none applies.
+        """Return each sample's reward, the weighted sum of its scores; NaN where one failed or none applies.
 
         A score of none of the sources, such as a person's, counts as it is.
         """
@@ -182,7 +182,7 @@ class RewardSources:
         return combine(counted, {name: self.weights.get(name, 1.0) for name in counted})
 
     def combine_costs(self, scores: Mapping[str, Sequence[float | None]]) -> list[float]:
-        """Cost of each sample, likewise."""
+        """Return the cost of each sample, likewise."""
         return combine({name: scores[name] for name in self.costs}, self.costs)
 
     def wake(self) -> None:
@@ -207,7 +207,7 @@ def _arguments(source: RewardConfig, tokens_per_microbatch: int, rank: int) -> d
 
 
 def _shares(lengths: Sequence[int], copies: int) -> list[list[int]]:
-    """Rows of each copy: every n-th in order of length, so that all have about as much to read; no share is empty."""
+    """Deal rows to copies, every n-th in order of length, so that all have as much to read; no share is empty."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     return [order[copy::copies] for copy in range(min(copies, len(order)))]
 

@@ -51,15 +51,15 @@ class TrainerActor(TrainerRank):
         return self._sender.manifest
 
     def open_transfer(self, generation: int, engine_workers: Sequence[int], host: str) -> TransferGroup:
-        """On rank 0: make a new transfer group."""
+        """Make a new transfer group, on rank 0."""
         return self._prepared().open(generation, engine_workers, host)
 
     def join_transfer(self) -> None:
-        """On rank 0: complete the rendezvous while the engines connect."""
+        """Complete the rendezvous, on rank 0, while the engines connect."""
         self._prepared().join()
 
     def probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[Float32[np.ndarray, " tokens-1"]]:
-        """Log-probability of each token after the first, at temperature 1, as an engine's `score` gives them."""
+        """Return log-probabilities of all tokens but the first, at temperature 1, as an engine's `score` does."""
         batch = TokenBatch.from_sequences([ids[:1] for ids in sequences], [ids[1:] for ids in sequences])
         rows = [np.array([row]) for row in range(batch.rows)]
         flat = self.logprobs(batch, rows, temperature=1.0)["logprobs"]
@@ -74,7 +74,7 @@ class TrainerActor(TrainerRank):
         self._gathered = self.adapter_files()
 
     def gathered_adapter(self) -> dict[str, bytes]:
-        """On rank 0, return the files of the adapter as it was gathered, by name."""
+        """Return, on rank 0, the files of the adapter as it was gathered, by name."""
         return self._gathered
 
     def close_transfer(self) -> None:
@@ -211,7 +211,8 @@ class TrainerGroup:
     def submit_logprobs(
         self, shared: SharedBatch, entropy: bool = False, adapter: bool = True
     ) -> Pending[dict[str, Float32[np.ndarray, " tokens"]]]:
-        """Log-probabilities ("logprobs", and "entropy" if asked for) of all response tokens, in flat order.
+        """Submit the log-probabilities ("logprobs", and "entropy" if asked for) of all response tokens.
+        They come in flat order.
 
         Without its `adapter` the model answers as it did before it got one.
         """
@@ -227,13 +228,13 @@ class TrainerGroup:
         return Pending(self.actors, "log-probabilities", refs, finish)
 
     def submit_values(self, shared: SharedBatch) -> Pending[Float32[np.ndarray, " tokens"]]:
-        """Value of the state in which each response token was chosen, in flat order."""
+        """Submit the value of the state in which each response token was chosen, in flat order."""
         plan = self._plan(shared.batch)
         refs = self.actors.submit_each("values", {"microbatches": plan}, batch=shared.ref)
         return Pending(self.actors, "values", refs, lambda parts: _scatter(_flat_index(shared.batch, plan), parts))
 
     def submit_scores(self, shared: SharedBatch) -> Pending[Float32[np.ndarray, " rows"]]:
-        """Score of each row."""
+        """Submit the score of each row."""
         plan = self._plan(shared.batch)
         refs = self.actors.submit_each("scores", {"microbatches": plan}, batch=shared.ref)
         return Pending(self.actors, "scores", refs, lambda parts: _scatter(_rows(plan), parts))
@@ -248,7 +249,7 @@ class TrainerGroup:
         groups: Int[np.ndarray, " rows"] | None = None,
         extra: ExtraBatch | None = None,
     ) -> Pending[dict[str, float]]:
-        """One optimizer step on some rows.
+        """Submit one optimizer step on some rows.
 
         Args:
             shared: the whole batch.
@@ -273,23 +274,23 @@ class TrainerGroup:
     def logprobs(
         self, shared: SharedBatch, entropy: bool = False, adapter: bool = True
     ) -> dict[str, Float32[np.ndarray, " tokens"]]:
-        """`submit_logprobs`, awaited."""
+        """Await `submit_logprobs`."""
         return self.submit_logprobs(shared, entropy, adapter).result()
 
     def values(self, shared: SharedBatch) -> Float32[np.ndarray, " tokens"]:
-        """`submit_values`, awaited."""
+        """Await `submit_values`."""
         return self.submit_values(shared).result()
 
     def scores(self, shared: SharedBatch) -> Float32[np.ndarray, " rows"]:
-        """`submit_scores`, awaited."""
+        """Await `submit_scores`."""
         return self.submit_scores(shared).result()
 
     def train_step(self, *arguments: Any, **named: Any) -> dict[str, float]:
-        """`submit_train_step`, awaited: the loss's metrics summed over ranks."""
+        """Await `submit_train_step`: the loss's metrics summed over ranks."""
         return self.submit_train_step(*arguments, **named).result()
 
     def save(self, directory: str) -> list[Part]:
-        """Parts of all ranks, written below a directory or URL that all nodes see."""
+        """Write the parts of all ranks below a directory or URL that all nodes see."""
         return [part for parts in self.actors.call("save", directory) for part in parts]
 
     def load(self, directory: str) -> None:
@@ -319,7 +320,7 @@ class TrainerGroup:
     def _plan(
         self, batch: TokenBatch, rows: np.ndarray | None = None, groups: np.ndarray | None = None
     ) -> list[list[np.ndarray]]:
-        """Row indices of the whole batch, `[data rank][micro-batch]`."""
+        """Return row indices of the whole batch, `[data rank][micro-batch]`."""
         rows = np.arange(batch.rows) if rows is None else rows
         lengths, ranks = batch.lengths[rows], self.actors.mesh.data
         chosen = groups if groups is None else groups[rows]
@@ -334,7 +335,7 @@ class TrainerGroup:
 
 
 def _rows(plan: list[list[np.ndarray]]) -> np.ndarray:
-    """Rows in the order in which the ranks answer."""
+    """Return rows in the order in which the ranks answer."""
     return np.concatenate([rows for microbatches in plan for rows in microbatches])
 
 

@@ -17,7 +17,7 @@ OWN_ERROR_SECONDS = 60.0
 
 @dataclass(slots=True)
 class Progress:
-    """How far a collection is."""
+    """Progress of a collection."""
 
     groups: int
     """Groups asked for."""
@@ -28,7 +28,7 @@ class Progress:
     """Response tokens of the groups that have come."""
 
     def count(self, group: list[Sample]) -> None:
-        """A group has come."""
+        """Count a group that has come."""
         self.finished += 1
         self.samples += len(group)
         self.tokens += sum(len(sample.response_ids) for sample in group)

@@ -146,6 +146,6 @@ class DispatchInOrder(Dispatch):
 
 
 def next_attempt(task: RolloutTask) -> RolloutTask:
-    """The same task to be sent once more: same seed, a request id of its own."""
+    """Return the same task to be sent once more: same seed, a request id of its own."""
     attempt = task.attempt + 1
     return replace(task, attempt=attempt, request_id=f"{task.request_id.rsplit('/', 1)[0]}/{attempt}")

@@ -170,7 +170,7 @@ class Engine:
         await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
 
     async def score(self, sequences: Sequence[Int32[np.ndarray, " tokens"]]) -> list[Float32[np.ndarray, " tokens-1"]]:
-        """Log-probability of each token after the first, at temperature 1, computed by the engine's own weights.
+        """Return the log-probability of each token after the first, at temperature 1, by the engine's own weights.
 
         Raises:
             EngineDirty: a transfer broke off.

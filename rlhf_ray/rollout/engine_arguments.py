@@ -54,7 +54,7 @@ def choose_transport(rollout: RolloutConfig, overlap: Literal["none", "some", "a
 
 
 def tensor_parallel_size(rollout: RolloutConfig) -> int:
-    """Workers of one engine.
+    """Count the workers of one engine.
 
     Raises:
         BadInput: `tensor_parallel` contradicts `gpus_per_worker`, or that is neither a fraction nor whole.
@@ -79,7 +79,7 @@ def engine_arguments(
     max_tokens: int | None,
     lora: LoraConfig | None = None,
 ) -> dict[str, Any]:
-    """Arguments of `AsyncEngineArgs` for one engine; the user's own under `rollout.engine` come last.
+    """Return the arguments of `AsyncEngineArgs` for one engine; the user's own, `rollout.engine`, come last.
 
     Args:
         model: what to load.
@@ -120,7 +120,7 @@ def engine_arguments(
 def engine_environment(
     rollout: RolloutConfig, *, transport: Transport, index: int, cpus: Sequence[int] | None = None
 ) -> dict[str, str]:
-    """Environment in which an engine's processes must start.
+    """Return the environment in which an engine's processes must start.
 
     Args:
         rollout: the engines' section.
@@ -164,7 +164,7 @@ def _binding_environment(cpus: list[list[int]]) -> dict[str, str]:
 
 
 def worker_cpus(rollout: RolloutConfig, index: int, cpus: Sequence[int]) -> list[list[int]]:
-    """CPUs of each worker of engine `index`; engines and workers follow each other around those available.
+    """List the CPUs of each worker of engine `index`; engines and workers follow each other around all.
 
     Unbound threads are 4 to 30 times slower.
     """

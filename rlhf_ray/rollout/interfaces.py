@@ -69,7 +69,7 @@ class Generate(Protocol):
     """The engine as a rollout sees it: one request in, its answer out."""
 
     async def __call__(self, request: GenerationRequest) -> GenerationResult:
-        """Raises `RoleDied` or `DeadlineExceeded`; a rollout lets them pass and is run again from its beginning."""
+        """Generate; a rollout lets `RoleDied` and `DeadlineExceeded` pass, and is run again from its beginning."""
         ...
 
 
@@ -112,4 +112,4 @@ class RequestAborted(RoleFailed):
 
 
 class BadRollout(RuntimeError):
-    """What an engine or a rollout returned is not what was asked for; sending it again would not help."""
+    """An engine or a rollout returned what was not asked for; sending it again would not help."""

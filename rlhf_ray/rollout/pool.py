@@ -20,7 +20,7 @@ _SEED_BITS = 62
 
 
 def prompt_seed(run_seed: int, step: int, prompt_id: str, occurrence: int = 0) -> int:
-    """A seed in [0, 2**62) that is the same in every process and on every machine.
+    """Return a seed in [0, 2**62) that is the same in every process and on every machine.
 
     `occurrence` counts earlier appearances of the prompt in the step, so that a prompt drawn twice is answered anew.
     """

@@ -14,7 +14,7 @@ from rlhf_ray.rollout.interfaces import Groups, GroupSource, PromptBatch
 
 
 def json_line(value: dict[str, Any], where: str) -> bytes:
-    """One line; raises BadInput, naming `where`, for values that JSON cannot hold."""
+    """Return one line; raises BadInput, naming `where`, for values that JSON cannot hold."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError) as error:
@@ -24,7 +24,7 @@ def json_line(value: dict[str, Any], where: str) -> bytes:
 
 
 def sample_to_json(sample: Sample) -> dict[str, Any]:
-    """All fields of a sample in JSON's types."""
+    """Return all fields of a sample in JSON's types."""
     return {
         "prompt_id": sample.prompt_id,
         "group_id": sample.group_id,
@@ -46,7 +46,7 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
 
 
 def sample_from_json(value: dict[str, Any]) -> Sample:
-    """The sample that `sample_to_json` was given."""
+    """Return the sample that `sample_to_json` was given."""
     return Sample(
         **value
         | {
@@ -192,12 +192,12 @@ class Replayed:
         return next(self._groups)
 
     def close(self) -> None:
-        """No more groups come."""
+        """Note that no more groups come."""
         self._groups = iter([])
 
 
 def _index(path: Path) -> tuple[_Steps, int]:
-    """Steps that are wholly there, and the bytes they fill; raises BadInput when `path` is another kind of file."""
+    """Return steps that are wholly there, and the bytes they fill; BadInput when `path` is another kind of file."""
     steps: _Steps = {}
     size = path.stat().st_size
     whole = 0

@@ -28,7 +28,7 @@ class RemoteEngine:
     async def generate(
         self, requests: Sequence[GenerationRequest], *, queued: bool
     ) -> AsyncGenerator[Sequence[GenerationResult], None]:
-        """One call whatever the number of requests; see `EngineClient`."""
+        """Generate by one call whatever the number of requests; see `EngineClient`."""
         stream: Any = self._actor.generate.options(num_returns="streaming").remote(list(requests), queued=queued)
         ended = False
         try:

@@ -70,7 +70,7 @@ class GenerationResult:
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """Seed of completion `index` of a request: the engine adds the index.
+    """Return the seed of completion `index` of a request: the engine adds the index.
 
     Seeds of requests should therefore lie further apart than `n`, or be drawn from a large range.
     """
@@ -104,7 +104,7 @@ def sampling_params(request: GenerationRequest) -> "SamplingParams":
 
 
 def generation_result(output: "RequestOutput") -> GenerationResult:
-    """A finished request as plain arrays."""
+    """Return a finished request as plain arrays."""
     return GenerationResult(output.request_id, [_completion(completion) for completion in output.outputs])
 
 

@@ -173,7 +173,7 @@ class Seating:
         return [s for s in self.seats if self._restorable and s.lost is not None and s.rank not in self._given_up]
 
     async def least_loaded(self) -> Seat:
-        """The serving seat with the fewest samples to return, the first of equals; waits for a restart if none serves.
+        """Return the serving seat with the fewest samples to return; wait for a restart if none serves.
 
         Raises NoEngineLeft.
         """
@@ -202,7 +202,7 @@ class Seating:
         return Seat(engine, rank, queued=self._queued, deadline_seconds=self._deadline)
 
     def no_engine_left(self) -> NoEngineLeft:
-        """The error of a pool whose engines are all lost, with why each is."""
+        """Make the error of a pool whose engines are all lost, with why each is."""
         reasons = "; ".join(map(self._why_lost, self.seats))
         return NoEngineLeft(f"no rollout engine is left: {reasons}", "rollout", None, "generate")
 
@@ -217,5 +217,5 @@ class Seating:
 
 
 def _in_short(error: Exception | None) -> str:
-    """What an error says, without the traceback of a rank."""
+    """Return what an error says, without the traceback of a rank."""
     return str(error.args[0] if isinstance(error, RoleError) else error)

@@ -30,7 +30,7 @@ class Decoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are sampled; the fields are mostly those of `GenerationRequest`."""
+    """Settings of sampling; the fields are mostly those of `GenerationRequest`."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -43,7 +43,7 @@ class Sampling:
 
     @classmethod
     def from_config(cls, config: RolloutConfig) -> "Sampling":
-        """The one distribution that training may sample from: temperature, and nothing that cuts it."""
+        """Take the one distribution that training may sample from: temperature, and nothing that cuts it."""
         return cls(
             max_tokens=config.max_new_tokens,
             temperature=config.temperature,
@@ -61,7 +61,7 @@ class SingleTurn:
         self._stop_token_ids = () if sampling.ignore_eos else tuple(decoder.ends)
 
     async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
-        """The samples of `task`, by index."""
+        """Return the samples of `task`, by index."""
         if not task.greedy_last:
             completions = _checked_completions(await generate(self.request(task)), task)
         else:

@@ -76,7 +76,7 @@ def _loss(config: "PPOConfig") -> Iterator[Problem]:
 
 
 def one_advantage_a_row(algorithm: AlgorithmConfig) -> bool:
-    """Whether all tokens of a response have the same advantage; returns are so without discount and penalty."""
+    """Tell whether all tokens of a response have one advantage; returns have where nothing discounts or penalises."""
     if algorithm.advantages in ONE_ADVANTAGE_A_ROW:
         return True
     penalised = algorithm.reward_kl and algorithm.kl.coefficient > 0
@@ -123,7 +123,7 @@ def _rewards(config: "PPOConfig") -> Iterator[Problem]:
 
 
 def _without_effect(algorithm: AlgorithmConfig, names: Iterable[str], beside: str) -> Iterator[Problem]:
-    """Settings that differ from their defaults though nothing reads them."""
+    """Find settings that differ from their defaults though nothing reads them."""
     for name in names:
         default = AlgorithmConfig.model_fields[name].get_default(
             call_default_factory=True, validated_data=dict(algorithm)

@@ -107,7 +107,7 @@ def deepspeed_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
 
 
 def _instead(name: str) -> str:
-    """Where a name belongs, or what it may have been meant for."""
+    """Say where a name belongs, or what it may have been meant for."""
     if name in (_installed(*CLASSES["zero_optimization"]) or ()):
         return "'s top level; it belongs under zero_optimization"
     return perhaps(name, [*KNOWN, *OWNED_DEEPSPEED_SETTINGS])
@@ -125,7 +125,7 @@ def _unknown(key: KeyPath, given: Mapping[str, Any], fields: Fields) -> Iterator
 
 @cache
 def _installed(file: str, name: str) -> Fields | None:
-    """A class of the installed DeepSpeed; None where there is no such."""
+    """Find a class of the installed DeepSpeed; None where there is no such."""
     package = importlib.util.find_spec("deepspeed")
     if package is None or package.origin is None:
         return None
@@ -152,7 +152,7 @@ def _read(root: Path, file: Path, name: str) -> Fields | None:
 
 
 def _classes(root: Path, file: Path, module: ast.Module) -> Iterator[tuple[str, Path]]:
-    """Classes of settings that a module knows, by their own naming, and the files that hold them."""
+    """Find the classes of settings that a module knows, by their own naming, and the files that hold them."""
     for node in module.body:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
             yield node.name, file
@@ -164,7 +164,7 @@ def _classes(root: Path, file: Path, module: ast.Module) -> Iterator[tuple[str, 
 
 
 def _aliases(statement: ast.AnnAssign) -> Iterator[str]:
-    """Other names of a field."""
+    """List other names of a field."""
     if isinstance(statement.value, ast.Call):
         for keyword in statement.value.keywords:
             if keyword.arg == "alias" and isinstance(keyword.value, ast.Constant):

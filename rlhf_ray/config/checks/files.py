@@ -43,12 +43,12 @@ def missing_files(config: "JobConfig") -> list[Problem]:
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether a directory holds an adapter without the model that it belongs to."""
+    """Tell whether a directory holds an adapter without the model that it belongs to."""
     return (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file()
 
 
 def names_local_path(name: str) -> bool:
-    """Whether a model or data set name can only be a local path: hub names are `name` or `owner/name`."""
+    """Tell whether a name of a model or data set can only be a path: hub names are `name` or `owner/name`."""
     parts = Path(name).parts
     if name.startswith(("/", "./", "../", "~")) or len(parts) > 2:
         return True
@@ -56,7 +56,7 @@ def names_local_path(name: str) -> bool:
 
 
 def _allowed(key: KeyPath, problems: Iterator[str]) -> Iterator[Problem]:
-    """Problems of a path as those of its key; one that the user may not look at, as in another's home, is one too."""
+    """Report problems of a path as those of its key; a path that the user may not look at is one too."""
     try:
         yield from (Problem(key, text) for text in problems)
     except PermissionError as error:
@@ -175,7 +175,7 @@ def _output_problem(output: Path) -> Iterator[str]:
 
 
 def _overwritten(config: "JobConfig") -> Iterator[Problem]:
-    """An output file that would take the place of what the job reads."""
+    """Find an output file that would take the place of what the job reads."""
     for key, output in config.output_files().items():
         for name, path in config.files_read().items():
             if is_among(output, path):

@@ -63,7 +63,7 @@ def _loss(loss: PreferenceLossConfig) -> Iterator[Problem]:
 
 
 def _without_effect(loss: PreferenceLossConfig) -> Iterator[Problem]:
-    """A setting that changes nothing was meant for something else."""
+    """Find settings that change nothing: they were meant for something else."""
     names = ", ".join(loss.type)
     single = bool(OF_SINGLE_ANSWERS.intersection(loss.type))
     without = FOR_PAIRS if single else () if loss.type == ["bco"] else FOR_SINGLE_ANSWERS

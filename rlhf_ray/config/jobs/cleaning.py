@@ -40,7 +40,7 @@ OTHER_ENDINGS = (".json", ".csv", ".tsv", ".txt", ".gz", ".bz2", ".xz")
 
 
 def part_file(name: str) -> str:
-    """The file of a part: its name where that ends in .jsonl or .parquet, otherwise with .jsonl."""
+    """Return the file of a part: its name where that ends in .jsonl or .parquet, otherwise with .jsonl."""
     return name if name.endswith((".jsonl", PARQUET)) else f"{name}.jsonl"
 
 

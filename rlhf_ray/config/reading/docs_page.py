@@ -47,7 +47,7 @@ def configuration_page() -> str:
 
 
 def _shared_sections(schemas: Mapping[str, type[Section]]) -> dict[type[Section], str]:
-    """The sections that stand at more than one place, and their titles."""
+    """Find the sections that stand at more than one place; return their titles."""
     places: Counter[type[Section]] = Counter()
     seen: set[type[Section]] = set()
 
@@ -66,7 +66,7 @@ def _shared_sections(schemas: Mapping[str, type[Section]]) -> dict[type[Section]
 
 
 def _title(section: type[Section]) -> str:
-    """The name of a class in words: `ModelReward` is "Model reward"."""
+    """Return the name of a class in words: `ModelReward` is "Model reward"."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z][a-z]*", section.__name__.removesuffix("Config"))
     text = " ".join(word if word.isupper() else word.lower() for word in words)
     return text[0].upper() + text[1:]

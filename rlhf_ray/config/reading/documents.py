@@ -29,7 +29,7 @@ class Document:
     """Line (from 1) of each key path."""
 
     def where(self, key: KeyPath) -> str:
-        """File and line of a key, or of the nearest section around it; empty where there is no file."""
+        """Return file and line of a key, or of the nearest section around it; empty where there is no file."""
         if self.path is None:
             return ""
         for length in range(len(key), 0, -1):
@@ -101,7 +101,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def _read(text: str, inspect: Callable[[yaml.Node], None] | None = None) -> Any:
-    """The value of a YAML text; `inspect` sees its nodes as they were written, before merge keys are resolved.
+    """Return the value of a YAML text; `inspect` sees its nodes as written, before merge keys are resolved.
 
     Raises:
         yaml.YAMLError: it is no YAML, or larger, deeper or more often repeated by aliases than any config.
@@ -127,7 +127,7 @@ def _read(text: str, inspect: Callable[[yaml.Node], None] | None = None) -> Any:
 
 
 def _expanded(node: yaml.Node, above: tuple[yaml.Node, ...]) -> Iterator[yaml.Node]:
-    """Every value, those of an alias wherever it stands."""
+    """Yield every value, those of an alias wherever it stands."""
     if node in above:
         raise yaml.MarkedYAMLError(problem="an alias stands within what it names", problem_mark=node.start_mark)
     if len(above) > DEEPEST:
@@ -219,7 +219,7 @@ def _nearest_file(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong, and with which key."""
+    """A mistake in a config: the key, and what is wrong with it."""
 
     key: KeyPath
     message: str

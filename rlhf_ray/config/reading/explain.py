@@ -22,14 +22,14 @@ NOT_A_SECTION = {"model_type", "model_attributes_type", "dict_type"}
 
 
 class Origins:
-    """Where a key was said: an override, or a line of the file."""
+    """Places where keys were said: overrides, and lines of the file."""
 
     def __init__(self, document: Document | None, overrides: list[Override]) -> None:
         self._document = document
         self._overrides = overrides
 
     def line(self, problem: Problem) -> str:
-        """One line: file and line or option, key, and what is wrong."""
+        """Describe a problem in one line: file and line or option, key, and what is wrong."""
         dotted = ".".join(map(str, problem.key))
         for override in reversed(self._overrides):
             above = override.key == problem.key[: len(override.key)]
@@ -97,7 +97,7 @@ def _strip_tags(location: tuple[str | int, ...], data: Any, section: type[Sectio
 
 
 def _of_other_kind(key: KeyPath, data: Any, section: type[Section]) -> str:
-    """What to do about a key of another kind of section than the one that stands there; empty for other keys."""
+    """Say what to do about a key of another kind of section than stands there; empty for other keys."""
     kinds = {kind: one for one in _sections(types_at(key[:-1], section)) for kind in _kinds([one])}
     having = [kind for kind, one in kinds.items() if key[-1] in one.model_fields]
     for step in key[:-1]:
@@ -143,7 +143,7 @@ def _message(detail: Any, key: KeyPath, section: type[Section]) -> str:
 
 
 def _section_text(annotations: list[Any]) -> str:
-    """What should stand where a plain value does."""
+    """Say what should stand where a plain value does."""
     if kinds := list(_kinds(annotations)):
         return f"must be a section with a kind, one of {', '.join(map(str, kinds))}"
     names = child_names(annotations)
@@ -160,7 +160,7 @@ def _kinds(annotations: list[Any]) -> Iterator[Any]:
 
 
 def _sections(annotations: list[Any]) -> Iterator[type[Section]]:
-    """The sections among some types, each member of a union."""
+    """Yield the sections among some types, each member of a union."""
     for one in annotations:
         if isinstance(one, type) and issubclass(one, Section):
             yield one

@@ -92,7 +92,7 @@ def load_arguments(
 
 
 def _divide(arguments: list[str], rest: bool) -> tuple[list[str], list[str]]:
-    """Arguments without a name, and options with their values."""
+    """Divide a command line into arguments without a name, and options with their values."""
     named: list[str] = []
     options: list[str] = []
     position = 0

@@ -63,7 +63,9 @@ def describe(
 
 
 def child_types(annotation: Any, key: str | int) -> list[Any] | None:
-    """Types that stand under a key of a value of this type. None: any key and type; an empty list: no such key."""
+    """List the types that stand under a key of a value of this type.
+    None: any key and type; an empty list: no such key.
+    """
     bare = _bare(annotation)
     if bare is Any:
         return None
@@ -85,7 +87,7 @@ def child_types(annotation: Any, key: str | int) -> list[Any] | None:
 
 
 def child_names(annotations: list[Any]) -> list[str]:
-    """Names of the fields of the sections among some types."""
+    """List the names of the fields of the sections among some types."""
     names: dict[str, None] = {}
     for annotation in annotations:
         bare = _bare(annotation)
@@ -97,7 +99,7 @@ def child_names(annotations: list[Any]) -> list[str]:
 
 
 def accepts(annotation: Any, kind: type) -> bool:
-    """Whether a value of a plain type (str, bool, list, NoneType) fits this annotation."""
+    """Tell whether a value of a plain type (str, bool, list, NoneType) fits this annotation."""
     bare = _bare(annotation)
     if bare is Any:
         return True
@@ -109,7 +111,7 @@ def accepts(annotation: Any, kind: type) -> bool:
 
 
 def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> str:
-    """A type in words: `integer > 0`, `one of k1, k2, k3`, `text or null`."""
+    """Return a type in words: `integer > 0`, `one of k1, k2, k3`, `text or null`."""
     if get_origin(annotation) is Annotated:
         inner, *more = get_args(annotation)
         return type_text(inner, [*metadata, *more])
@@ -141,7 +143,7 @@ def one_line(text: str) -> str:
 
 
 def _bounds(metadata: list[Any] | tuple[Any, ...]) -> Iterator[str]:
-    """The ends of a number, without those that all numbers of its kind have."""
+    """Yield the ends of a number, without those that all numbers of its kind have."""
     ends = {type(mark): mark for mark in bounds_of(metadata)}
     for kind, sign in (
         (annotated_types.Gt, ">"),

@@ -29,7 +29,7 @@ OTHER_NAMES = {
 
 
 def types_at(key: KeyPath, section: type[Section]) -> list[Any]:
-    """Types that the schema has at a key; empty where anything may stand."""
+    """List the types that the schema has at a key; empty where anything may stand."""
     expected: list[Any] = [section]
     for step in key:
         expected = [one for found in (child_types(one, step) for one in expected) for one in found or []]
@@ -37,7 +37,7 @@ def types_at(key: KeyPath, section: type[Section]) -> list[Any]:
 
 
 def suggest(key: KeyPath, section: type[Section], option: str = "") -> tuple[str, str]:
-    """Words for the valid key that is nearest to an unknown one, and that key; an empty one where there is none.
+    """Suggest, in words, the valid key nearest to an unknown one; return that key too, empty where there is none.
 
     The same name in another section is meant rather than a similar one beside it. `option` stands before keys that are
     told: `--` on the command line.

@@ -76,7 +76,7 @@ def load_document(
 
 
 def _other_verbs(document: Document, verb: str) -> list[str]:
-    """The jobs that a config describes instead of this one; none where its top-level keys are all of this one's too."""
+    """List the jobs that a config describes instead of this one; none where its top-level keys are all this one's."""
     keys = set(document.data)
     if keys <= _fields(verb).keys():
         return []
@@ -116,7 +116,7 @@ def _named(document: Document) -> str:
 
 
 def _fitting(document: Document, keys: set[str]) -> list[str]:
-    """The jobs that a config with these top-level keys fits."""
+    """List the jobs that a config with these top-level keys fits."""
     required = {verb: {name for name, info in _fields(verb).items() if info.is_required()} for verb in SCHEMAS}
     fits = [verb for verb in SCHEMAS if required[verb] <= keys <= _fields(verb).keys()]
     # A key that only one of them must have, as PPO its rewards, tells it from those that merely allow it.

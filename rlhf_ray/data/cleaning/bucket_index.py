@@ -17,7 +17,7 @@ class BucketIndex:
     """Rows by their keys. Row r's entries are r x keys + 0, 1, ...; each knows the entry before it in its chain."""
 
     def __init__(self, keys: int) -> None:
-        """Args: keys, of each row."""
+        """Make an index of rows with `keys` keys each."""
         self.keys = keys
         self.entries = 0
         self.cut_chains = 0
@@ -34,7 +34,7 @@ class BucketIndex:
     def find(
         self, keys: UInt32[np.ndarray, "rows keys"]
     ) -> tuple[Int64[np.ndarray, " pairs"], Int64[np.ndarray, " pairs"], Int64[np.ndarray, " crowded"]]:
-        """Pairs of (position in `keys`, earlier row) that share a key in the same place, once for each such key.
+        """Find pairs of (position in `keys`, earlier row) that share a key in one place, once for each such key.
 
         Also which keys, counted through `keys`, have as many rows as are looked at, or more.
         """
@@ -59,7 +59,7 @@ class BucketIndex:
         return np.concatenate(asked or nothing), np.concatenate(met or nothing), np.flatnonzero(left == 0)
 
     def rows_of(self, place: int, key: int) -> list[int]:
-        """All rows with this key in this place, the newest first."""
+        """List all rows with this key in this place, the newest first."""
         rows = []
         entry = int(self._heads[self._slots(np.array([key], np.uint32))[0]])
         while entry >= 0:

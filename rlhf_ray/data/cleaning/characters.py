@@ -54,7 +54,7 @@ _BLANKS = "\t\n\r\x0b\x0c"
 
 @cache
 def _table() -> UInt8[np.ndarray, " code_points"]:
-    """Kind of each code point; made once, in a tenth of a second."""
+    """Make the table of each code point's kind; once, in a tenth of a second."""
     place = {kind: number for number, kind in enumerate(KINDS)}
     kinds = {category: place[kind] for category, kind in _CATEGORIES.items()}
     table = np.zeros(sys.maxunicode + 1, np.uint8)
@@ -104,11 +104,11 @@ class Characters:
         return flat.reshape(-1, len(KINDS))
 
     def count(self, *kinds: str) -> Int64[np.ndarray, " texts"]:
-        """Characters of these kinds in each text."""
+        """Count the characters of these kinds in each text."""
         return self.counts[:, [KINDS.index(kind) for kind in kinds]].sum(axis=1)
 
     def longest_run(self, *kinds: str) -> Int64[np.ndarray, " texts"]:
-        """Most repetitions of one character of these kinds in a row, in each text."""
+        """Count the most repetitions of one character of these kinds in a row, in each text."""
         wanted = np.zeros(len(KINDS), bool)
         wanted[[KINDS.index(kind) for kind in kinds]] = True
         begins = np.ones(len(self.codes) + 1, bool)

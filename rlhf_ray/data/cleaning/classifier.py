@@ -43,7 +43,7 @@ class Features:
 
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Features":
-        """Features of texts, which may be empty."""
+        """Extract the features of texts, which may be empty."""
         characters = Characters.of([normal(text[:LONGEST]) or " " for text in texts])
         parts = [ngrams_of(characters, length) for length in NGRAMS]
         counts = np.stack([np.diff(part.offsets) for part in parts], axis=1)
@@ -68,7 +68,7 @@ class Features:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Sums are taken in one order, so that the same examples teach the same on any number of cores."""
+    """Take sums in one order, so that the same examples teach the same on any number of cores."""
     import torch
 
     threads = torch.get_num_threads()
@@ -140,13 +140,13 @@ class TextClassifier:
         return powers / powers.sum(axis=1, keepdims=True)
 
     def probabilities(self, texts: Sequence[str]) -> Float64[np.ndarray, "texts classes"]:
-        """Probability of each class for each text."""
+        """Return the probability of each class for each text."""
         if not texts:
             return np.zeros((0, len(self.classes)))
         return self._softmax(Features.of(texts))
 
     def to_bytes(self, purpose: Purpose) -> bytes:
-        """The content of a safetensors file."""
+        """Return the content of a safetensors file."""
         from safetensors.numpy import save
 
         # One entry, because several come in any order, and equal runs are to write equal bytes.
@@ -173,7 +173,7 @@ class TextClassifier:
 
 
 def area_under_curve(positive: Float64[np.ndarray, " texts"], negative: Float64[np.ndarray, " texts"]) -> float:
-    """Probability that a positive example scores higher than a negative one, ties half (Mann, Whitney 1947)."""
+    """Return how likely a positive example scores above a negative one, ties half (Mann, Whitney 1947)."""
     scores = np.concatenate([positive, negative])
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(counts) - (counts - 1) / 2

@@ -43,7 +43,7 @@ class Removed:
     """Empty where the row was removed for what it holds."""
 
     def line(self, source: str) -> bytes:
-        """Its line of the audit."""
+        """Return its line of the audit."""
         told = {"source": source, "place": str(self.place), "rule": self.rule, "detail": self.detail}
         return json_line(told | ({"excerpt": self.excerpt} if self.excerpt else {}))
 
@@ -67,7 +67,7 @@ class Kept:
 
 @dataclass
 class Cleaned:
-    """What became of a batch of rows."""
+    """Outcome of a batch of rows: kept and removed."""
 
     rows: int = 0
     """Rows seen; a tree of the data set counts as many as it holds, or one."""
@@ -99,7 +99,7 @@ class Cleaner:
     def __init__(
         self, config: DataJobConfig, quality: TextClassifier | None = None, classes: TextClassifier | None = None
     ) -> None:
-        """Args: config; classifiers of quality (its first class is high) and of prompts, trained."""
+        """Clean by a config; classifiers of quality (its first class is high) and of prompts come trained."""
         self._config = config
         self._quality = quality
         self._classes = classes
@@ -117,7 +117,7 @@ class Cleaner:
         return done
 
     def _candidates(self, raw: Sequence[RawRow], layout: Layout, done: Cleaned) -> list[_Candidate]:
-        """Rows in this project's columns, without private data."""
+        """Return rows in this project's columns, without private data."""
         candidates = []
         for place, read in raw:
             try:
@@ -161,7 +161,7 @@ class Cleaner:
         done.rows += 1
 
     def _judge(self, candidates: list[_Candidate], done: Cleaned) -> list[_Candidate]:
-        """Those that keep the rules and score high."""
+        """Return those that keep the rules and score high."""
         verdicts = self._rules.judge([candidate.texts for candidate in candidates])
         left = []
         for candidate, verdict in zip(candidates, verdicts, strict=True):
@@ -185,7 +185,7 @@ class Cleaner:
         return good
 
     def _finish(self, candidates: list[_Candidate], done: Cleaned) -> None:
-        """Class, keys and JSON of the rows that stay."""
+        """Add class, keys and JSON to the rows that stay."""
         names = self._class_names(candidates)
         duplicates, near_prompts = self._config.duplicates, self._config.near_prompts_to_group
         for candidate, name in zip(candidates, names, strict=True):
@@ -225,13 +225,13 @@ def _removed(candidate: _Candidate, rule: str, detail: str) -> Removed:
 
 
 def _excerpt(texts: Texts) -> str:
-    """The beginning of a row's texts; masked before it is cut, so that no half of a number remains."""
+    """Return the beginning of a row's texts; masked before it is cut, so that no half of a number remains."""
     whole = Masker()(" ".join(texts.whole.split()))
     return whole if len(whole) <= EXCERPT else f"{whole[:EXCERPT]}..."
 
 
 def repetition(kept: Kept, duplicate: Duplicate) -> Removed:
-    """A row that repeats an earlier one."""
+    """Make the record of a row that repeats an earlier one."""
     rule = "duplicates.exact" if duplicate.similarity == 1 else "duplicates.near"
     detail = f"of {duplicate.place}" + ("" if duplicate.similarity == 1 else f", similarity {duplicate.similarity:.3f}")
     return Removed(kept.number, kept.place, rule, detail, _excerpt(texts_of(json.loads(kept.line))))

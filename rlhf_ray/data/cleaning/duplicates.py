@@ -10,7 +10,7 @@ from rlhf_ray.data.cleaning.signatures import ngram_set
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """What an earlier row has to do with a later one."""
+    """Likeness of a later row to an earlier one."""
 
     of: int
     """Number of the earlier row among those kept."""
@@ -24,7 +24,9 @@ class DuplicateFinder:
     """Remembers rows that were kept, and finds for each new row the first of them that it repeats."""
 
     def __init__(self, shingle: int, threshold: float | None, folder: str | None = None) -> None:
-        """Args: characters of a shingle; least similarity of near duplicates (None: only same texts); for the texts."""
+        """Find duplicates by shingles of so many characters, near ones from `threshold` on (None: only same texts).
+        `folder` is for the texts.
+        """
         self.near = NearTexts(shingle, threshold, folder)
 
     def filter(self, texts: Sequence[str], places: Sequence[str], keys: TextKeys) -> list[Duplicate | None]:
@@ -60,7 +62,7 @@ class DuplicateFinder:
         return found
 
     def _confirm(self, text: str, shared: Mapping[int, int]) -> Duplicate | None:
-        """The first of the candidates that are similar enough."""
+        """Return the first of the candidates that are similar enough."""
         near = self.near
         ngrams = ngram_set(text, near.shingle)
         for number in sorted(near.ordered(shared)):

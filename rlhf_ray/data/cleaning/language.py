@@ -67,7 +67,7 @@ def languages_of(texts: Sequence[str], characters: Characters) -> list[tuple[str
 
 
 def _latin_language(text: str) -> str:
-    """The language whose commonest words a text has most; English if it has hardly any and only plain letters."""
+    """Tell in which language a text has most common words; English if hardly any and only plain letters."""
     counts: Counter[str] = Counter()
     for word in _LATIN_WORD.findall(text.casefold()):
         counts.update(_LANGUAGES_OF.get(word, ()))

@@ -31,7 +31,7 @@ BELOW_SAME = math.nextafter(1.0, 0.0)
 
 @dataclass(frozen=True)
 class TextKeys:
-    """What texts are found by."""
+    """Keys by which texts are found."""
 
     buckets: UInt32[np.ndarray, "texts keys"]
     """One of the whole text, then those of its bands."""
@@ -61,7 +61,7 @@ class Shared:
 
 
 def text_keys(texts: Sequence[str], shingle: int, threshold: float | None) -> TextKeys:
-    """Keys of texts in their normal form; bands and sketches if near ones are wanted."""
+    """Return keys of texts in their normal form; bands and sketches if near ones are wanted."""
     if not texts:
         return TextKeys(np.empty((0, key_count(threshold)), np.uint32), np.zeros(0, np.uint64))
     whole = np.array(
@@ -74,7 +74,7 @@ def text_keys(texts: Sequence[str], shingle: int, threshold: float | None) -> Te
 
 
 def key_count(threshold: float | None) -> int:
-    """Keys of one text."""
+    """Count the keys of one text."""
     return 1 if threshold is None else 1 + BANDS
 
 
@@ -82,7 +82,9 @@ class NearTexts:
     """Remembers texts. Memory holds their keys; they themselves are on disk."""
 
     def __init__(self, shingle: int, threshold: float | None, folder: str | None = None) -> None:
-        """Args: characters of a shingle; least similarity of near texts (None: only same texts); for the texts."""
+        """Find texts by shingles of so many characters, near ones from `threshold` on (None: only same texts).
+        `folder` is for the texts.
+        """
         self.shingle = shingle
         self.threshold = threshold
         self.index = BucketIndex(key_count(threshold))
@@ -128,7 +130,7 @@ class NearTexts:
         return {row: (known.get(row, {}), among.get(row, {})) for row in known.keys() | among.keys()}
 
     def shared(self, keys: TextKeys) -> Shared:
-        """The same as arrays, and where there may be more."""
+        """Return the same as arrays, and where there may be more."""
         rows, others, crowded = self.index.find(keys.buckets)
         if self.threshold is not None:
             rows, others = self._alike(keys.sketches, self._sketches, rows, others)
@@ -136,14 +138,14 @@ class NearTexts:
         return Shared(_counted(rows, others), among, crowded)
 
     def ordered(self, shared: Mapping[int, int]) -> list[int]:
-        """Candidates by how many keys they share, the most first, as many as are looked at."""
+        """Order candidates by how many keys they share, the most first, as many as are looked at."""
         candidates = sorted(shared, key=lambda number: (-shared[number], number))
         if len(candidates) > MOST_CHECKED:
             self.unchecked += 1
         return candidates[:MOST_CHECKED]
 
     def text(self, number: int) -> str:
-        """A text by its number."""
+        """Return a text by its number."""
         return self._texts.text(number)
 
     def place(self, number: int) -> str:
@@ -151,7 +153,7 @@ class NearTexts:
         return self._texts.place(number)
 
     def similarity(self, ngrams: set[str], text: str, earlier: str) -> float:
-        """Jaccard similarity of different texts, the first with its n-grams; 0 where it is certainly too low."""
+        """Return the Jaccard similarity of different texts, the first as n-grams; 0 where it is certainly too low."""
         # Texts shorter than a shingle are the same or not similar at all.
         if self.threshold is None or min(len(text), len(earlier)) < self.shingle:
             return 0.0
@@ -167,18 +169,18 @@ class NearTexts:
     def _alike(
         self, one: np.ndarray, other: np.ndarray, rows: np.ndarray, others: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs whose sketches differ in no more bits than those of near texts."""
+        """Return pairs whose sketches differ in no more bits than those of near texts."""
         alike = np.bitwise_count(one[rows] ^ other[others]) <= self._unequal
         return rows[alike], others[alike]
 
 
 def places_of_keys(buckets: UInt32[np.ndarray, "rows keys"]) -> UInt64[np.ndarray, "rows keys"]:
-    """Keys with their places before them, so that keys in different places differ."""
+    """Put each key's place before it, so that keys in different places differ."""
     return buckets | (np.arange(buckets.shape[1], dtype=np.uint64) << np.uint64(32))
 
 
 def _within(buckets: UInt32[np.ndarray, "rows keys"]) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of (row, earlier row) of the same batch that share a key, once for each such key."""
+    """Find pairs of (row, earlier row) of the same batch that share a key, once for each such key."""
     columns = buckets.shape[1]
     flat = places_of_keys(buckets).reshape(-1)
     order = np.argsort(flat, kind="stable")
@@ -197,7 +199,7 @@ def _within(buckets: UInt32[np.ndarray, "rows keys"]) -> tuple[np.ndarray, np.nd
 
 
 def _counted(rows: np.ndarray, others: np.ndarray) -> Pairs:
-    """How often each other stands beside each row."""
+    """Count how often each other stands beside each row."""
     # Both in one number: sorting those is many times faster than sorting pairs.
     pairs, counts = np.unique((rows.astype(np.int64) << 32) | others, return_counts=True)
     return pairs >> 32, pairs & 0xFFFFFFFF, counts

@@ -47,7 +47,7 @@ def ngrams_of(characters: Characters, length: int) -> NGrams:
 
 
 def _short(codes: UInt64[np.ndarray, " characters"], length: int) -> np.uint64:
-    """Hash of a text that is shorter than an n-gram, filled up with zeros."""
+    """Hash a text that is shorter than an n-gram, filled up with zeros."""
     value = length
     for step in range(length):
         value = (value * int(_PRIME) + (int(codes[step]) if step < len(codes) else 0)) % (1 << 64)
@@ -55,7 +55,7 @@ def _short(codes: UInt64[np.ndarray, " characters"], length: int) -> np.uint64:
 
 
 def repeated_share(ngrams: NGrams) -> np.ndarray:
-    """Share of each text's n-grams that stood in it before."""
+    """Return the share of each text's n-grams that stood in it before."""
     counts = np.diff(ngrams.offsets)
     texts = np.repeat(np.arange(len(counts), dtype=np.uint64), counts)
     # Sorted by text, and within it by as much of the hash as 64 bits leave room for.

@@ -29,7 +29,9 @@ PROVINCES = frozenset(
 
 
 def is_identity(number: str) -> bool:
-    """Whether 18 characters are a Chinese identity number: province, date of birth, ISO 7064 MOD 11-2 (GB 11643)."""
+    """Tell whether 18 characters are a Chinese identity number (GB 11643).
+    It has a province, a date of birth and a check digit by ISO 7064 MOD 11-2.
+    """
     # The library's `cn.ric` wants a county that it knows, finds no foreign resident (91), and fails on some numbers.
     if int(number[:2]) not in PROVINCES or not mod_11_2.is_valid(number.upper()):
         return False
@@ -41,7 +43,7 @@ def is_identity(number: str) -> bool:
 
 
 def is_card(number: str) -> bool:
-    """Whether digits, with spaces or hyphens between, are a bank card's: 13 to 19, an issuer's first digit, Luhn."""
+    """Tell whether digits, maybe with spaces or hyphens, are a bank card's: 13 to 19, issuer's first digit, Luhn."""
     # Digits of any script count, as they do in the patterns.
     digits = "".join(str(int(digit)) for digit in number if digit.isdigit())
     return 13 <= len(digits) <= 19 and digits[0] in "234569" and len(set(digits)) > 1 and bool(luhn.is_valid(digits))
@@ -140,7 +142,7 @@ class Found:
 
 
 def find_private(text: str) -> list[Found]:
-    """All private data in a text, in the order of their places; none overlaps another."""
+    """Find all private data in a text, in the order of their places; none overlaps another."""
     folded = text if text.isascii() else text.translate(_FOLD)
     if not _SIGN.search(folded):
         return []
@@ -161,7 +163,7 @@ def _places(pattern: _Pattern, text: str) -> Iterator[tuple[int, int]]:
 
 
 def masked(text: str, found: list[Found]) -> str:
-    """A text without what was found in it."""
+    """Return a text without what was found in it."""
     if not found:
         return text
     kept, done = [], 0
@@ -175,7 +177,7 @@ class Masker:
     """Masks the texts of one row and remembers what kinds there were."""
 
     def __init__(self, kinds: frozenset[Kind] = frozenset(MASKS)) -> None:
-        """Args: kinds to mask; others stay."""
+        """Mask these kinds; others stay."""
         self.kinds = kinds
         self.found: Counter[Kind] = Counter()
 

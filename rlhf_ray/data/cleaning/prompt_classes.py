@@ -63,7 +63,7 @@ _QUESTION = re.compile(
 
 
 def use_case(prompt: str) -> str:
-    """The use case of a prompt: the first rule that its first or last words keep, else by whether it asks something."""
+    """Tell the use case of a prompt: the first rule that its first or last words keep, else whether it asks."""
     # What is wanted stands at either end; the text between is material.
     looked_at = prompt if len(prompt) <= 2 * _LONG else f"{prompt[:_LONG]}\n{prompt[-_LONG:]}"
     for name, pattern in _COMPILED:

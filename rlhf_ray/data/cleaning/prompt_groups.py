@@ -27,7 +27,7 @@ class PromptGroups:
     """Groups of all prompts that were added; about 12 bytes of each beside the index of near texts."""
 
     def __init__(self, shingle: int, threshold: float, folder: str | None = None) -> None:
-        """Args: characters of a shingle; least similarity of near prompts; folder for the texts."""
+        """Group prompts by shingles of so many characters, near ones from `threshold` on; `folder` is for the texts."""
         self.near = NearTexts(shingle, threshold, folder)
         self.unchecked = 0
         """Joins without a comparison."""
@@ -48,7 +48,7 @@ class PromptGroups:
         return self.near.bytes + sum(len(one) * one.itemsize for one in (self._keys, self._parents))
 
     def add(self, texts: Sequence[str], prompt_keys: Sequence[int], keys: TextKeys) -> list[int]:
-        """Numbers of prompts, the same for the same prompt; each may join groups.
+        """Number prompts, the same for the same prompt; each may join groups.
 
         Args:
             texts: in their normal form.
@@ -81,7 +81,7 @@ class PromptGroups:
         return self._keys[self._root(number)]
 
     def sizes(self) -> list[int]:
-        """Prompts of each group, the largest first."""
+        """Count the prompts of each group, the largest first."""
         roots = [self._root(number) for number in range(len(self._parents))]
         return sorted(np.unique(roots, return_counts=True)[1].tolist(), reverse=True)
 
@@ -90,7 +90,7 @@ class PromptGroups:
         self.near.close()
 
     def _crowds(self, marks: UInt64[np.ndarray, "rows keys"]) -> Bool[np.ndarray, "rows keys"]:
-        """Which keys are known to be crowded, or are in this batch."""
+        """Tell which keys are known to be crowded, or are in this batch."""
         found, of, counts = np.unique(marks, return_inverse=True, return_counts=True)
         known = np.isin(found, np.fromiter(self._crowded, np.uint64, len(self._crowded)))
         crowded: np.ndarray = (known | (counts > LONGEST_CHAIN))[of].reshape(marks.shape)
@@ -99,7 +99,7 @@ class PromptGroups:
     def _apart(
         self, buckets: UInt32[np.ndarray, "rows keys"], crowded: Bool[np.ndarray, "rows keys"]
     ) -> UInt32[np.ndarray, "rows keys"]:
-        """Keys with others, which no prompt shares, for the crowded ones."""
+        """Replace the crowded keys by others, which no prompt shares."""
         count = int(crowded.sum())
         given = buckets.copy()
         given[crowded] = np.arange(self._unshared, self._unshared + count).astype(np.uint32)
@@ -107,7 +107,7 @@ class PromptGroups:
         return given
 
     def _numbers(self, texts: Sequence[str], prompt_keys: Sequence[int], shared: Shared) -> Int64[np.ndarray, " rows"]:
-        """Numbers of different prompts: those that they have, or new ones."""
+        """Return the numbers of different prompts: those that they have, or new ones."""
         numbers = np.full(len(texts), -1, np.int64)
         rows, others, _ = shared.known
         same = np.frombuffer(self._keys, np.uint64)[others] == np.array(prompt_keys, np.uint64)[rows]
@@ -153,7 +153,7 @@ class PromptGroups:
                 self._join(number, other)
 
     def _similarity(self, one: int, other: int) -> float:
-        """Jaccard similarity of two prompts; of such as are shorter than a shingle it is 0 or 1."""
+        """Return the Jaccard similarity of two prompts; 0 or 1 for such as are shorter than a shingle."""
         return jaccard(self._ngrams_of(one), self._ngrams_of(other))
 
     def _ngrams_of(self, number: int) -> set[str]:
@@ -168,7 +168,7 @@ class PromptGroups:
         return found
 
     def _join(self, one: int, other: int) -> bool:
-        """Whether their groups were two."""
+        """Join the groups of two prompts; tell whether they were two."""
         earlier, later = sorted((self._root(one), self._root(other)))
         self._parents[later] = earlier
         return earlier != later

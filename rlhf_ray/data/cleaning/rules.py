@@ -53,7 +53,7 @@ class Pack:
 
 
 def length_rules(config: LengthConfig, pack: Pack) -> Iterator[Broken]:
-    """Too short, too long."""
+    """Find texts that are too short or too long."""
     lengths = np.array([len(text.strip()) for text in pack.texts])
 
     def detail(text: int) -> str:
@@ -64,7 +64,7 @@ def length_rules(config: LengthConfig, pack: Pack) -> Iterator[Broken]:
 
 
 def punctuation_rules(config: PunctuationConfig, pack: Pack) -> Iterator[Broken]:
-    """Nothing but punctuation, one mark many times, a long text without any."""
+    """Find texts of nothing but punctuation, with one mark many times, or long ones without any."""
     marks = pack.characters.count("punctuation", "symbol")
     shares = marks / pack.visible
     yield Broken("punctuation.max_share", shares > config.max_share, lambda text: f"share {shares[text]:.2f}")
@@ -76,7 +76,7 @@ def punctuation_rules(config: PunctuationConfig, pack: Pack) -> Iterator[Broken]
 
 
 def quality_rules(config: QualityConfig, pack: Pack) -> Iterator[Broken]:
-    """Broken encoding, few letters, repetition, phrases that nobody wants."""
+    """Find broken encoding, few letters, repetition, and phrases that nobody wants."""
     broken = pack.characters.count("broken") / np.maximum(pack.characters.lengths, 1)
     yield Broken("quality.max_broken", broken > config.max_broken, lambda text: f"share {broken[text]:.3f}")
     letters = pack.characters.count(*LETTERS) / pack.visible
@@ -94,7 +94,7 @@ def quality_rules(config: QualityConfig, pack: Pack) -> Iterator[Broken]:
 
 
 def language_rules(config: LanguageConfig, pack: Pack) -> Iterator[Broken]:
-    """Another language, or too much of one in the text."""
+    """Find another language, or too much of one in the text."""
     found = languages_of(pack.texts, pack.characters)
     other = np.array([language not in config.keep for language, _ in found])
     yield Broken("language.keep", other, lambda text: found[text][0])
@@ -117,7 +117,7 @@ class Rules:
             self._rules.append((language.of, lambda pack: language_rules(language, pack)))
 
     def judge(self, rows: Sequence[Texts]) -> list[tuple[str, str] | None]:
-        """The first rule that each row breaks with a detail, or None; one text that breaks it is enough."""
+        """Find the first rule that each row breaks, with a detail, or None; one text that breaks it is enough."""
         packs: dict[Judged, tuple[Pack, np.ndarray]] = {}
         verdicts: list[tuple[str, str] | None] = [None] * len(rows)
         for which, rule in self._rules:

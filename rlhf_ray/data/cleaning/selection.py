@@ -12,24 +12,24 @@ BINS = 1 << 12
 
 
 def prompt_key(text: str) -> int:
-    """64 bits of a text in its normal form; rows with the same prompt have the same key."""
+    """Hash a text in its normal form to 64 bits; rows with the same prompt have the same key."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def place_of(key: int, seed: int, purpose: str) -> float:
-    """A number in [0, 1) that is drawn by key, seed and purpose, independent between purposes."""
+    """Draw a number in [0, 1) by key, seed and purpose, independent between purposes."""
     drawn = hashlib.blake2b(f"{seed} {purpose} {key}".encode(), digest_size=8).digest()
     return (int.from_bytes(drawn) >> 11) / (1 << 53)
 
 
 def split_of(place: float, shares: Sequence[float]) -> int:
-    """The part whose interval of the shares' sum holds a place in [0, 1)."""
+    """Find the part whose interval of the shares' sum holds a place in [0, 1)."""
     ends = np.cumsum(shares) / sum(shares)
     return min(int(np.searchsorted(ends, place, side="right")), len(shares) - 1)
 
 
 def quotas(counts: Mapping[str, int], shares: Mapping[str, float], rows: int | None) -> dict[str, int]:
-    """Rows of each class in a sample: by the shares where there are enough, all of them where there are not.
+    """Count the rows of each class in a sample: by the shares where there are enough, else all of them.
 
     Without `rows`, as many as the shares allow, so that no class that has rows falls short.
     """
@@ -43,13 +43,13 @@ def quotas(counts: Mapping[str, int], shares: Mapping[str, float], rows: int | N
 
 @dataclass
 class PlaceCounts:
-    """How many rows of each class have their place in which part of [0, 1): enough to cut a sample off exactly."""
+    """Counts of rows by class and part of [0, 1) in which they have their place: they cut a sample off exactly."""
 
     bins: dict[str, Int64[np.ndarray, " bins"]]
 
     @classmethod
     def empty(cls) -> "PlaceCounts":
-        """No rows yet."""
+        """Start without rows."""
         return cls({})
 
     def add(self, name: str, place: float) -> None:
@@ -77,7 +77,7 @@ class Sampler:
             self._left[name] = count - (int(sums[full - 1]) if full else 0)
 
     def takes(self, name: str, place: float) -> bool:
-        """Whether a row is in the sample; to be asked once for each row."""
+        """Tell whether a row is in the sample; to be asked once for each row."""
         if name not in self._whole:
             return False
         part = int(place * BINS)

@@ -20,7 +20,7 @@ _CHUNK = 1 << 16
 
 
 def rows_of_band(threshold: float) -> int:
-    """Hashes of a band: the most with which a pair at the threshold is missed with probability below `MISSED`.
+    """Count the hashes of a band: the most that miss a pair at the threshold with probability below `MISSED`.
 
     A pair of Jaccard similarity J shares none of b bands of r hashes with probability (1 - J^r)^b.
     """
@@ -29,12 +29,12 @@ def rows_of_band(threshold: float) -> int:
 
 
 def shingles(texts: Sequence[str], length: int) -> NGrams:
-    """N-grams of texts, as compared for near duplicates."""
+    """Return the n-grams of texts, as compared for near duplicates."""
     return ngrams_of(Characters.of(texts), length)
 
 
 def signatures(ngrams: NGrams, hashes: int) -> UInt64[np.ndarray, "texts hashes"]:
-    """The smallest of each text's n-grams under each of several hash functions."""
+    """Return the smallest of each text's n-grams under each of several hash functions."""
     generator = np.random.Generator(np.random.PCG64(0x5EED))
     factors = generator.integers(0, 1 << 63, hashes, np.uint64) * np.uint64(2) + np.uint64(1)
     shifts = generator.integers(0, 1 << 63, hashes, np.uint64)
@@ -51,7 +51,7 @@ def signatures(ngrams: NGrams, hashes: int) -> UInt64[np.ndarray, "texts hashes"
 
 
 def band_keys(smallest: UInt64[np.ndarray, "texts hashes"]) -> UInt32[np.ndarray, "texts bands"]:
-    """Keys of texts by their signatures; two share one with the probability that `rows_of_band` states."""
+    """Make keys of texts from their signatures; two share one with the probability that `rows_of_band` states."""
     bands = smallest.reshape(len(smallest), BANDS, -1)
     keys = np.broadcast_to(np.arange(1, BANDS + 1, dtype=np.uint64), bands.shape[:2])
     for row in range(bands.shape[2]):
@@ -60,7 +60,7 @@ def band_keys(smallest: UInt64[np.ndarray, "texts hashes"]) -> UInt32[np.ndarray
 
 
 def sketches(smallest: UInt64[np.ndarray, "texts hashes"]) -> UInt64[np.ndarray, " texts"]:
-    """One bit of each of a text's hashes, up to 64 (b-bit MinHash, Li and König 2010)."""
+    """Take one bit of each of a text's hashes, up to 64 (b-bit MinHash, Li and König 2010)."""
     found = np.zeros(len(smallest), np.uint64)
     for place in range(min(smallest.shape[1], 64)):
         found |= (mix(smallest[:, place]) >> np.uint64(63)) << np.uint64(place)
@@ -68,7 +68,7 @@ def sketches(smallest: UInt64[np.ndarray, "texts hashes"]) -> UInt64[np.ndarray,
 
 
 def most_unequal_bits(threshold: float) -> int:
-    """Bits in which the sketches of two texts at the threshold differ at most, but for one pair in a million.
+    """Count the bits in which sketches of texts at the threshold differ at most, but for one pair in a million.
 
     Each bit differs with probability (1 - J) / 2: half the hashes that differ.
     """
@@ -78,18 +78,18 @@ def most_unequal_bits(threshold: float) -> int:
 
 
 def jaccard(one: set[str], other: set[str]) -> float:
-    """Exact Jaccard similarity of the sets of n-grams of two texts."""
+    """Return the exact Jaccard similarity of the sets of n-grams of two texts."""
     shared = len(one & other)
     return shared / (len(one) + len(other) - shared)
 
 
 def ngram_set(text: str, length: int) -> set[str]:
-    """The n-grams of a text; one that is shorter is its only one."""
+    """Return the n-grams of a text; one that is shorter is its only one."""
     return {text[start : start + length] for start in range(max(len(text) - length + 1, 1))}
 
 
 def at_most(ngrams: set[str], text: str, length: int) -> float:
-    """A bound that the Jaccard similarity of a set of n-grams and a text does not pass, at a fraction of its cost.
+    """Bound the Jaccard similarity of a set of n-grams and a text from above, at a fraction of its cost.
 
     Only some n-grams of the text are looked up, those that do not overlap. If d different ones of them are not in the
     set A, and the text has n n-grams, then at most n - d are shared and the union has at least |A| + d.

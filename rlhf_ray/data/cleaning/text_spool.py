@@ -31,7 +31,7 @@ class TextSpool:
         self.count += 1
 
     def text(self, number: int) -> str:
-        """A text by its number."""
+        """Return a text by its number."""
         return self._read(number)[0]
 
     def place(self, number: int) -> str:

@@ -28,7 +28,7 @@ class Texts:
     """The answer of the best rank, the first of them."""
 
     def judged(self, which: Judged) -> list[str]:
-        """The texts that a rule looks at; those of a row without answers are its prompt."""
+        """Return the texts that a rule looks at; those of a row without answers are its prompt."""
         if which == "row":
             return [text for text in (self.prompt, *self.answers) if text]
         if which == "prompt" or not self.answers:
@@ -42,7 +42,7 @@ class Texts:
 
 
 def texts_of(row: Row) -> Texts:
-    """The texts of a row in this project's columns.
+    """Return the texts of a row in this project's columns.
 
     Raises:
         BadRow: it has none, or empty or malformed ones.
@@ -97,7 +97,7 @@ def _is_demonstration(row: Row) -> bool:
 
 
 def _asked_and_said(row: Row) -> tuple[Prompt | None, Prompt]:
-    """The prompt of a demonstration and its completion: the last answer of a conversation, or a whole text.
+    """Return the prompt of a demonstration and its completion: a conversation's last answer, or a whole text.
 
     A text has None as its prompt, a conversation that begins with its last answer an empty one.
     """
@@ -110,12 +110,12 @@ def _asked_and_said(row: Row) -> tuple[Prompt | None, Prompt]:
 
 
 def joined(prompt: Prompt) -> str:
-    """A prompt as one text."""
+    """Return a prompt as one text."""
     return prompt if isinstance(prompt, str) else "\n".join(map(words_of, prompt))
 
 
 def normal(text: str) -> str:
-    """The form in which texts are compared: NFKC, no capitals, one space for any white space."""
+    """Return the form in which texts are compared: NFKC, no capitals, one space for any white space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 

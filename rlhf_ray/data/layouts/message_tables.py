@@ -31,13 +31,13 @@ class _Message:
 
 
 def is_message(row: Row) -> bool:
-    """Whether a row is one message of a table: the first of a tree, or one that names its parent."""
+    """Tell whether a row is one message of a table: the first of a tree, or one that names its parent."""
     known = all(name in row for name in COLUMNS) and row["role"] in ROLES
     return known and ("parent_id" in row or row["role"] == "prompter")
 
 
 def as_trees(rows: Iterable[RawRow]) -> Iterator[RawRow]:
-    """Rows as they are; where the first usable one is a message, all of them as trees, each at its first message."""
+    """Return rows as they are; where the first usable one is a message, all as trees, each at its first message."""
     rows = iter(rows)
     for place, row in rows:
         if isinstance(row, BadRow):
@@ -89,7 +89,7 @@ def _read(rows: Iterable[RawRow], messages: dict[str, _Message]) -> Iterator[Raw
 
 
 def _below(message: _Message) -> set[str]:
-    """Names of a message and of all below it; their nodes get their replies."""
+    """Return the names of a message and of all below it; their nodes get their replies."""
     found = set()
     waiting = [message]
     while waiting:
@@ -113,7 +113,7 @@ def _message(place: Place, row: Row) -> _Message:
 
 
 def _empty(value: Any) -> bool:
-    """Whether a cell holds nothing: null, an empty text, or the NaN that tables of numbers have in its place."""
+    """Tell whether a cell holds nothing: null, an empty text, or the NaN that tables of numbers have in its place."""
     return value is None or value == "" or value != value
 
 

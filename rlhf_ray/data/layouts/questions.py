@@ -19,7 +19,7 @@ def _others(row: Row, used: Collection[str]) -> Row:
 
 
 def read_conversations(row: Row, column: str = "conversations") -> Row:
-    """Turns in `conversations`, alone or with the last answers in `chosen` and `rejected` (ShareGPT).
+    """Read turns in `conversations`, alone or with the last answers in `chosen` and `rejected` (ShareGPT).
 
     A column `system` begins the conversation where no turn of the system does.
     """
@@ -34,13 +34,13 @@ def read_conversations(row: Row, column: str = "conversations") -> Row:
 
 
 def read_context(row: Row) -> Row:
-    """`context`, `chosen` and `rejected` as turns (ColossalChat)."""
+    """Read `context`, `chosen` and `rejected` as turns (ColossalChat)."""
     others = _others(row, {"context", "chosen", "rejected"})
     return {"prompt": turns_of(row["context"], "context"), **_pair(row), **others}
 
 
 def read_messages(row: Row) -> Row:
-    """`messages` whose speakers stand in `from` (ColossalChat); one that ends with the human is a prompt."""
+    """Read `messages` whose speakers stand in `from` (ColossalChat); one that ends with the human is a prompt."""
     messages = turns_of(row["messages"], "messages")
     others = _others(row, {"messages"})
     return {("messages" if messages[-1]["role"] == "assistant" else "prompt"): messages, **others}
@@ -54,7 +54,7 @@ def _pair(row: Row) -> dict[str, list[Message]]:
 
 
 def read_question_pair(row: Row) -> Row:
-    """`question`, `response_chosen`, `response_rejected`, later with `system` and `history` (MedicalGPT)."""
+    """Read `question`, `response_chosen`, `response_rejected`, later with `system` and `history` (MedicalGPT)."""
     prompt = [*opening(row.get("system"), row.get("history")), user(row["question"], "question")]
     others = _others(row, {"system", "history", "question", "response_chosen", "response_rejected"})
     return {
@@ -66,7 +66,9 @@ def read_question_pair(row: Row) -> Row:
 
 
 def read_instruction(row: Row) -> Row:
-    """`instruction`, `input`, and `output`, or `chosen` and `rejected`; a list of outputs is best first (Alpaca)."""
+    """Read `instruction`, `input`, and `output`, or `chosen` and `rejected` (Alpaca).
+    A list of outputs is best first.
+    """
     asked = text_of(row["instruction"], "instruction")
     if row.get("input"):
         asked = f"{asked}\n{text_of(row['input'], 'input')}"
@@ -83,7 +85,7 @@ def read_instruction(row: Row) -> Row:
 
 
 def read_two_responses(row: Row, judgement: str) -> Row:
-    """`prompt`, `response_0`, `response_1` and the number of the one that a judgement prefers (safe-rlhf).
+    """Read `prompt`, `response_0`, `response_1`, and which of them a judgement prefers (safe-rlhf).
 
     Args:
         row: as in the file.
@@ -104,7 +106,7 @@ def read_two_responses(row: Row, judgement: str) -> Row:
 
 
 def read_choice(row: Row) -> list[Row]:
-    """`prompt`, `a`, `b`, and the `winner` of the two (`rlhf compare`); a tie is no pair to learn from.
+    """Read `prompt`, `a`, `b`, and the `winner` of the two (`rlhf compare`); a tie is no pair to learn from.
 
     Raises:
         BadRow: the winner is neither a, b nor tie.
@@ -119,21 +121,21 @@ def read_choice(row: Row) -> list[Row]:
 
 
 def read_instances(row: Row) -> list[Row]:
-    """`instruction` with `instances` of `input` and `output`, a row for each (self-instruct)."""
+    """Read `instruction` with `instances` of `input` and `output`, a row for each (self-instruct)."""
     if not isinstance(row["instances"], list) or not all(isinstance(one, Mapping) for one in row["instances"]):
         raise BadRow("`instances` must be a list of objects with `input` and `output`")
     return [read_instruction({**_others(row, {"instances"}), **one}) for one in row["instances"]]
 
 
 def is_question(row: Row) -> bool:
-    """Whether a row asks in one column of `ASKED` and answers in others, and has no prompt by its own name."""
+    """Tell whether a row asks in one column of `ASKED`, answers in others, and has no prompt by its own name."""
     if "prompt" in row or "messages" in row or not any(name in row for name in ASKED):
         return False
     return ("chosen" in row and "rejected" in row) or any(name in row for name in SAID)
 
 
 def read_question(row: Row) -> Row:
-    """`question` (or `query`, `input`) with `answer` (or `response`, `output`), or with `chosen` and `rejected`.
+    """Read `question` (or `query`, `input`) with `answer` (or `response`, `output`), or with a pair's columns.
 
     An answer is kept under its own name too: reward functions look for it there.
     """

@@ -122,7 +122,7 @@ ALL_SHAPES = [shape for shapes in SHAPES.values() for shape in shapes]
 
 
 def lay_out(row: Row, layout: Layout) -> list[Row]:
-    """The rows, in columns of `rlhf_ray.data.columns`, that one row of a data set holds; a tree may hold none.
+    """Return the rows, in columns of `rlhf_ray.data.columns`, that one row holds; a tree may hold none.
 
     Raises:
         BadRow: the row is broken, or is not of the layout that was named.

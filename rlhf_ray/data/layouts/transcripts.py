@@ -14,17 +14,17 @@ ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a value is text that begins with a turn of the human and has one of the assistant."""
+    """Tell whether a value is text that begins with a turn of the human and has one of the assistant."""
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\n\nAssistant:" in f"\n\n{value}"
 
 
 def is_open_transcript(value: Any) -> bool:
-    """Whether a transcript stops where the assistant is to answer."""
+    """Tell whether a transcript stops where the assistant is to answer."""
     return is_transcript(value) and str(value).rstrip().endswith("Assistant:")
 
 
 def split_transcript(text: str, name: str) -> list[Message]:
-    """Turns of a transcript; an empty turn of the assistant at the end, where the answer is to come, is left out.
+    """Split a transcript into turns; an empty one of the assistant at the end, for the answer, is left out.
 
     Raises:
         BadRow: the text does not begin with a speaker, or a turn in the middle is empty.
@@ -46,7 +46,7 @@ def split_transcript(text: str, name: str) -> list[Message]:
 
 
 def read_pair(row: Row) -> Row:
-    """`chosen` and `rejected` as transcripts that share all turns but the last (HH-RLHF).
+    """Read `chosen` and `rejected` as transcripts that share all turns but the last (HH-RLHF).
 
     Raises:
         BadRow: they share no turns, or do not end with one answer each.
@@ -62,7 +62,7 @@ def read_pair(row: Row) -> Row:
 
 
 def read_open(row: Row) -> Row:
-    """`prompt` as a transcript up to `Assistant:`, with answers in other columns (DeepSpeed-Chat).
+    """Read `prompt` as a transcript up to `Assistant:`, with answers in other columns (DeepSpeed-Chat).
 
     Those are `chosen` and `rejected`, and `response` or `completion`.
     """
@@ -79,7 +79,7 @@ def read_open(row: Row) -> Row:
 
 
 def read_conversation(row: Row) -> Row:
-    """`text` as a whole transcript."""
+    """Read `text` as a whole transcript."""
     return {
         **{name: value for name, value in row.items() if name != "text"},
         "messages": split_transcript(text_of(row["text"], "text"), "text"),

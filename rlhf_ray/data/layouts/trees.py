@@ -13,13 +13,13 @@ DEEPEST = 100
 
 
 def is_tree(row: Row) -> bool:
-    """Whether a row is a tree of messages."""
+    """Tell whether a row is a tree of messages."""
     prompt = row.get("prompt")
     return isinstance(prompt, Mapping) and "text" in prompt and "replies" in prompt
 
 
 def read_rankings(row: Row) -> list[Row]:
-    """A ranking for each message of the user that has at least two ranked answers."""
+    """Read a ranking for each message of the user that has at least two ranked answers."""
     return [
         {
             "prompt": path,
@@ -33,7 +33,7 @@ def read_rankings(row: Row) -> list[Row]:
 
 
 def read_conversations(row: Row) -> list[Row]:
-    """Whole conversations along the best answers."""
+    """Read whole conversations along the best answers."""
     found = []
     for path, replies in _asked(_root(row), []):
         best = _best(replies)
@@ -55,7 +55,7 @@ def _of_tree(row: Row) -> Row:
 
 
 def _asked(node: Mapping[str, Any], path: list[Message]) -> Iterator[tuple[list[Message], list[Mapping[str, Any]]]]:
-    """Each message of the user with the turns before it, and the answers to it.
+    """Yield each message of the user with the turns before it, and the answers to it.
 
     The conversation goes on below the best answer only.
     """
@@ -79,7 +79,7 @@ def _alive(node: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _best(replies: list[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """The answer of the smallest rank; the first of those without one if none has any."""
+    """Return the answer of the smallest rank; the first of those without one if none has any."""
     ranked = [reply for reply in replies if isinstance(reply.get("rank"), int)]
     return min(ranked, key=lambda reply: reply["rank"]) if ranked else replies[0]
 

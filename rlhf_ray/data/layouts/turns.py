@@ -26,17 +26,17 @@ SPEAKERS = {
 
 
 def user(text: Any, name: str) -> Message:
-    """A turn of the user, from a column."""
+    """Make a turn of the user from a column."""
     return {"role": "user", "content": text_of(text, name)}
 
 
 def assistant(text: Any, name: str) -> Message:
-    """A turn of the assistant, from a column."""
+    """Make a turn of the assistant from a column."""
     return {"role": "assistant", "content": text_of(text, name)}
 
 
 def text_of(value: Any, name: str) -> str:
-    """The text of a column.
+    """Return the text of a column.
 
     Raises:
         BadRow: it is none.
@@ -47,7 +47,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def turns_of(value: Any, name: str) -> list[Message]:
-    """Turns written as `from` and `value`, `from` and `content`, or `role` and `content`; one alone is taken too.
+    """Read turns of `from` and `value`, `from` and `content`, or `role` and `content`; one alone is taken too.
 
     Raises:
         BadRow: no turns, or a turn whose speaker or text is missing or unknown.
@@ -79,7 +79,7 @@ def _turn(turn: Any, name: str) -> Message:
 
 
 def _calls(turn: Mapping[str, Any], speaker: str, given: Sequence[str]) -> list[Any]:
-    """What a turn of `function_call` calls, as JSON of one or several calls; none where it is another text."""
+    """Return what a turn of `function_call` calls, as JSON of one or several calls; none where it is another text."""
     if speaker != "function_call" or not given or not isinstance(turn[given[0]], str):
         return []
     try:

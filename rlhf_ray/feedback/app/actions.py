@@ -10,7 +10,7 @@ __all__ = ["draw", "fail", "keep_draft", "save", "skip", "take_up", "type_prompt
 
 
 def take_up() -> None:
-    """At the beginning of a session: what its annotator was at."""
+    """Open, at the beginning of a session, what its annotator was at."""
     try:
         set_sheet(seated().current(annotator()))
     except RlhfError as error:
@@ -19,7 +19,7 @@ def take_up() -> None:
 
 
 def draw() -> None:
-    """Another prompt from the pool; one that lies here unfinished stays with the annotator, and comes first."""
+    """Draw another prompt from the pool; one left unfinished stays with the annotator, and comes first."""
     clear_notice()
     _next()
 
@@ -34,7 +34,7 @@ def _next() -> None:
 
 
 def type_prompt() -> None:
-    """Answers to a prompt of the annotator's own."""
+    """Show answers to a prompt of the annotator's own."""
     clear_notice()
     try:
         with st.spinner(say("writing")):

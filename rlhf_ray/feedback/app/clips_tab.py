@@ -28,7 +28,7 @@ LOOK_SECONDS = 2.0
 
 
 def show_clips_tab() -> None:
-    """The whole tab."""
+    """Show the tab of clips."""
     current = clip_sheet()
     if current is None:
         show_sheet("empty", _take, buttons=[undo_action()], message=say("no_clips"))
@@ -66,7 +66,7 @@ def _look_for_clips() -> None:
 
 
 def _take(work: Work) -> None:
-    """What the browser sent: a choice, or that the last one is taken back."""
+    """Take what the browser sent: a choice, or that the last one is taken back."""
     current = clip_sheet()
     if work.act == "undo":
         undo()

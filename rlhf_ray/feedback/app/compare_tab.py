@@ -22,7 +22,7 @@ RANKS = {"left": (1, 2), "equal": (1, 1), "right": (2, 1)}
 
 
 def show_compare_tab() -> None:
-    """The whole tab."""
+    """Show the tab on which two answers are compared."""
     current = sheet()
     if current is None:
         show_sheet("empty", _take, buttons=[draw_action(), undo_action()], message=say(st.session_state["why_empty"]))
@@ -42,7 +42,7 @@ def show_compare_tab() -> None:
 
 
 def _take(work: Work) -> None:
-    """What the browser sent: a reason is kept, and what was pressed is done."""
+    """Take what the browser sent: a reason is kept, and what was pressed is done."""
     current = sheet()
     if current is not None:
         current.draft = replace(current.draft, reason=work.reason)
@@ -67,7 +67,7 @@ REASONS = 50
 
 
 def show_results_tab() -> None:
-    """The whole tab."""
+    """Show the tab of results."""
     labels = list(desk().labels.all())
     if not labels:
         st.info(say("no_labels"))

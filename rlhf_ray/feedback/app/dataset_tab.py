@@ -30,7 +30,7 @@ LONGEST_SEARCH = 200
 
 
 def show_detail(label: Label, by: str) -> None:
-    """The label, with buttons to correct and to delete it."""
+    """Show the label, with buttons to correct and to delete it."""
     show_prompt(label.prompt, label.prompt_class, f"detail-prompt-{label.id}")
     letters = names_as_shown(label.shown)
     with st.form(f"detail-{label.id}"):
@@ -96,7 +96,7 @@ def _delete(label_id: int, by: str) -> None:
 
 
 def show_dataset_tab() -> None:
-    """The whole tab."""
+    """Show the tab of saved labels."""
     wanted = _filter()
     labels, count = desk().labels.page(wanted, (st.session_state.get("page", 1) - 1) * ROWS, ROWS)
     if count and not labels:
@@ -199,7 +199,7 @@ def _show_downloads(rankings: list[list[list[int]]]) -> None:
 
 
 def _export(name: str) -> Callable[[], bytes]:
-    """The file's content, made when somebody wants it."""
+    """Make the file's content when somebody wants it."""
     labels, task = desk().labels, desk().task
 
     def content() -> bytes:

@@ -86,7 +86,7 @@ def _header(scope: Scope, wanted: bytes) -> Iterator[str]:
 
 
 def _name_of(url: str) -> str:
-    """The name in a URL, without port and brackets; empty where it has none or is no URL."""
+    """Return the name in a URL, without port and brackets; empty where it has none or is no URL."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

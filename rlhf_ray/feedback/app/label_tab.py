@@ -19,7 +19,7 @@ from rlhf_ray.feedback.labelling.ranking import FLAGS, HIGHEST, conflicts, names
 
 
 def show_label_tab() -> None:
-    """The whole tab."""
+    """Show the tab on which answers are ranked."""
     if desk().answers_any_prompt:
         with st.popover(say("own")), st.form("own", border=False):
             st.text_area(say("own"), key="own-prompt", height=100)
@@ -57,7 +57,7 @@ def _begun(current: Sheet) -> dict[str, object]:
 
 
 def _take(work: Work) -> None:
-    """What the browser sent: choices are kept, and what was pressed is done."""
+    """Take what the browser sent: choices are kept, and what was pressed is done."""
     current = sheet()
     if current is not None:
         try:

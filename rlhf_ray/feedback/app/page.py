@@ -26,7 +26,7 @@ SHEETS = (show_label_tab, show_compare_tab, show_clips_tab)
 
 
 def show_page() -> None:
-    """The whole page; runs again at each action of the visitor."""
+    """Show the whole page; runs again at each action of the visitor."""
     st.set_page_config(page_title="rlhf", page_icon="⚖️", layout="wide")
     show_style()
     with st.sidebar:
@@ -70,7 +70,7 @@ def _switch_language() -> None:
 
 
 def _known() -> bool:
-    """Whether the visitor has a name; it is also kept in the page's address, for when the page is loaded again."""
+    """Tell whether the visitor has a name, which the page's address keeps too, for when it is loaded again."""
     if "annotator" not in st.session_state and st.query_params.get("name"):
         _enter(st.query_params["name"])
     if "annotator" in st.session_state:

@@ -34,7 +34,7 @@ WAITING = 128
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens, before anything slow begins.
+    """Open a socket that listens, before anything slow begins.
 
     Raises:
         BadInput: the port is taken or not allowed, or the address is not this machine's.

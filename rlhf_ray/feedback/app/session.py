@@ -19,14 +19,14 @@ NoticeKind = Literal["success", "info", "warning", "error"]
 
 
 class AnyDesk(Protocol):
-    """What the page around the tabs needs of a desk."""
+    """Interface of a desk to the page around the tabs."""
 
     store: str
     """Name of the store for messages."""
 
     @property
     def task(self) -> str:
-        """Which tabs are shown."""
+        """The task, which decides the tabs that are shown."""
         ...
 
     @property
@@ -56,19 +56,19 @@ def seat(desk: AnyDesk) -> None:
 
 
 def seated() -> AnyDesk:
-    """The desk of this process, whatever is judged there."""
+    """Return the desk of this process, whatever is judged there."""
     return _desks[0]
 
 
 def desk() -> Desk:
-    """The desk of this process, where answers are judged."""
+    """Return the desk of this process, where answers are judged."""
     found = seated()
     assert isinstance(found, Desk), "tabs of answers are shown for desks of answers alone"
     return found
 
 
 def clip_desk() -> ClipDesk:
-    """The desk of this process, where clips are judged."""
+    """Return the desk of this process, where clips are judged."""
     found = seated()
     assert isinstance(found, ClipDesk), "tabs of clips are shown for desks of clips alone"
     return found
@@ -81,7 +81,7 @@ def language() -> Language:
 
 
 def say(name: str, /, **values: object) -> str:
-    """A text of the interface in the session's language; without values its fields stay for the browser to fill."""
+    """Return a text of the interface in the session's language; fields without a value stay for the browser."""
     return text(name, language(), **values)
 
 
@@ -98,7 +98,7 @@ def sheet() -> Sheet | None:
 
 
 def clip_sheet() -> ClipSheet | None:
-    """The clips that the annotator is judging."""
+    """Return the clips that the annotator is judging."""
     current: ClipSheet | None = st.session_state.get("sheet")
     return current
 
@@ -162,12 +162,12 @@ def notice_on_sheet() -> dict[str, object] | None:
 
 
 def clear_notice() -> None:
-    """An action begins."""
+    """Forget what was said of the last action."""
     st.session_state.pop("notice", None)
 
 
 def plain(said: str) -> str:
-    """Text for a widget that reads Markdown: what an error quotes must be shown, not done."""
+    """Escape text for a widget that reads Markdown: what an error quotes must be shown, not done."""
     return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|$~:" else c for c in said)
 
 
@@ -191,7 +191,7 @@ _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "
 
 
 def show_style() -> None:
-    """The rules by which texts are laid out."""
+    """Send the rules by which texts are laid out."""
     st.html(STYLE)
 
 
@@ -201,7 +201,7 @@ def visible(text: str) -> str:
 
 
 def show_text(text: str, key: str) -> None:
-    """A text as it stands; no character of it is Markdown or HTML."""
+    """Show a text as it stands; no character of it is Markdown or HTML."""
     written = html.escape(visible(text))
     # Streamlit would take away the indentation of a block of lines, and white space at the ends.
     written = written.replace("\n", "&#10;")
@@ -210,7 +210,7 @@ def show_text(text: str, key: str) -> None:
 
 
 def show_prompt(prompt: Prompt, prompt_class: str, key: str) -> None:
-    """A prompt, turn by turn where it is a conversation."""
+    """Show a prompt, turn by turn where it is a conversation."""
     with st.container(border=True, key=f"{key}-frame"):
         st.caption(plain(say("prompt", name=prompt_class)))
         if isinstance(prompt, str):

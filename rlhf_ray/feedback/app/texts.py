@@ -148,5 +148,5 @@ TEXTS: dict[str, tuple[str, str]] = {
 
 
 def text(name: str, language: Language, /, **values: object) -> str:
-    """A text of the interface."""
+    """Return a text of the interface."""
     return TEXTS[name][language == "en"].format(**values) if values else TEXTS[name][language == "en"]

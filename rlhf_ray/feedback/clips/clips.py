@@ -36,13 +36,13 @@ class Clips:
         return np.concatenate([self.observations, self.actions], axis=2)
 
     def take(self, places: Sequence[int] | Int64[np.ndarray, " chosen"]) -> Self:
-        """The clips at some places."""
+        """Return the clips at some places."""
         chosen = np.asarray(places, dtype=np.int64)
         return type(self)(self.observations[chosen], self.actions[chosen], self.true_returns[chosen])
 
     @classmethod
     def joined(cls, parts: Sequence["Clips"]) -> Self:
-        """All clips of some, in their order; at least one part, which may be empty."""
+        """Join all clips of some, in their order; at least one part, which may be empty."""
         return cls(
             np.concatenate([part.observations for part in parts]),
             np.concatenate([part.actions for part in parts]),
@@ -50,7 +50,7 @@ class Clips:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The clips by name, for a checkpoint."""
+        """Return the clips by name, for a checkpoint."""
         return {"observations": self.observations, "actions": self.actions, "true_returns": self.true_returns}
 
 

@@ -16,7 +16,7 @@ Draw = Callable[[Clips], str]
 
 @dataclass(frozen=True)
 class ClipSettings:
-    """What the page shows besides clips."""
+    """Settings of the page besides its clips."""
 
     question: tuple[str, str]
     """What the better clip shows, in Chinese and English."""
@@ -47,7 +47,7 @@ class ClipDesk:
         self._draw = draw
 
     def current(self, annotator: str) -> ClipSheet | None:
-        """Two clips to compare, or None while there are none.
+        """Return two clips to compare, or None while there are none.
 
         Raises:
             StoreError: the store is busy or gone.
@@ -68,7 +68,7 @@ class ClipDesk:
         return True
 
     def undo(self, annotator: str) -> ClipSheet | None:
-        """The annotator's last two clips, taken back. None if there are none."""
+        """Take the annotator's last choice back; return its clips, None if there are none."""
         return self._sheet(self._store.undo(annotator))
 
     def progress(self, annotator: str) -> Progress:

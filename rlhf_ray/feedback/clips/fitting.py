@@ -53,7 +53,7 @@ class RewardEnsemble(nn.Module):
         return len(self.mean)
 
     def forward(self, inputs: Float[Tensor, "rows inputs"]) -> Float[Tensor, "members rows"]:
-        """Each member's own prediction, neither shifted nor scaled."""
+        """Return each member's own prediction, neither shifted nor scaled."""
         hidden = inputs.expand(self.members, *inputs.shape)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.baddbmm(bias, hidden, weight)
@@ -62,7 +62,7 @@ class RewardEnsemble(nn.Module):
         return hidden.squeeze(2)
 
     def sums(self, clips: Float[Tensor, "clips frames inputs"]) -> Float[Tensor, "members clips"]:
-        """Each member's sum of predictions over each clip."""
+        """Sum each member's predictions over each clip."""
         count, frames, size = clips.shape
         return self(clips.reshape(count * frames, size)).view(self.members, count, frames).sum(2)
 
@@ -75,17 +75,17 @@ class RewardEnsemble(nn.Module):
 
     @torch.no_grad()
     def reward(self, inputs: Float[Tensor, "rows inputs"]) -> Float[Tensor, " rows"]:
-        """Mean over members, each of mean 0 and deviation 1 by itself (section 2.2.3)."""
+        """Return the mean over members, each of mean 0 and deviation 1 by itself (section 2.2.3)."""
         return ((self(inputs) - self.mean[:, None]) / self.std[:, None]).mean(0)
 
     def squares(self) -> Float[Tensor, " members"]:
-        """Sum of the squares of each member's weights, for L2."""
+        """Sum the squares of each member's weights, for L2."""
         return torch.stack([weight.square().sum((1, 2)) for weight in self.weights]).sum(0)
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How the members learn."""
+    """Settings by which the members learn."""
 
     learning_rate: float = 1e-3
     batch: int = 64
@@ -141,7 +141,7 @@ class EnsembleFitter:
         self.optimizer.step()
 
     def _losses(self, left: Tensor, right: Tensor, share: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Weighted loss and accuracy of each member."""
+        """Return the weighted loss and the accuracy of each member."""
         sums = self.ensemble.sums(torch.cat([left, right]))
         found = []
         for member in range(self.ensemble.members):
@@ -152,7 +152,7 @@ class EnsembleFitter:
 
     @torch.no_grad()
     def _measure(self, left: Tensor, right: Tensor, share: Tensor, counts: Tensor) -> dict[str, float]:
-        """Losses on what each member learned from and on what it did not see; L2 follows their ratio."""
+        """Compute losses on what each member learned from and on what it did not see; L2 follows their ratio."""
         sides = []
         for weight in (counts, (counts == 0).float()):
             weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
@@ -172,7 +172,7 @@ class EnsembleFitter:
         }
 
     def _counts(self, comparisons: Comparisons) -> np.ndarray:
-        """How often each comparison counts for each member [members, pairs]."""
+        """Count how often each comparison counts for each member [members, pairs]."""
         drawn = [
             np.random.default_rng([self._seed, int(number)]).poisson(1.0, self.ensemble.members)
             for number in comparisons.numbers
@@ -183,7 +183,7 @@ class EnsembleFitter:
 def choose_pairs(
     clips: Clips, count: int, ensemble: RewardEnsemble | None, error_floor: float, seed: list[int]
 ) -> list[tuple[int, int]]:
-    """Pairs of different clips to be compared, as places in `clips`; fewer where there are not so many pairs.
+    """Choose pairs of different clips to be compared, as places in `clips`; fewer where there are not as many.
 
     Args:
         clips: to choose from, at least two.

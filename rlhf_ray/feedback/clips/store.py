@@ -71,18 +71,18 @@ class ClipStore:
                 connection.execute(insert(clip_pairs), rows)
 
     def waiting(self) -> int:
-        """Pairs that nobody has judged yet."""
+        """Count the pairs that nobody has judged yet."""
         query = select(func.count()).where(clip_pairs.c.run == self._run, clip_pairs.c.state != DONE)
         with self._database.reading() as connection:
             return int(connection.scalar(query) or 0)
 
     def numbers(self) -> list[int]:
-        """Numbers of all pairs."""
+        """List the numbers of all pairs."""
         with self._database.reading() as connection:
             return sorted(connection.scalars(select(clip_pairs.c.number).where(clip_pairs.c.run == self._run)))
 
     def chosen(self) -> list[tuple[ClipPair, Choice]]:
-        """Pairs that are judged, by their number, with what was chosen."""
+        """List the pairs that are judged, by their number, with what was chosen."""
         query = (
             select(clip_pairs, clip_choices.c.choice)
             .join(clip_choices, clip_choices.c.pair_id == clip_pairs.c.id)
@@ -189,7 +189,7 @@ class ClipStore:
 
 
 def _plain(clip: Clips) -> dict[str, Any]:
-    """One clip as JSON has it; float32 numbers come back as they were."""
+    """Return one clip as JSON has it; float32 numbers come back as they were."""
     return {"observations": clip.observations[0].tolist(), "actions": clip.actions[0].tolist()}
 
 

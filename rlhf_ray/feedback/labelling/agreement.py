@@ -56,7 +56,8 @@ def _decided_pairs(item: Sequence[Sequence[int]]) -> Iterable[bool]:
 
 
 def kendall_w(rankings: Sequence[Sequence[int]]) -> float:
-    """Coefficient of concordance with the correction for ties (Kendall and Babington Smith 1939; Siegel 1988).
+    """Compute the coefficient of concordance, corrected for ties
+    (Kendall and Babington Smith 1939; Siegel 1988).
 
     Args:
         rankings: ranks of each annotator, for the same answers in the same order.
@@ -73,12 +74,12 @@ def kendall_w(rankings: Sequence[Sequence[int]]) -> float:
 
 
 def _midranks(ranks: Sequence[int]) -> list[float]:
-    """Ranks from 1, tied answers share the mean of the places that they take."""
+    """Rank from 1; tied answers share the mean of the places that they take."""
     return [sum(other < rank for other in ranks) + (sum(other == rank for other in ranks) + 1) / 2 for rank in ranks]
 
 
 def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
-    """Alpha for ordinal values (Krippendorff, Content Analysis, 4th ed. 2018, chapter 12).
+    """Compute alpha for ordinal values (Krippendorff, Content Analysis, 4th ed. 2018, chapter 12).
 
     Args:
         units: for each thing that was judged the values it got, in any order; those with one value do not count.
@@ -106,7 +107,7 @@ def krippendorff_alpha(units: Iterable[Sequence[int]]) -> float:
 
 
 def _ordinal_distances(totals: Mapping[int, int]) -> dict[tuple[int, int], float]:
-    """Squared number of values between two ranks, half of those at either end (Krippendorff's ordinal metric)."""
+    """Square the number of values between two ranks, half of those at either end (Krippendorff's ordinal metric)."""
     values = sorted(totals)
     between = {}
     for low, high in itertools.product(range(len(values)), repeat=2):
@@ -123,7 +124,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class WinRate:
-    """How often the second checkpoint (b) was preferred to the first (a)."""
+    """Share of prompts on which the second checkpoint (b) was preferred to the first (a)."""
 
     prompt_class: str
     b_wins: int
@@ -134,7 +135,7 @@ class WinRate:
 
 
 def win_rates(labels: Iterable[Label]) -> list[WinRate]:
-    """Win rates over all prompts, and then for each class in the order of their names."""
+    """Compute win rates over all prompts, and then for each class in the order of their names."""
     counts: dict[str, list[int]] = {ALL: [0, 0, 0]}
     for label in labels:
         a, b = label.ranks

@@ -41,7 +41,7 @@ class Assignment:
 
 
 def annotator_name(given: str) -> str:
-    """A name as it is kept: without white space around, in Unicode's composed form.
+    """Return a name as it is kept: without white space around, in Unicode's composed form.
 
     Raises:
         BadInput: empty, too long, or with characters that cannot be seen.
@@ -62,7 +62,7 @@ class Assignments:
     def __init__(
         self, database: Database, task: Task, lease_seconds: float, clock: Clock = time.time, seed: int | None = None
     ) -> None:
-        """Args: seed, of the drawing; None draws anew in each process."""
+        """Lend prompts for `lease_seconds`, drawn by `seed`; None draws anew in each process."""
         self._database = database
         self._task = task
         self._lease = lease_seconds
@@ -70,7 +70,7 @@ class Assignments:
         self._random = random.Random(seed)
 
     def current(self, annotator: str) -> Assignment | None:
-        """The prompt that an annotator holds, the newest if several; its lease begins anew."""
+        """Return the prompt that an annotator holds, the newest if several; its lease begins anew."""
         with self._database.writing() as connection:
             row = connection.execute(
                 self._slots()
@@ -215,7 +215,7 @@ class Assignments:
         return select(*columns).join(items, items.c.id == slots.c.item_id).where(slots.c.task == self._task)
 
     def _free(self, connection: Connection, annotator: str) -> Any | None:
-        """A slot to lend: from a random place of the order on, from its beginning, or with a lease that ran out."""
+        """Find a slot to lend: from a random place of the order, from its beginning, or with a lease that ran out."""
         seen = select(slots.c.item_id).where(slots.c.annotator == annotator)
         skipped = select(skips.c.item_id).where(skips.c.annotator == annotator)
         mine = or_(slots.c.item_id.in_(seen), slots.c.item_id.in_(skipped))

@@ -71,7 +71,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """A transaction that writes; all of it is stored when the block ends, or nothing.
+        """Begin a transaction that writes; all of it is stored when the block ends, or nothing.
 
         Raises:
             StoreError: the store is gone, full or busy for too long. `IntegrityError` passes as it is.
@@ -81,7 +81,7 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that only reads, and waits for no writer.
+        """Begin a transaction that only reads, and waits for no writer.
 
         Raises:
             StoreError: the store is gone.
@@ -158,7 +158,7 @@ def _postgresql(store: str) -> Engine:
 
 
 def _reason(error: SQLAlchemyError) -> str:
-    """What the database said, in one line."""
+    """Return what the database said, in one line."""
     said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
     line = said.splitlines()[0] if said else type(error).__name__
     if "locked" in line:

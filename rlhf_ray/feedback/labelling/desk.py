@@ -24,7 +24,7 @@ LONGEST_PROMPT = 20_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What the config says about the pages."""
+    """Settings of the pages, from the config."""
 
     language: Literal["zh", "en"] = "zh"
     answers_per_prompt: int = 4
@@ -58,7 +58,7 @@ class Desk:
     """One task of a store with its writers; all pages of a process share it."""
 
     def __init__(self, database: Database, task: Task, writers: Sequence[Writer], settings: Settings) -> None:
-        """Args: writers, none where all answers are in the store; for a comparison, one for each side."""
+        """Serve a task; no writers where all answers are in the store, for a comparison one for each side."""
         self.task = task
         self.settings = settings
         self.store = database.shown
@@ -83,7 +83,7 @@ class Desk:
         return None if assignment is None else self._sheet(annotator, assignment)
 
     def draw(self, annotator: str) -> Sheet | None:
-        """A prompt from the pool, or None when there is none for this annotator.
+        """Draw a prompt from the pool, or None when there is none for this annotator.
 
         Raises:
             RlhfError: the store is busy, or nobody can answer the prompt.
@@ -97,7 +97,7 @@ class Desk:
         return None
 
     def typed(self, annotator: str, prompt: str) -> Sheet:
-        """Answers to a prompt of the annotator's own.
+        """Return answers to a prompt of the annotator's own.
 
         Raises:
             BadInput: it is empty or too long, or answers come from a file that has none to it.
@@ -116,7 +116,7 @@ class Desk:
         return self._sheet(annotator, self.assignments.take(annotator, self.items.add_typed(new)))
 
     def undo(self, annotator: str) -> Sheet | None:
-        """The annotator's last label, taken back. None if there is none."""
+        """Take the annotator's last label back; return its sheet, None if there is none."""
         assignment = self.assignments.undo(annotator)
         return None if assignment is None else self._sheet(annotator, assignment)
 

@@ -18,7 +18,7 @@ NO_PREFERENCE = "all answers have one rank, which prefers nothing"
 
 @dataclass
 class ExportReport:
-    """What went into a file, and what did not."""
+    """Counts of what went into a file, and of what did not."""
 
     rows: int = 0
     left_out: Counter[str] = field(default_factory=Counter)

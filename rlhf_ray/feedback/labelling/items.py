@@ -59,14 +59,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """How many annotators a prompt is meant for: one, or several for a share of the prompts."""
+    """Number of annotators that a prompt is meant for: one, or several for a share of the prompts."""
 
     share: float = 0.0
     annotators: int = 2
     seed: int = 0
 
     def wanted(self, key: str) -> int:
-        """Annotators for an item; decided by its key, so that it never changes."""
+        """Count the annotators for an item; decided by its key, so that it never changes."""
         if self.share <= 0:
             return 1
         digest = hashlib.sha256(f"{self.seed}\0{key}".encode()).digest()
@@ -104,7 +104,7 @@ class Items:
             return int(connection.scalar(select(items.c.id).where(items.c.key == new.key(self._task))) or 0)
 
     def get(self, item_id: int) -> Item:
-        """One item.
+        """Return one item.
 
         Raises:
             BadInput: there is none of this id.
@@ -128,7 +128,7 @@ class Items:
         return self.get(item_id)
 
     def find(self, prompt: Prompt) -> Item | None:
-        """The first item with this prompt."""
+        """Find the first item with this prompt."""
         with self._database.reading() as connection:
             found = connection.execute(
                 select(items).where(items.c.task == self._task).order_by(items.c.id).execution_options(yield_per=200)
@@ -136,7 +136,7 @@ class Items:
             return next((item_of(row) for row in found if row.prompt == prompt), None)
 
     def count(self) -> int:
-        """Prompts in the store."""
+        """Count the prompts in the store."""
         with self._database.reading() as connection:
             return int(connection.scalar(select(func.count()).where(items.c.task == self._task)) or 0)
 
@@ -173,7 +173,7 @@ class Items:
 
 
 def item_of(row: Any) -> Item:
-    """An item from its row of the table."""
+    """Make an item of its row of the table."""
     answers = None if row.answers is None else tuple(row.answers)
     versions = None if row.versions is None else tuple(row.versions)
     return Item(row.id, row.key, row.prompt, row.prompt_class, answers, versions)
@@ -192,5 +192,5 @@ def check_unicode(content: Any) -> None:
 
 
 def _draw(key: str, number: int) -> float:
-    """Where in the order of drawing a slot stands; those of one prompt stand apart."""
+    """Tell where in the order of drawing a slot stands; those of one prompt stand apart."""
     return random.Random(f"{key}/{number}").random()

@@ -51,7 +51,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which labels to look at; what is empty lets all through."""
+    """Labels to look at; what is empty lets all through."""
 
     annotator: str = ""
     text: str = ""
@@ -62,7 +62,7 @@ class Filter:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the work is."""
+    """Counts of finished and of open work."""
 
     mine: int
     """Labels of the annotator."""
@@ -86,14 +86,14 @@ class Labels:
         self._clock = clock
 
     def all(self, wanted: Filter | None = None) -> Iterator[Label]:
-        """Saved labels in their order of saving; they stream."""
+        """Yield saved labels in their order of saving; they stream."""
         with self._database.reading() as connection:
             query = self._query(wanted or Filter()).order_by(labels.c.id).execution_options(yield_per=200)
             for row in connection.execute(query):
                 yield _label(row)
 
     def page(self, wanted: Filter, offset: int, limit: int) -> tuple[list[Label], int]:
-        """Some labels, newest first, and how many there are in all."""
+        """Return some labels, newest first, and how many there are in all."""
         query = self._query(wanted)
         with self._database.reading() as connection:
             rows = connection.execute(query.order_by(labels.c.id.desc()).offset(offset).limit(limit)).all()
@@ -101,7 +101,7 @@ class Labels:
         return [_label(row) for row in rows], int(count)
 
     def get(self, label_id: int) -> Label:
-        """One label.
+        """Return one label.
 
         Raises:
             BadInput: it is not there, or not any more.
@@ -174,18 +174,18 @@ class Labels:
         )
 
     def annotators(self) -> list[str]:
-        """Names of all who have labels."""
+        """List the names of all who have labels."""
         query = select(labels.c.annotator).where(labels.c.task == self._task, labels.c.state == SAVED).distinct()
         with self._database.reading() as connection:
             return sorted(connection.scalars(query))
 
     def classes(self) -> list[str]:
-        """Classes of prompts."""
+        """List the classes of prompts."""
         with self._database.reading() as connection:
             return sorted(connection.scalars(select(items.c.prompt_class).where(items.c.task == self._task).distinct()))
 
     def rankings(self) -> list[list[list[int]]]:
-        """Ranks of each prompt, one list for each of its annotators."""
+        """List the ranks of each prompt, one list for each of its annotators."""
         query = (
             select(labels.c.item_id, labels.c.ranks)
             .where(labels.c.task == self._task, labels.c.state == SAVED)

@@ -69,7 +69,7 @@ class ModelWriter:
         return [self._response(prompt, ids, answer) for answer in written[:, len(ids) :].cpu().numpy()]
 
     def _response(self, prompt: Prompt, prompt_ids: Ids, padded: Ids) -> str:
-        """The text of an answer, which is padded behind its end where another one is longer."""
+        """Decode an answer, which is padded behind its end where another one is longer."""
         ends = np.flatnonzero(np.isin(padded, self._ends))
         written = padded[: ends[0] + 1] if len(ends) else padded
         return self._encoder.response(prompt, prompt_ids, written, ended=bool(len(ends)))

@@ -22,7 +22,7 @@ LONGEST_REASON = 20_000
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What an annotator has said about the answers so far; each list follows the answers' own order."""
+    """Ranks and grades that an annotator has given so far; each list follows the answers' own order."""
 
     ranks: tuple[int | None, ...]
     """From 1, best first; equal ranks are ties, None is not ranked yet."""
@@ -34,7 +34,7 @@ class Draft:
 
     @classmethod
     def empty(cls, answers: int) -> Self:
-        """Nothing said about so many answers."""
+        """Make a draft that says nothing about so many answers."""
         return cls((None,) * answers, (None,) * answers, ((),) * answers)
 
     def to_json(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class Draft:
 
     @classmethod
     def from_json(cls, kept: Mapping[str, Any]) -> Self:
-        """The inverse of `to_json`."""
+        """Read what `to_json` wrote."""
         flags = tuple(tuple(flags) for flags in kept["flags"])
         return cls(tuple(kept["ranks"]), tuple(kept["overall"]), flags, kept["reason"])
 
@@ -63,12 +63,12 @@ class Conflict:
 
 
 def unranked(ranks: Sequence[int | None]) -> list[int]:
-    """Places of answers without a rank."""
+    """List the places of answers without a rank."""
     return [place for place, rank in enumerate(ranks) if rank is None]
 
 
 def conflicts(ranks: Sequence[int | None], shown: Sequence[int]) -> list[Conflict]:
-    """Answers whose rank another holds: of those with one rank, the first as they are shown is the holder."""
+    """List answers whose rank another holds: of those with one rank, the first as shown is the holder."""
     holders: dict[int, int] = {}
     found = []
     for place in shown:
@@ -79,7 +79,7 @@ def conflicts(ranks: Sequence[int | None], shown: Sequence[int]) -> list[Conflic
 
 
 def dense(ranks: Sequence[int | None]) -> list[int]:
-    """Ranks as they are saved: from 0, without gaps; 1, 1, 4 becomes 0, 0, 1.
+    """Return ranks as they are saved: from 0, without gaps; 1, 1, 4 becomes 0, 0, 1.
 
     Raises:
         BadInput: an answer has none.
@@ -92,7 +92,7 @@ def dense(ranks: Sequence[int | None]) -> list[int]:
 
 
 def order_line(ranks: Sequence[int | None], names: Sequence[str]) -> str:
-    """The order in signs: `B > A = C`, and after `?` what has no rank yet."""
+    """Write the order in signs: `B > A = C`, and after `?` what has no rank yet."""
     by_rank: dict[int, list[str]] = {}
     for name, rank in sorted(zip(names, ranks, strict=True), key=lambda pair: pair[0]):
         if rank is not None:
@@ -103,7 +103,7 @@ def order_line(ranks: Sequence[int | None], names: Sequence[str]) -> str:
 
 
 def shown_order(key: str, annotator: str, answers: int, seed: int) -> list[int]:
-    """The order in which an annotator sees answers: the same at every visit, another for each annotator."""
+    """Return the order in which an annotator sees answers: the same at every visit, another for each of them."""
     digest = hashlib.sha256(f"{seed}\0{annotator}\0{key}".encode()).digest()
     order = list(range(answers))
     random.Random(digest).shuffle(order)
@@ -111,7 +111,7 @@ def shown_order(key: str, annotator: str, answers: int, seed: int) -> list[int]:
 
 
 def names_as_shown(shown: Sequence[int]) -> list[str]:
-    """The letter of each answer, in the answers' own order: A stands first on the page."""
+    """Return the letter of each answer, in the answers' own order: A stands first on the page."""
     return [string.ascii_uppercase[shown.index(place)] for place in range(len(shown))]
 
 

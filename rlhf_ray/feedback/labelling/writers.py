@@ -37,7 +37,7 @@ class Writer(Protocol):
         ...
 
     def write(self, prompt: Prompt, count: int) -> list[str]:
-        """So many answers, equal ones among them perhaps.
+        """Write so many answers, equal ones among them perhaps.
 
         Raises:
             RlhfError: it cannot answer.
@@ -69,12 +69,12 @@ class FileWriter:
     """The answers of a file, one to each prompt; it knows no others."""
 
     def __init__(self, version: str, answers: Mapping[str, str]) -> None:
-        """Args: answers, by the text of the prompt."""
+        """Serve answers, given by the text of the prompt."""
         self.version = version
         self._answers = answers
 
     def write(self, prompt: Prompt, count: int) -> list[str]:
-        """The answer of the file, whatever the count.
+        """Return the answer of the file, whatever the count.
 
         Raises:
             NoAnswers: the file has none.
@@ -107,13 +107,13 @@ class AnswerFile:
                 known.setdefault(answer, version)
 
     def _read(self, row: Row) -> tuple[Prompt, str, list[tuple[str, str]]]:
-        """A prompt with its class, and the answers with what wrote them."""
+        """Return a prompt with its class, and the answers with what wrote them."""
         prompt, answers, columns = _answers_of(row)
         self.report.pass_over({name: value for name, value in columns.items() if name not in READ_COLUMNS})
         return prompt, prompt_class(row, prompt), list(zip(answers, self._versions(row, len(answers)), strict=True))
 
     def _versions(self, row: Row, count: int) -> list[str]:
-        """What wrote the answers: the config's word, else the row's columns, else the file."""
+        """Tell what wrote the answers: the config's word, else the row's columns, else the file."""
         given = row.get("versions")
         if not self._named and isinstance(given, list) and len(given) == count:
             return [str(version) for version in given]
@@ -121,7 +121,7 @@ class AnswerFile:
         return [alone if isinstance(alone, str) and not self._named else self.version] * count
 
     def items(self, count: int) -> Iterator[NewItem]:
-        """Prompts to rank, with at most so many answers; those with fewer than two are counted in the report."""
+        """Yield prompts to rank, with at most so many answers; the report counts those with fewer than two."""
         for prompt, name, answers in self._found.values():
             kept = list(answers.items())[:count]
             if len(kept) < 2:
@@ -131,16 +131,16 @@ class AnswerFile:
             yield NewItem(prompt, name, self.version, texts, versions)
 
     def prompts(self) -> list[tuple[Prompt, str]]:
-        """All prompts with their classes."""
+        """List all prompts with their classes."""
         return [(prompt, name) for prompt, name, _ in self._found.values()]
 
     def writer(self) -> FileWriter:
-        """The first answer to each prompt."""
+        """Make a writer of the first answer to each prompt."""
         return FileWriter(self.version, {text: next(iter(found[2])) for text, found in self._found.items()})
 
 
 def prompt_class(row: Row, prompt: Prompt) -> str:
-    """Column `class`, else what the prompt asks for by rules."""
+    """Return column `class`, else what the prompt asks for by rules."""
     given = row.get("class")
     return given if isinstance(given, str) and given.strip() else use_case(joined(prompt))
 
