@@ -32,7 +32,7 @@ def row_means(
 
 
 def dense_rows(rows: Int64[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
-    """Number the rows that have tokens 0, 1, ... in their order.
+    """Give the rows that have tokens the numbers 0, 1, ... in their order.
 
     The result is below the number of tokens, so it can index a buffer of that size without asking the device how many
     rows there are.

@@ -38,7 +38,7 @@ ONE_ADVANTAGE_A_ROW: frozenset[Advantages] = frozenset({"grpo", "dr_grpo", "rloo
 
 @dataclass(frozen=True)
 class PolicyLossSettings:
-    """Which settings a policy loss has, and their defaults, from the papers."""
+    """Settings of a policy loss, and their defaults, from the papers."""
 
     clip_range: float = 0.2
     clip_range_high: float | None = None

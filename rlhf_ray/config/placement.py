@@ -23,7 +23,7 @@ class GroupConfig(Section):
 
 
 class PlacementConfig(Section):
-    """How many workers a role has, on which group, and what each takes there."""
+    """Place of a role: how many workers it has, on which group, and what each takes there."""
 
     on: str = "main"
     """Name of the group that hosts this role. Roles on one group share its devices."""
@@ -43,7 +43,7 @@ class PlacementConfig(Section):
 
 
 class DeadlineConfig(Section):
-    """How long the driver waits before an error names the role, the rank and the phase."""
+    """Seconds that the driver waits before an error names the role, the rank and the phase."""
 
     start_seconds: Seconds = 600
     """For resources to become free, and for a role to load its model."""
@@ -74,7 +74,7 @@ def host_and_port(address: str) -> tuple[str, int] | None:
 
 
 class ClusterConfig(Section):
-    """Which Ray to use, and how long to wait for it."""
+    """Ray to use, and how long to wait for it."""
 
     address: Annotated[str, Field(min_length=0)] | None = None
     """Address of a running Ray cluster. None: the one the job was submitted to, or a new local one."""

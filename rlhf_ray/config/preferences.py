@@ -42,7 +42,7 @@ _LossTypes = Annotated[list[LossType], BeforeValidator(_named, json_schema_input
 
 
 class PreferenceLossConfig(Section):
-    """What is minimised. docs/algorithms.md has the formulas."""
+    """Loss that is minimised. docs/algorithms.md has the formulas."""
 
     type: Annotated[list[LossType], BeforeValidator(_named, json_schema_input_type=_Named), Field(min_length=1)] = (
         Field(default=["sigmoid"])

@@ -21,7 +21,7 @@ TOTAL_COLUMN = "reward"
 
 
 class RewardSource(PlacementConfig):
-    """What all reward sources share."""
+    """Settings that all reward sources share."""
 
     is_network: ClassVar[bool] = False
     """Whether its actor computes with a network."""

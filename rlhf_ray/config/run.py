@@ -23,7 +23,7 @@ class CheckpointConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where metrics go besides the run folder."""
+    """Places where metrics go besides the run folder."""
 
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """auto: online when WANDB_API_KEY is set, else offline."""

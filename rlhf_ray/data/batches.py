@@ -92,7 +92,7 @@ class TokenBatch:
 def prompt_groups(
     prompts: Sequence[np.ndarray], lengths: Int32[np.ndarray, " rows"], most_tokens: int
 ) -> Int32[np.ndarray, " rows"]:
-    """Number the rows so that rows of one prompt share a number, as many as have `most_tokens` tokens together."""
+    """Give rows of one prompt a number in common, as many of them as have `most_tokens` tokens together."""
     numbers = np.zeros(len(prompts), np.int32)
     present: dict[bytes, tuple[int, int]] = {}
     for row, (prompt, length) in enumerate(zip(prompts, lengths.tolist(), strict=True)):
@@ -105,7 +105,7 @@ def prompt_groups(
 
 
 def pairs_of_prompts(prompts: Sequence[np.ndarray]) -> Int32[np.ndarray, " rows"]:
-    """Number the rows so that two neighbours with the same prompt share a number; never more than two rows."""
+    """Give two neighbouring rows with the same prompt a number in common; never more than two rows."""
     numbers = np.zeros(len(prompts), np.int32)
     for row in range(1, len(prompts)):
         alone = row == 1 or numbers[row - 1] != numbers[row - 2]

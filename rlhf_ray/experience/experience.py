@@ -229,7 +229,7 @@ def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"])
 
 
 def group_numbers(samples: Sequence[Sample]) -> Int64[Tensor, " rows"]:
-    """Number each sample's group: groups come one after the other, each beginning with index 0."""
+    """Return the number of each sample's group: groups come one after the other, each beginning with index 0."""
     return torch.tensor([sample.index == 0 for sample in samples], dtype=torch.long).cumsum(0) - 1
 
 

@@ -125,7 +125,7 @@ class PolicySync(ABC):
     def _wait(
         self, policy: Sequence[ray.ObjectRef], members: Sequence[int], engines: Sequence[ray.ObjectRef], phase: str
     ) -> tuple[list[Any], list[Any]]:
-        """Return what the policy's ranks and engines answer; the first failure ends it, for the others wait for that one."""
+        """Return the answers of policy ranks and engines; the first failure ends it, for others wait for that one."""
         calls = [(ref, Caller(self._engines.name, engine)) for ref, engine in zip(engines, members, strict=True)]
         calls += [(ref, Caller(self._policy.name, rank)) for rank, ref in enumerate(policy)]
         # The members' own deadlines are `self._seconds`; their errors say more than ours.

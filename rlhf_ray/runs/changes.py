@@ -55,7 +55,7 @@ class Change:
 
 
 def changes_between(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """All settings in which two resolved configs differ, each as deep as it is one."""
+    """Find all settings in which two resolved configs differ, each as deep as it is one."""
     return [change for change in _differences((), before, after) if change.key != (NOT_A_SETTING,)]
 
 

@@ -33,7 +33,7 @@ def place_engines(
     lora: LoraConfig | None = None,
     name: str = "rollout",
 ) -> ActorGroup:
-    """Actors of all engines, which load their model once `begin("start")` tells them to.
+    """Place actors of all engines, which load their model once `begin("start")` tells them to.
 
     Args:
         cluster: where.
@@ -66,7 +66,7 @@ def place_engines(
 def fixed_pool(
     cluster: Cluster, model: ModelConfig, rollout: RolloutConfig, turn: Rollout, *, seed: int, max_tokens: int
 ) -> RolloutPool:
-    """Started engines whose weights never change, and the pool over them.
+    """Start engines whose weights never change, and open the pool over them.
 
     Raises:
         DoesNotFit: they have no room in their group. RoleError: one did not start.
@@ -91,7 +91,7 @@ def open_pool(
     deterministic: bool,
     renew: Callable[[int], EngineClient] | None = None,
 ) -> RolloutPool:
-    """The pool over started engines; a lost engine starts again.
+    """Open the pool over started engines; a lost engine starts again.
 
     Args:
         engines: of `place_engines`.
@@ -116,7 +116,7 @@ def open_pool(
 def engine_or_reason(
     start: Callable[[int], EngineClient], engines: ActorGroup, number: int
 ) -> EngineClient | RoleError:
-    """An engine that starts again, or why it stays out; then its process is ended, so that its devices become free.
+    """Await an engine that starts again; if it stays out, end its process, so that its devices become free.
 
     Args:
         start: starts engine `number`, and may give it weights.
@@ -139,7 +139,7 @@ def engine_or_reason(
 
 
 def restart_engine(engines: ActorGroup, number: int) -> RemoteEngine:
-    """A new process for an engine, with the weights that the job began with; one that dies before is replaced again.
+    """Start a new process for an engine, with the job's first weights; one that dies before is replaced again.
 
     Raises:
         RoleError: it was restarted too often, or does not start.

@@ -17,7 +17,7 @@ def finished_before(
     exports: Sequence[Path] = (),
     deciding: Collection[str] = (),
 ) -> bool:
-    """Whether an earlier start made all steps and wrote the model, which is then said to the person who watches.
+    """Tell, and say to the person who watches, whether an earlier start made all steps and wrote the model.
 
     Args:
         config: of this start.

@@ -63,7 +63,7 @@ class RunFolder:
         return folder
 
     def __enter__(self) -> Self:
-        """As a block, see the class."""
+        """Enter the block that the class describes."""
         return self
 
     def __exit__(
@@ -89,7 +89,7 @@ class RunFolder:
 
     @classmethod
     def of(cls, config: RunConfig) -> "RunFolder":
-        """The folder of a run, whether it exists or not."""
+        """Return the folder of a run, whether it exists or not."""
         return cls(Path(config.output).expanduser().resolve())
 
     @property
@@ -198,7 +198,7 @@ class RunFolder:
         return holds_steps(self.path) or not self.lock_file.exists()
 
     def _notes_of(self, found: list[Change]) -> list[str]:
-        """Each setting that changed; a resume must not change what a run does without a word."""
+        """Note each setting that changed; a resume must not change what a run does without a word."""
         notes = [f"changed since the last start: {change}" for change in found]
         if any(change.locked for change in found):
             notes.insert(0, f"no step was made yet in {self.path}: it begins anew with what is said now")

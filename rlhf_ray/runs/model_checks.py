@@ -39,7 +39,7 @@ EXPERTS = ".experts."
 
 
 def job_tokenizer(model: ModelConfig) -> Any:
-    """The tokenizer of a job's `model`.
+    """Load the tokenizer of a job's `model`.
 
     Raises:
         BadInput: no such model, or none with a usable tokenizer; names the key.
@@ -259,7 +259,7 @@ def check_reward_source(key: str, source: RewardConfig) -> None:
 
 
 def _context(network: Any) -> int | None:
-    """Tokens that a model reads at most; None where its positions are stretched, which only its engine can judge."""
+    """Return how many tokens a model reads at most; None for stretched positions, which its engine judges."""
     rope = getattr(network, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type", "default")} | {
         inner.get("rope_type", "default") for inner in rope.values() if isinstance(inner, dict)

@@ -22,7 +22,7 @@ WRITERS_FOLDERS = ("tensorboard", "wandb")
 
 
 def holds_steps(folder: Path) -> bool:
-    """Whether a run has made a step there, so that its settings belong to results."""
+    """Tell whether a run has made a step there, so that its settings belong to results."""
     # An evaluation before the first step is no step, and the next start repeats it.
     return (
         any((folder / "checkpoints").glob("step_*"))
@@ -33,10 +33,10 @@ def holds_steps(folder: Path) -> bool:
 
 
 class FolderSnapshot:
-    """What stands in a run folder before a start."""
+    """Content of a run folder before a start."""
 
     def __init__(self, folder: Path, written: tuple[str, ...]) -> None:
-        """Args: folder, which need not exist; written, names of further files that each start writes."""
+        """Look at a folder, which need not exist; `written` names further files that each start writes."""
         self._folder = folder
         self._missing = [path for path in (folder, *folder.parents) if not path.exists()]
         self._content = {name: _content(folder / name) for name in (*written, *REWRITTEN_FILES)}
@@ -50,7 +50,7 @@ class FolderSnapshot:
         return bool(self._missing)
 
     def still(self) -> bool:
-        """Whether nothing was made since: no row of a step, no checkpoint, no model."""
+        """Tell whether nothing was made since: no row of a step, no checkpoint, no model."""
         same = _made(self._folder) == self._made
         return same and not _holds_samples_of_steps(self._folder / SAMPLES_FILE, self._samples)
 
@@ -83,7 +83,7 @@ def _made(folder: Path) -> tuple[object, ...]:
 
 
 def _holds_samples_of_steps(path: Path, before: int) -> bool:
-    """Whether a file of samples has others than when it had so many bytes; those before the first step do not count."""
+    """Tell whether a file of samples grew since it had so many bytes; those before the first step do not count."""
     size = _size(path)
     if size <= before:
         return size < before

@@ -95,10 +95,10 @@ class FunctionScorer:
         return Scores(values, _failures(broken))
 
     def wake(self) -> None:
-        """The process stays ready."""
+        """Do nothing: the process stays ready."""
 
     def sleep(self) -> None:
-        """The process has no device of ours."""
+        """Do nothing: the process has no device of ours."""
 
     def close(self) -> None:
         """End the process."""
@@ -198,7 +198,7 @@ class FunctionScorer:
 
 
 def _failures(broken: Sequence[tuple[FailureKind, int, str]]) -> list[Failure]:
-    """One failure of each kind, with the reason of the first sample."""
+    """Return one failure of each kind, with the reason of the first sample."""
     by_kind: dict[FailureKind, list[tuple[int, str]]] = {}
     for kind, row, reason in broken:
         by_kind.setdefault(kind, []).append((row, reason))
@@ -245,7 +245,7 @@ def check_function(function: str) -> None:
 
 
 def _modules(node: ast.stmt) -> Iterator[str]:
-    """Packages that a statement at the top of a file imports; those within `try` or `if` may be missing."""
+    """Yield the packages that a statement at the top of a file imports; those within `try` or `if` may be missing."""
     if isinstance(node, ast.Import):
         yield from (alias.name.partition(".")[0] for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
@@ -264,7 +264,7 @@ def _is_there(module: str, folder: Path) -> bool:
 
 
 def _names(tree: ast.Module) -> Iterator[str]:
-    """Every name that the file binds, wherever; `*` where another module may bind more."""
+    """Yield every name that the file binds, wherever; `*` where another module may bind more."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name

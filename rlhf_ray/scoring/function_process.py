@@ -112,7 +112,7 @@ def _call(
 
 
 def _values(scores: list[Any], where: str) -> Values:
-    """Scores as numbers; one that is none fails alone."""
+    """Return scores as numbers; one that is none fails alone."""
     values: list[float | None] = []
     broken: list[tuple[str, int, str]] = []
     for row, score in enumerate(scores):
@@ -138,7 +138,7 @@ def _values(scores: list[Any], where: str) -> Values:
 
 
 def _accepted(function: Callable[..., Any], columns: dict[str, Any]) -> dict[str, Any]:
-    """The columns that the function names, or all if it takes any."""
+    """Return the columns that the function names, or all if it takes any."""
     parameters = inspect.signature(function).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return columns
@@ -146,7 +146,7 @@ def _accepted(function: Callable[..., Any], columns: dict[str, Any]) -> dict[str
 
 
 def _explain(error: Exception, file: str) -> str:
-    """The error with the line of the user's file in which it arose."""
+    """Describe the error with the line of the user's file in which it arose."""
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).resolve() == Path(file).resolve()
     ]

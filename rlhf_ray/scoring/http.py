@@ -36,7 +36,7 @@ class HTTPScorer:
     """
 
     def __init__(self, source: HTTPReward) -> None:
-        """Nothing is sent yet: a service may start later than the job.
+        """Keep the settings; nothing is sent yet: a service may start later than the job.
 
         Raises:
             BadInput: the variable of the secret is not set where this process runs.
@@ -86,10 +86,10 @@ class HTTPScorer:
         return whole
 
     def wake(self) -> None:
-        """The service is always ready."""
+        """Do nothing: the service is always ready."""
 
     def sleep(self) -> None:
-        """The service has no device of ours."""
+        """Do nothing: the service has no device of ours."""
 
     def close(self) -> None:
         """Close connections."""
@@ -117,7 +117,7 @@ class HTTPScorer:
         return Scores(scores.values, failures)
 
     async def _post(self, body: bytes) -> bytes:
-        """The answer to one request; raises RequestFailed with the last reason once trying again makes no sense."""
+        """Return the answer to a request; raises RequestFailed with the last reason once trying again is no use."""
         seconds, attempt = self._source.timeout_seconds, 0
         last: RequestFailed | None = None
         try:
@@ -177,14 +177,14 @@ class RequestFailed(Exception):
     """Seconds for which the service asks."""
 
     def after(self, attempts: int, seconds: float) -> "RequestFailed":
-        """The same, when the time is over."""
+        """Return the same, when the time is over."""
         waits = f", and asks to wait {self.retry_after:g} s" if self.retry_after is not None else ""
         ending = f" (attempt {attempts} within timeout_seconds {seconds:g}{waits})"
         return RequestFailed(self.kind, self.message + ending)
 
 
 def read_scores(answer: bytes, rows: int) -> Scores:
-    """Scores of a service's answer; single values that are no finite number fail alone.
+    """Read the scores of a service's answer; single values that are no finite number fail alone.
 
     Raises:
         RequestFailed: it is no list of as many values as there are rows.

@@ -15,7 +15,7 @@ SCORERS = {
 
 
 class SourceKind(Protocol):
-    """What the class of each kind answers before there is a source; `source` is the config of one."""
+    """Answers of each kind's class before there is a source; `source` is the config of one."""
 
     def open(self, source: Any, tokens_per_microbatch: int) -> RewardSourceProtocol:
         """Load the source in this process, on its GPU if it has one.

@@ -143,7 +143,7 @@ class ModelScorer:
             torch.cuda.empty_cache()
 
     def close(self) -> None:
-        """Nothing outlives the process."""
+        """Do nothing: nothing outlives the process."""
 
 
 def _failure(kind: FailureKind, message: str, row: int, values: list[float]) -> Failure:
@@ -152,7 +152,7 @@ def _failure(kind: FailureKind, message: str, row: int, values: list[float]) -> 
 
 
 def shared_tokenizer(models: Sequence[ModelConfig]) -> Any:
-    """The tokenizer of the first model, which the others must share.
+    """Load the tokenizer of the first model, which the others must share.
 
     Raises:
         BadInput: one of them has another vocabulary.

@@ -42,7 +42,7 @@ class Scores:
 
     @classmethod
     def failed(cls, kind: FailureKind, message: str, rows: int) -> "Scores":
-        """A batch without any score."""
+        """Make a batch without any score."""
         return cls([math.nan] * rows, [Failure(kind, message, tuple(range(rows)))])
 
 
@@ -79,7 +79,7 @@ class FailureTally:
     """
 
     def __init__(self, name: str, allowed_share: float, window: int = WINDOW) -> None:
-        """Args: window, samples over which the share is taken; a whole number of batches, and never fewer samples."""
+        """Allow a share of failures within a window of samples: whole batches, and never fewer samples."""
         self._name = name
         self._allowed_share = allowed_share
         self._window = window
@@ -130,7 +130,7 @@ class FailureTally:
 
 
 def combine(scores: Mapping[str, Sequence[float | None]], weights: Mapping[str, float]) -> list[float]:
-    """Weighted sum of the sources that apply to each sample.
+    """Sum the sources that apply to each sample, by weight.
 
     NaN where one of them failed, and where none applies: nothing is known about such a sample.
     """

@@ -77,7 +77,7 @@ class Axis:
     """Values to SVG units along one axis."""
 
     def __init__(self, low: float, high: float, first: float, last: float, *, log: bool = False) -> None:
-        """Args: least and greatest value shown, above 0 for a logarithmic axis; where they stand."""
+        """Map values to places: least and greatest value, above 0 for a logarithmic axis, and where they stand."""
         self._log = log
         self._low, self._high = (math.log10(low), math.log10(high)) if log else (low, high)
         # A single value stands at the beginning.
@@ -90,7 +90,7 @@ class Axis:
         return round(self._first + share * (self._last - self._first), 1)
 
     def ticks(self, most: int, *, whole: bool = False) -> list[Tick]:
-        """Marks at round values, or at powers of ten on a logarithmic axis, with labels that no two share.
+        """Mark round values, or powers of ten on a logarithmic axis, with labels that no two share.
 
         Args:
             most: intervals between marks.
@@ -107,7 +107,7 @@ class Axis:
 
 
 def _axes(panel: Panel) -> tuple[Axis, Axis]:
-    """Axes of the steps and of the values."""
+    """Make the axes of the steps and of the values."""
     steps = [step for line in panel.lines for step in line.steps]
     values = [value for line in panel.lines for value in line.faint or line.values]
     low, high = min(values), max(values)
@@ -158,7 +158,7 @@ def polyline(places: Iterable[tuple[float, float]]) -> str:
 
 
 def shorten(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most MOST_POINTS points, each the mean of a stretch of equal length."""
+    """Return at most MOST_POINTS points, each the mean of a stretch of equal length."""
     if len(steps) <= MOST_POINTS:
         return [float(step) for step in steps], list(values)
     edges = [round(index * len(steps) / MOST_POINTS) for index in range(MOST_POINTS + 1)]
@@ -170,14 +170,14 @@ def shorten(steps: list[int], values: list[float]) -> tuple[list[float], list[fl
 
 
 def time_shares(times: StepTimes) -> list[Share]:
-    """Each part's share of the time of all steps, in the order of a step."""
+    """Return each part's share of the time of all steps, in the order of a step."""
     totals = times.totals()
     whole = sum(totals.values()) or 1.0
     return [Share(part, part_colour(part), seconds, seconds / whole) for part, seconds in totals.items()]
 
 
 def time_bars(times: StepTimes, width: float, height: float) -> list[Bar]:
-    """Stacked bars of the steps' parts; many steps are averaged so that at most MOST_BARS are drawn."""
+    """Stack bars of the steps' parts; many steps are averaged so that at most MOST_BARS are drawn."""
     count = min(len(times.steps), MOST_BARS)
     edges = [round(index * len(times.steps) / count) for index in range(count + 1)] if count else []
     stacks = [

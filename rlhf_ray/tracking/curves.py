@@ -208,7 +208,7 @@ def _leave_room(axis: Axes) -> None:
 
 
 def _legend(axis: Axes, labels: Sequence[str]) -> None:
-    """Above all that is drawn, for which the axis is made higher."""
+    """Draw the legend above all that is drawn, for which the axis is made higher."""
     columns = max(1, min(len(labels), LEGEND_CHARACTERS // (max(map(_width, labels)) + HANDLE_CHARACTERS)))
     # A legend of very many lines lies over the curves rather than pressing them flat.
     room = min(LEGEND_MARGIN + LEGEND_LINE * math.ceil(len(labels) / columns), MOST_LEGEND)
@@ -230,13 +230,13 @@ def _legend(axis: Axes, labels: Sequence[str]) -> None:
 
 
 def _width(label: str) -> int:
-    """In characters, of which Chinese ones are wide."""
+    """Measure a label in characters, of which Chinese ones are wide."""
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in label)
 
 
 @cache
 def _families() -> list[str]:
-    """matplotlib's own font, and one with Chinese characters where the machine has one."""
+    """Name matplotlib's own font, and one with Chinese characters where the machine has one."""
     there = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *[name for name in CHINESE_FONTS if name in there][:1]]
 
@@ -251,7 +251,7 @@ def _characters() -> frozenset[int]:
 
 
 def _drawable(text: str, most: int = 80) -> str:
-    """A label as matplotlib can draw it without a warning: no formulas, no unknown characters, no hidden entry."""
+    """Return a label as matplotlib draws it without a warning: no formula, unknown character or hidden entry."""
     shown = "".join(letter if ord(letter) in _characters() else UNDRAWABLE for letter in one_line(text, most))
     # A leading underscore hides a legend entry; a dollar sign begins a formula.
     return (" " + shown if shown.startswith("_") else shown).replace("$", r"\$")

@@ -18,7 +18,7 @@ class Series:
     values: list[float] = field(default_factory=list)
 
     def finite(self) -> list[tuple[int, float]]:
-        """Steps and values without NaN and infinity."""
+        """Return steps and values without NaN and infinity."""
         return [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
 
 
@@ -30,7 +30,7 @@ class History:
 
     @classmethod
     def read(cls, folder: Path) -> "History":
-        """The history in a run folder; empty where nothing was logged."""
+        """Read the history of a run folder; empty where nothing was logged."""
         history = cls()
         for row in read_records(folder / METRICS_FILE):
             numbers = {
@@ -58,11 +58,11 @@ class History:
                 del self.series[name]
 
     def copy(self) -> "History":
-        """A snapshot that a drawing thread may read while the run goes on."""
+        """Return a snapshot that a drawing thread may read while the run goes on."""
         copied = History()
         copied.series = {name: Series(list(item.steps), list(item.values)) for name, item in self.series.items()}
         return copied
 
     def last_step(self) -> int:
-        """The latest step with a metric; 0 before the first."""
+        """Return the latest step with a metric; 0 before the first."""
         return max((series.steps[-1] for series in self.series.values()), default=0)

@@ -310,7 +310,7 @@ with `eval_`.
 
 
 def metrics_page() -> str:
-    """The whole page as Markdown."""
+    """Write the whole page as Markdown."""
     return "\n".join([INTRODUCTION, "| metric | what it is | unit |", "|---|---|---|", *map(_row, METRICS), ""])
 
 

@@ -46,7 +46,7 @@ class OverOptimisationWatch:
     """Sees each step's metrics, and speaks when a kind of sign appears that was not there before."""
 
     def __init__(self, history: History, kl_target: float | None = None) -> None:
-        """Args: history, the metrics of an earlier part of the run; kl_target, see `signs_of_over_optimisation`."""
+        """Watch on from an earlier part's metrics, `history`; for `kl_target` see `signs_of_over_optimisation`."""
         self._history = history
         self._kl_target = kl_target
         self._told: set[str] = set()

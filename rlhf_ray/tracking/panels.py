@@ -66,7 +66,7 @@ class Panel:
 
 
 def make_panels(histories: Mapping[str, History]) -> list[Panel]:
-    """Panels of one run, or of several runs laid over one another, a panel a metric and a colour a run."""
+    """Make panels of one run, or of several laid over one another, a panel a metric and a colour a run."""
     order = {title: position for position, title in enumerate(PANELS)}
     names = list(dict.fromkeys(name for history in histories.values() for name in history.series))
     by_panel: dict[tuple[int, str], list[str]] = {}
@@ -112,7 +112,7 @@ def _repeats(panel: Panel, other: Panel) -> bool:
 
 
 def _lies_on(line: Line, other: Line) -> bool:
-    """Whether nobody could tell two curves of one scale apart."""
+    """Tell whether nobody could tell two curves of one scale apart."""
     ours, theirs = line.faint or line.values, other.faint or other.values
     if line.held_out != other.held_out or line.steps != other.steps:
         return False
@@ -148,7 +148,7 @@ def _panel(title: str, names: list[str], histories: Mapping[str, History]) -> Pa
 
 
 def _merged(lines: Sequence[Line]) -> list[Line]:
-    """Curves that lie on one another become one, with all their labels: the last to be drawn would hide the others."""
+    """Merge curves that lie on one another, with all their labels: the last to be drawn would hide the others."""
     merged: list[Line] = []
     for line in lines:
         place = next((place for place, drawn in enumerate(merged) if _lies_on(line, drawn)), None)
@@ -177,7 +177,7 @@ def _line(name: str, run: str, colour: str, points: list[tuple[int, float]]) -> 
 
 
 def smooth(values: list[float]) -> list[float]:
-    """Average of each point's neighbours on both sides, with weights that fall exponentially with the distance.
+    """Average each point's neighbours on both sides, with weights that fall exponentially with the distance.
 
     Looking both ways, the line does not lag behind its points.
     """
@@ -197,7 +197,7 @@ def _decayed_sums(values: list[float], decay: float) -> list[float]:
 
 
 def smoothed(values: list[float]) -> list[float] | None:
-    """The smoothed curve; None where there are few points, or no noise that it could take away."""
+    """Return the smoothed curve; None where there are few points, or no noise that it could take away."""
     if len(values) < SMOOTH_FROM or _turns(values) < TURNS_FROM * len(values):
         return None
     even = smooth(values)
@@ -221,12 +221,12 @@ class StepTimes:
     parts: dict[str, list[float]]
 
     def totals(self) -> dict[str, float]:
-        """Seconds of each part over the run."""
+        """Return the seconds of each part over the run."""
         return {name: sum(values) for name, values in self.parts.items()}
 
 
 def step_times(history: History) -> StepTimes:
-    """The parts of each step of a run, unnamed time left out; no steps where none were logged."""
+    """Return the parts of each step of a run, unnamed time left out; no steps where none were logged."""
     prefix = "time/"
     # What a driver calls `time/step` is the sum of the others.
     series = {
@@ -241,7 +241,7 @@ def step_times(history: History) -> StepTimes:
 
 
 def part_colour(part: str) -> str:
-    """The colour of a step's part, everywhere the same."""
+    """Return the colour of a step's part, everywhere the same."""
     return PART_COLOURS.get(part, COLOURS[-1])
 
 
@@ -256,7 +256,7 @@ def tick_labels(values: Sequence[float]) -> list[str]:
 
 
 def short_number(value: float, more_digits: int = 0) -> str:
-    """A number in few characters: 12.3k, 0.052, 3e-06; with `more_digits` than these where it takes them."""
+    """Write a number in few characters: 12.3k, 0.052, 3e-06; in more with `more_digits`, where that says more."""
     if value == 0:
         return "0"
     size = abs(value)

@@ -14,7 +14,7 @@ class PeakMemory:
     """Looks once a second, on a thread of its own, until closed."""
 
     def __init__(self, interval: float = INTERVAL_SECONDS, look: Callable[[], int | None] | None = None) -> None:
-        """Args: interval, seconds between looks; look, what is measured, `held_memory` by default."""
+        """Look each `interval` seconds; `look` is what is measured, `held_memory` by default."""
         self._interval = interval
         self._look = look or held_memory
         self._closed = threading.Event()
@@ -42,7 +42,7 @@ class PeakMemory:
 
 
 def held_memory(root: int | None = None, processes: Path = PROCESSES) -> int | None:
-    """Bytes of memory that a process and all below it hold for themselves, and the largest piece that they share.
+    """Measure the bytes that a process and all below it hold for themselves, and the largest piece they share.
 
     Pages of libraries, which all of them map, are not counted; shared memory (Ray's object store) is counted once.
 
@@ -71,7 +71,7 @@ def held_memory(root: int | None = None, processes: Path = PROCESSES) -> int | N
 
 
 def _statuses(processes: Path) -> dict[int, dict[str, int]]:
-    """Numbers that `/proc/ID/status` gives of each process; sizes in KiB. A process that ends meanwhile is left out."""
+    """Read the numbers of `/proc/ID/status`, sizes in KiB. A process that ends meanwhile is left out."""
     found: dict[int, dict[str, int]] = {}
     try:
         names = [name for name in os.listdir(processes) if name.isdigit()]

@@ -51,7 +51,7 @@ class PictureWriter:
             self._start()
 
     def samples(self, step: int, rows: Sequence[SampleRow], kind: str) -> None:
-        """Nothing: the report reads them from the run folder."""
+        """Do nothing: the report reads samples from the run folder."""
 
     def truncate_after(self, step: int) -> None:
         """Forget what came after a step."""

@@ -79,18 +79,18 @@ class RecordFile:
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a record file that have a step; nothing where there is no file."""
+    """Read the rows of a record file that have a step; nothing where there is no file."""
     return (row for row in read_whole_rows(path) if isinstance(row.get("step"), int))
 
 
 def holds_evaluation(folder: Path, step: int) -> bool:
-    """Whether a run folder has the metrics of an evaluation after `step`."""
+    """Tell whether a run folder has the metrics of an evaluation after `step`."""
     rows = (row for row in read_records(folder / METRICS_FILE) if row["step"] == step)
     return any(name.startswith(EVALUATION_PREFIX) for row in rows for name in row)
 
 
 def read_whole_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of JSON lines; nothing where there is no file. A torn or foreign line is left out."""
+    """Read the rows of a file of JSON lines, if there is one. A torn or foreign line is left out."""
     if not path.exists():
         return
     with path.open("rb") as lines:
@@ -140,7 +140,7 @@ def _drop_torn_line(path: Path) -> None:
 
 
 def json_value(value: Any) -> Any:
-    """The value as JSON has it: numpy scalars and arrays become numbers and lists, NaN and infinity null."""
+    """Convert to what JSON has: numpy scalars and arrays become numbers and lists, NaN and infinity null."""
     if isinstance(value, str | bool | int) or value is None:
         return value
     if isinstance(value, float):

@@ -57,7 +57,7 @@ class MetricRow:
 
 @dataclass(frozen=True, slots=True)
 class SyncCheck:
-    """How far engines and trainer were apart on the probe text."""
+    """Difference between engines and trainer on the probe text."""
 
     syncs: int
     last: str
@@ -132,7 +132,7 @@ def _facts(record: RunRecord | None, history: History) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
+    """Write a time as people say it: 42 s, 3 min 5 s, 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -193,7 +193,7 @@ def _sync_check(history: History) -> SyncCheck | None:
 
 
 def _sync_times(history: History) -> list[tuple[str, str, str]]:
-    """Part of a sync, its meaning, and its mean milliseconds."""
+    """List each part of a sync, its meaning, and its mean milliseconds."""
     rows = []
     for part in ("gather", "wire", "load", "pause", "verify"):
         seconds = [value for _, value in _points(history, f"sync/{part}")]

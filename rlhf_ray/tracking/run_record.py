@@ -35,14 +35,14 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord | None":
-        """The record of a folder; None where there is none that can be read."""
+        """Read the record of a folder; None where there is none that can be read."""
         try:
             return cls(**json.loads((folder / RUN_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def ended(self, status: Status, peak_memory: int | None = None) -> "RunRecord":
-        """The same run, ended now."""
+        """Return the same run, ended now."""
         return replace(self, status=status, closed=time.time(), peak_memory=peak_memory)
 
     def write(self, folder: Path) -> None:
@@ -55,7 +55,7 @@ class RunRecord:
 
 
 def environment() -> dict[str, str]:
-    """Names and values to show; nothing is imported for it, and nothing of it names a person or a secret."""
+    """Return names and values to show; nothing is imported for it, and none names a person or a secret."""
     found = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",

@@ -37,7 +37,7 @@ class SamplePair:
 
 
 def read_sample_pairs(folder: Path) -> list[SamplePair]:
-    """Evaluation samples paired by prompt; where there are none, those of the first and of the last training step."""
+    """Pair evaluation samples by prompt; where there are none, those of the first and last training step."""
     first: dict[str, Mapping[str, Any]] = {}
     last: dict[str, Mapping[str, Any]] = {}
     training: list[Mapping[str, Any]] = []
@@ -84,7 +84,7 @@ def _shown(row: Mapping[str, Any]) -> ShownSample:
 
 
 def prompt_text(prompt: Any) -> str:
-    """A prompt as text; of messages, one paragraph a turn with its role."""
+    """Write a prompt as text; of messages, one paragraph a turn with its role."""
     if isinstance(prompt, list):
         turns = [turn for turn in prompt if isinstance(turn, Mapping)]
         return cut("\n".join(f"{turn.get('role', '')}: {turn.get('content', '')}" for turn in turns))
@@ -92,7 +92,7 @@ def prompt_text(prompt: Any) -> str:
 
 
 def cut(text: str) -> str:
-    """Harmless text without secrets, of at most MOST_CHARACTERS, saying how much is left out."""
+    """Return harmless text without secrets, of at most MOST_CHARACTERS, saying how much is left out."""
     text = redact_text(text)
     left_out = len(text) - MOST_CHARACTERS
     shown = harmless(text[:MOST_CHARACTERS])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def plain_console(stream: Any) -> "Console":
-    """A console that prints texts as they are: rows of data may look like markup."""
+    """Make a console that prints texts as they are: rows of data may look like markup."""
     from rich.console import Console
 
     return Console(file=stream, highlight=False, markup=False, emoji=False)
@@ -26,7 +26,7 @@ def say(text: str) -> None:
 
 
 def make_bar(console: "Console", description: str = "{task.description}", **settings: Any) -> "Progress":
-    """A bar that goes away at its end; each task needs the field `rate`, a text. `settings` are those of Progress."""
+    """Make a bar that goes away at its end; tasks need the field `rate`, a text. `settings` are those of Progress."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
@@ -68,7 +68,7 @@ PARTS = {
 
 
 def step_line(step: int, total_steps: int | None, metrics: Mapping[str, float]) -> str:
-    """One line of a step in plain words, from whatever was logged; empty where nothing fits."""
+    """Write one line of a step in plain words, from whatever was logged; empty where nothing fits."""
     said = _said(metrics, "")
     held_out = _said(metrics, EVALUATION_PREFIX)
     if held_out:
@@ -103,7 +103,7 @@ class Terminal:
         *,
         bars: bool = True,
     ) -> None:
-        """Args: total_steps, of the run; bars, False where somebody types, whose line a bar would overwrite."""
+        """Show a run of so many steps; without `bars` where somebody types, whose line a bar would overwrite."""
         self._stream = stream or sys.stdout
         self._total_steps = total_steps
         self._clock = clock

@@ -9,14 +9,14 @@ _KEPT_CONTROLS = frozenset("\n\t")
 
 
 def harmless(text: str) -> str:
-    """The text with control characters, lone surrogates and direction marks replaced; newline and tab stay."""
+    """Replace control characters, lone surrogates and direction marks; newline and tab stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(REPLACEMENT if _is_harmful(character) else character for character in text)
 
 
 def one_line(text: str, width: int) -> str:
-    """The text harmless, on one line, cut at `width` characters."""
+    """Make the text harmless, on one line, cut at `width` characters."""
     # Twice the width fills a line even after runs of spaces are folded; a response may be very long.
     start = " ".join(harmless(text[: 2 * width]).split())
     return start if len(start) <= width and len(text) <= 2 * width else start[: width - 1] + "…"

@@ -158,7 +158,7 @@ class Tracker:
         self._safely("terminal", self._terminal.close)
 
     def __enter__(self) -> Self:
-        """As a block: closes as failed after an error, as stopped where steps are left, else as finished."""
+        """Open a block; it closes as failed after an error, as stopped where steps are left, else as finished."""
         return self
 
     def __exit__(
@@ -205,7 +205,7 @@ def _sample_line(row: SampleRow) -> str:
 
 
 def _asked(prompt: Any) -> str:
-    """What the user said last, where the prompt is a conversation: it may begin with a long system message."""
+    """Return what the user said last, where the prompt is a conversation: it may begin with a long system message."""
     if not isinstance(prompt, list):
         return _text(prompt)
     turns = [turn for turn in prompt if isinstance(turn, Mapping)]

@@ -25,7 +25,7 @@ EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1}
 
 
 def wandb_mode(tracking: TrackingConfig) -> str:
-    """`online`, `offline` or `off`, with `auto` decided by WANDB_MODE and WANDB_API_KEY."""
+    """Return `online`, `offline` or `off`, with `auto` decided by WANDB_MODE and WANDB_API_KEY."""
     if tracking.wandb != "auto":
         return tracking.wandb
     asked = os.environ.get("WANDB_MODE", "")
@@ -71,7 +71,7 @@ class WandbWriter:
         self._put("samples", step, [dict(row) for row in rows], kind)
 
     def truncate_after(self, step: int) -> None:
-        """Nothing: wandb keeps what it has; steps that run again are drawn over by their own number."""
+        """Do nothing: wandb keeps what it has; steps that run again are drawn over by their own number."""
 
     def close(self, status: Status) -> None:
         """Finish the run, waiting at most CLOSE_SECONDS for what is left."""

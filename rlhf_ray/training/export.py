@@ -72,7 +72,7 @@ def save_network(network: Any, tokenizer: Any, folder: Path, weights: Mapping[st
 def adapter_files(
     network: Any, model: ModelConfig, keep: bool, replaced: Mapping[str, Tensor] | None = None
 ) -> dict[str, bytes]:
-    """The files of an adapter as PEFT writes them, by name; nothing on ranks that do not keep it. All must call."""
+    """Return an adapter's files as PEFT writes them, by name; none on ranks that do not keep it. All must call."""
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     weights = gather(trained, keep, replaced or {})
     if not keep:
@@ -86,7 +86,7 @@ def adapter_files(
 
 @torch.no_grad()
 def gather(tensors: Iterable[tuple[str, Tensor]], keep: bool, replaced: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by name in host memory, whole; empty where they are not kept.
+    """Gather tensors by name in host memory, whole; empty where they are not kept.
 
     Args:
         tensors: by name; parameters may be sharded (ZeRO-3), and then all ranks must call.

@@ -94,17 +94,17 @@ def lay_out(batch: TokenBatch, rows: np.ndarray, packed: bool, device: torch.dev
 
 
 def start_tokens(device: torch.device) -> int:
-    """Tokens that take as long as the start of a pass."""
+    """Count the tokens that take as long as the start of a pass."""
     return START_TOKENS_CPU if device.type == "cpu" else START_TOKENS_GPU
 
 
 def join_outputs(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Outputs of passes, one after the other."""
+    """Join outputs of passes, one after the other."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def in_order(rows: np.ndarray, parts: Sequence[Microbatch], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs of the passes of a micro-batch, one after the other, put in the order of `rows`.
+    """Put outputs of a micro-batch's passes, one after the other, in the order of `rows`.
 
     `scores` are one for each row, all others one for each response token.
     """
@@ -126,7 +126,7 @@ def join_columns(
     columns: Mapping[str, Shaped[np.ndarray, " tokens"]],
     row_columns: Mapping[str, Shaped[np.ndarray, " rows"]],
 ) -> dict[str, Tensor]:
-    """Columns of passes, one after the other; `rows` counts on from pass to pass."""
+    """Join columns of passes, one after the other; `rows` counts on from pass to pass."""
     joined = join_outputs([select_columns(part, columns, row_columns) for part in parts])
     before = np.cumsum([0, *(len(part.last) for part in parts)])
     joined["rows"] = torch.cat([part.rows + int(first) for part, first in zip(parts, before[:-1], strict=True)])
@@ -138,7 +138,7 @@ def select_columns(
     columns: Mapping[str, Shaped[np.ndarray, " tokens"]],
     row_columns: Mapping[str, Shaped[np.ndarray, " rows"]],
 ) -> dict[str, Tensor]:
-    """The micro-batch's part of columns of the whole batch, and `rows`; all zero for a stand-in."""
+    """Take the micro-batch's part of columns of the whole batch, and `rows`; all zero for a stand-in."""
     device = microbatch.input_ids.device
     chosen: dict[str, Tensor] = {"rows": microbatch.rows}
     for given, index, size in [
@@ -152,14 +152,14 @@ def select_columns(
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> Int64[np.ndarray, " total"]:
-    """The ranges start ... start + length - 1, one after the other."""
+    """Return the ranges start ... start + length - 1, one after the other."""
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
     return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
 
 
 def without_context(prompts: np.ndarray, responses: np.ndarray) -> Bool[np.ndarray, " tokens"] | None:
-    """First tokens of rows that have no prompt, row after row; None if there are none."""
+    """Mark the first tokens of rows that have no prompt, row after row; None if there are none."""
     if prompts.all():
         return None
     mask = np.zeros(int(responses.sum()), dtype=bool)
@@ -177,7 +177,7 @@ def _stand_in(batch: TokenBatch, device: torch.device) -> Microbatch:
 
 
 def as_tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """Integers on the device."""
+    """Put integers on the device."""
     return torch.from_numpy(array.astype(np.int64, copy=False)).to(device, non_blocking=True)
 
 
@@ -194,7 +194,7 @@ class ExtraBatch:
 
 
 def zero_loss(outputs: Mapping[str, Tensor]) -> Tensor:
-    """Zero, but the backward pass runs."""
+    """Return zero; the backward pass runs all the same."""
     return torch.stack([output.sum() for output in outputs.values()]).sum() * 0.0
 
 

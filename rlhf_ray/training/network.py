@@ -51,7 +51,7 @@ def load_network(
 
 
 def is_packed(model: ModelConfig, module: nn.Module) -> bool:
-    """Whether sequences lie one behind the other instead of being padded; an encoder that pools takes padded ones."""
+    """Tell whether sequences lie one behind the other instead of padded; an encoder that pools takes padded ones."""
     return model.attention == "flash_attention_2" and not (isinstance(module, ScalarNetwork) and module.pools)
 
 
@@ -122,7 +122,7 @@ def _texts(batch: TokenBatch, device: torch.device) -> list[Tensor]:
 
 
 def _logprobs_alone(module: Any, batch: TokenBatch, ways: Mapping[str, Microbatch]) -> tuple[Tensor, float]:
-    """Log-probabilities of the answers, by the network's own logits of each text; and the largest logit."""
+    """Return the answers' log-probabilities by the network's own logits of each text, and the largest logit."""
     found, largest = [], 0.0
     for ids, prompt in zip(_texts(batch, _device(ways)), batch.prompt_lengths.tolist(), strict=True):
         logits = module(ids[None])["logits"][0, prompt - 1 : -1].float()

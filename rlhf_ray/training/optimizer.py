@@ -15,7 +15,7 @@ from rlhf_ray.config.training import TrainerConfig
 
 
 def effective_stage(trainer: TrainerConfig, dtype: Dtype) -> int:
-    """The ZeRO stage that DeepSpeed runs.
+    """Return the ZeRO stage that DeepSpeed runs.
 
     In bfloat16, stage 0 runs as stage 1: DeepSpeed adds micro-batches up in float32 only where optimizer state is
     sharded. The numbers are the same; each rank holds less.
@@ -24,7 +24,7 @@ def effective_stage(trainer: TrainerConfig, dtype: Dtype) -> int:
 
 
 def deepspeed_settings(trainer: TrainerConfig, dtype: Dtype, world: int, trainable: bool) -> dict[str, Any]:
-    """DeepSpeed's configuration for one model.
+    """Make DeepSpeed's configuration for one model.
 
     Micro-batches are ours: DeepSpeed is told of one per step, and the boundary is set by hand.
 
@@ -86,7 +86,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices, which decay, and biases and norm weights, which do not; frozen parameters are left out."""
+    """Split matrices, which decay, from biases and norm weights, which do not; without frozen parameters."""
     trained = [p for p in network.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
@@ -96,7 +96,7 @@ def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, 
 
 
 def build_adamw(network: nn.Module, trainer: TrainerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019); DeepSpeed's own where it offloads the optimizer to the CPU."""
+    """Build AdamW (Loshchilov and Hutter 2019); DeepSpeed's own where it offloads the optimizer to the CPU."""
     groups = parameter_groups(network, trainer.weight_decay)
     settings: dict[str, Any] = {"lr": trainer.learning_rate, "betas": trainer.betas, "eps": trainer.epsilon}
     if offloads_optimizer(trainer):
@@ -107,13 +107,13 @@ def build_adamw(network: nn.Module, trainer: TrainerConfig) -> torch.optim.Optim
 
 
 def offloads_optimizer(trainer: TrainerConfig) -> bool:
-    """Whether the user asks DeepSpeed to keep the optimizer off the GPU."""
+    """Tell whether the user asks DeepSpeed to keep the optimizer off the GPU."""
     offload = (trainer.deepspeed.get("zero_optimization") or {}).get("offload_optimizer") or {}
     return offload.get("device", "none") != "none"
 
 
 def learning_rate(step: int, trainer: TrainerConfig, total_steps: int) -> float:
-    """Learning rate of optimizer step `step` (from 0).
+    """Return the learning rate of optimizer step `step` (from 0).
 
     Step w of a warm-up of n steps takes peak (w + 1) / (n + 1). After it the rate stays, or falls to 0, which it
     reaches where step `total_steps` would follow; later steps take 0.

@@ -17,7 +17,7 @@ class RendezvousFailed(RlhfError):
 
 
 def device_of(gpus_per_worker: float) -> torch.device:
-    """The device that a rank computes on."""
+    """Return the device that a rank computes on."""
     return torch.device("cuda", 0) if gpus_per_worker > 0 else torch.device("cpu")
 
 
@@ -77,7 +77,7 @@ class ThreadDemand:
 
 
 def part_of(cpus: int, own: int, together: int) -> int:
-    """Threads of a worker that asks for `own` of them.
+    """Return the threads of a worker that asks for `own` of them.
 
     The threads of one worker wait for each other many times in each layer. Where all workers ask for more threads than
     there are CPUs, each waits for what another one computes, and all are slower than with as many threads as CPUs.
@@ -151,7 +151,7 @@ class OffloadedStorages:
 
 
 def tensors_on(device: torch.device) -> list[Tensor]:
-    """All tensors of this process on a device: its weights, gradients, optimizer state and buffers."""
+    """List all tensors of this process on a device: its weights, gradients, optimizer state and buffers."""
     gc.collect()
     # `type` and not `isinstance`: the latter would wake lazy objects of other libraries.
     kinds = (Tensor, torch.nn.Parameter)

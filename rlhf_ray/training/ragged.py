@@ -121,7 +121,7 @@ def _pieces(batch: TokenBatch, rows: np.ndarray) -> _Pieces:
 
 
 def _ragged_cost(batch: TokenBatch, rows: np.ndarray, start: int) -> float:
-    """Work of a ragged pass, in tokens: of distinct tokens, attention and copies of padded rows, and its starts."""
+    """Count a ragged pass's work in tokens: distinct tokens, attention, copies of padded rows, and starts."""
     lengths = batch.lengths[rows]
     prompts = dict(zip(_prompt_keys(batch, rows), batch.prompt_lengths[rows].tolist(), strict=True))
     distinct = sum(prompts.values()) + int(batch.response_lengths[rows].sum())
@@ -131,7 +131,7 @@ def _ragged_cost(batch: TokenBatch, rows: np.ndarray, start: int) -> float:
 
 
 def _groups(lengths: np.ndarray, start: int) -> list[Int64[np.ndarray, " group_rows"]]:
-    """Rows that attend in one call each, so that it costs least."""
+    """Group rows that attend in one call each, so that it costs least."""
     return passes_by_length(lengths, GROUP_START_SHARE * start / ATTENTION_SHARE)
 
 
@@ -140,7 +140,7 @@ def _padded(lengths: np.ndarray, parts: list[np.ndarray]) -> int:
 
 
 def _prompt_keys(batch: TokenBatch, rows: np.ndarray) -> list[bytes]:
-    """Equal for equal prompts."""
+    """Return keys that are equal for equal prompts."""
     starts = batch.offsets[:-1][rows]
     ends = starts + batch.prompt_lengths[rows]
     return [batch.ids[start:end].tobytes() for start, end in zip(starts, ends, strict=True)]

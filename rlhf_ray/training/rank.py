@@ -109,7 +109,7 @@ class TrainerRank:
         self._offloaded: OffloadedStorages | None = None
 
     def _start(self, trainable: bool) -> tuple[Any, torch.optim.Optimizer | None]:
-        """DeepSpeed's engine and the optimizer in it; a frozen model that is not sharded needs neither."""
+        """Start DeepSpeed's engine and its optimizer; a frozen model that is not sharded needs neither."""
         if not trainable:
             self._wrapped.requires_grad_(False).eval()
             if self.stage != 3:
@@ -136,7 +136,7 @@ class TrainerRank:
         temperature: float | None = None,
         adapter: bool = True,
     ) -> dict[str, Float32[np.ndarray, " tokens"]]:
-        """Log-probabilities (and entropies) of response tokens, flat over this rank's rows in the order given.
+        """Compute log-probabilities (and entropies) of response tokens, flat over this rank's rows in their order.
 
         `temperature` divides the logits; None: that at which the policy samples. Without its `adapter` the network
         answers as it did before it got one.
@@ -146,7 +146,7 @@ class TrainerRank:
             return self._infer(batch, microbatches, lambda m: self._policy_outputs(m, entropy, chosen))
 
     def values(self, batch: TokenBatch, microbatches: Microbatches) -> Float32[np.ndarray, " tokens"]:
-        """Value of the state in which each response token was chosen, flat over this rank's rows."""
+        """Compute the value of the state in which each response token was chosen, flat over this rank's rows."""
         return self._infer(batch, microbatches, lambda m: {"values": self._scalars(m, m.before)})["values"]
 
     def scores(self, batch: TokenBatch, microbatches: Microbatches) -> Float32[np.ndarray, " rows"]:
@@ -226,7 +226,7 @@ class TrainerRank:
         *,
         is_last: bool,
     ) -> None:
-        """One backward pass after the forward passes of a micro-batch; its metrics are added to `totals`.
+        """Run one backward pass after the forward passes of a micro-batch; its metrics are added to `totals`.
 
         `is_last`: no other follows in this optimizer step.
         """
@@ -271,7 +271,7 @@ class TrainerRank:
         )
 
     def _parts(self, batch: TokenBatch, rows: np.ndarray) -> list[Microbatch]:
-        """A micro-batch as the passes that share a backward pass."""
+        """Split a micro-batch into the passes that share a backward pass."""
         ragged = bool(self._wrapped.takes_ragged_rows)
         return lay_out_passes(batch, rows, self._packed, ragged, self.stage != 3, self._device)
 
@@ -302,7 +302,7 @@ class TrainerRank:
         return self._module(microbatch.input_ids, microbatch.position_ids, positions, microbatch.ragged)
 
     def weight_source(self) -> nn.Module:
-        """The Hugging Face network, whose parameters may be sharded (ZeRO-3), for weight transfer and export."""
+        """Return the network, whose parameters may be sharded (ZeRO-3), for weight transfer and export."""
         network: nn.Module = self.network
         return network
 
@@ -375,7 +375,7 @@ class TrainerRank:
         export(self.network, self._model_config, directory, self.rank, weights)
 
     def adapter_files(self) -> dict[str, bytes]:
-        """The adapter as PEFT writes it, by file, on rank 0; all ranks together."""
+        """Return the adapter as PEFT writes it, by file, on rank 0; all ranks together."""
         return adapter_files(self.network, self._model_config, self.rank == 0)
 
     def sleep(self) -> None:

@@ -88,7 +88,7 @@ class TrainedState:
         return int(steps_taken)
 
     def load_average(self, directory: str) -> dict[str, Tensor]:
-        """This rank's share of the average that a saved state holds; nothing where it holds none.
+        """Load this rank's share of the average that a saved state holds; nothing where it holds none.
 
         Raises:
             CheckpointError: parts are missing.
@@ -99,12 +99,12 @@ class TrainedState:
             return {name: where[f"average/{name}"][f"average/{name}"] for name in mine if f"average/{name}" in where}
 
     def masters(self) -> Iterator[tuple[str, bool, Tensor]]:
-        """Each parameter's float32 weights, whole, and whether this rank keeps them; all ranks must take them all."""
+        """Yield each parameter's float32 weights, whole, and whether this rank keeps them; all ranks take all."""
         for name, owner in self._owners().items():
             yield name, owner == self._rank, self._master(self._parameters[name])
 
     def owned(self) -> Iterator[tuple[str, int, tuple[int, ...]]]:
-        """Name, owner and whole shape of each parameter, in the same order on all ranks."""
+        """Yield name, owner and whole shape of each parameter, in the same order on all ranks."""
         for name, owner in self._owners().items():
             parameter = self._parameters[name]
             yield name, owner, tuple(getattr(parameter, "ds_shape", parameter.shape))
@@ -117,7 +117,7 @@ class TrainedState:
         return safe_get_full_fp32_param(parameter)
 
     def _owners(self) -> dict[str, int]:
-        """Which rank writes each parameter: the least loaded one, largest parameters first."""
+        """Choose which rank writes each parameter: the least loaded one, largest parameters first."""
         load = [0] * self.world
         owners = {}
         for name in sorted(self._parameters, key=lambda n: (-_numel(self._parameters[n]), n)):
@@ -126,7 +126,7 @@ class TrainedState:
         return {name: owners[name] for name in self._parameters}
 
     def _read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Master weight and moments, whole; moments that no step made yet are zero."""
+        """Read master weight and moments, whole; moments that no step made yet are zero."""
         master = self._master(parameter)
         if self._stage == 0:
             moments = self._optimizer.state.get(parameter, {})
@@ -169,7 +169,7 @@ class TrainedState:
             yield
 
     def _optimizer_step(self) -> int:
-        """Steps that the bias correction counts; 0 before the first."""
+        """Count the steps of the bias correction; 0 before the first."""
         steps = [int(moments["step"]) for moments in self._optimizer.state.values() if "step" in moments]
         return max(steps, default=0)
 
@@ -180,7 +180,7 @@ class TrainedState:
 
 
 def has_moments(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer took a step; ZeRO leaves empty entries in its state before that."""
+    """Tell whether the optimizer took a step; ZeRO leaves empty entries in its state before that."""
     return any("exp_avg" in moments for moments in optimizer.state.values())
 
 
@@ -204,7 +204,7 @@ def _part_name(rank: int) -> str:
 
 @contextmanager
 def _open_parts(directory: str) -> Iterator[list[Mapping[str, Tensor]]]:
-    """All parts of a saved state; the first one says how many there are."""
+    """Open all parts of a saved state; the first one says how many there are."""
     with ExitStack() as stack:
         first = stack.enter_context(open_tensors(join(directory, _part_name(0))))
         writers = int(first[COUNTERS][1])
@@ -232,7 +232,7 @@ class WeightAverage:
     """
 
     def __init__(self, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Args: weights, of this rank's parameters, as a checkpoint held them; None: begin with the present ones."""
+        """Begin with this rank's weights as a checkpoint held them; None: with the present ones."""
         self.weights: dict[str, Tensor] = dict(weights or {})
 
     @torch.no_grad()
@@ -248,7 +248,7 @@ class WeightAverage:
                 self.weights[name] = present.clone()
 
     def gather(self, state: TrainedState, device: torch.device, rank: int) -> dict[str, Tensor]:
-        """All weights on rank 0, nothing on the others; all ranks together."""
+        """Return all weights on rank 0, nothing on the others; all ranks together."""
         whole: dict[str, Tensor] = {}
         for name, owner, shape in state.owned():
             if state.world > 1:

@@ -44,7 +44,7 @@ class CpuReload:
 
     @staticmethod
     def serves(model: nn.Module) -> bool:
-        """Whether all layers are of kinds that this reload knows: unquantized, with weights of their own."""
+        """Tell whether this reload knows the kinds of all layers: unquantized, with weights of their own."""
         return all(
             type(getattr(layer, "quant_method", None)) in (*_PLAIN_METHODS, type(None))
             and (type(layer) is Attention or not is_deferred_attention_layer(layer))
@@ -120,7 +120,7 @@ class _Layer:
         return counted_loader
 
     def _target(self) -> Tensor:
-        """Where the weight is loaded to.
+        """Find where the weight is loaded to.
 
         Raises:
             TransferError: all of it is here already.
@@ -187,7 +187,7 @@ class _Filled(TorchDispatchMode):
 
 
 def _alike(data: Tensor, parameter: Tensor) -> Any:
-    """A parameter with other data and all else that vLLM notes on it."""
+    """Make a parameter with other data and all else that vLLM notes on it."""
     new: Any = nn.Parameter(data, requires_grad=False)
     new.__class__ = parameter.__class__
     new.__dict__ = parameter.__dict__.copy()
@@ -195,7 +195,7 @@ def _alike(data: Tensor, parameter: Tensor) -> Any:
 
 
 def _unwrapped(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """The layer's own loader, where a reload that broke off left another around it."""
+    """Return the layer's own loader, where a reload that broke off left another around it."""
     while getattr(loader, "__name__", "") in _WRAPPERS:
         loader = loader.__wrapped__  # type: ignore[attr-defined]
     return loader

@@ -109,7 +109,7 @@ class GlooGroup:
 
 
 def _cut(tensors: Sequence[UInt8[Tensor, " bytes"]]) -> Iterator[list[UInt8[Tensor, " bytes"]]]:
-    """The pieces of each chunk of what the tensors are when they lie one behind the other."""
+    """Yield the pieces of each chunk of what the tensors are when they lie one behind the other."""
     pieces: list[Tensor] = []
     room = CHUNK_BYTES
     for tensor in tensors:
@@ -133,7 +133,7 @@ class _Slot:
         self._block: Tensor | None = None
 
     def joined(self, pieces: Sequence[UInt8[Tensor, " bytes"]]) -> UInt8[Tensor, " bytes"]:
-        """The pieces as one tensor; a single one stays where it is."""
+        """Return the pieces as one tensor; a single one stays where it is."""
         if len(pieces) == 1:
             return pieces[0]
         if self._block is None:

@@ -38,21 +38,21 @@ class TransferGroup:
         return 1 + sum(self.engine_workers)
 
     def rank_offset(self, engine: int) -> int:
-        """Rank of the first worker of an engine in the group."""
+        """Return the rank of the first worker of an engine in the group."""
         return SENDER_RANK + 1 + sum(self.engine_workers[:engine])
 
     def to_plain(self) -> dict[str, Any]:
-        """Values that JSON and MessagePack carry, without the key, which workers do not need."""
+        """Return values that JSON and MessagePack carry, without the key, which workers do not need."""
         return {**asdict(self), "engine_workers": list(self.engine_workers), "key": ""}
 
     @classmethod
     def from_plain(cls, plain: dict[str, Any]) -> "TransferGroup":
-        """Inverse of `to_plain`, without the key."""
+        """Read what `to_plain` wrote, without the key."""
         return cls(**{**plain, "engine_workers": tuple(plain["engine_workers"]), "key": b""})
 
 
 def check_engine_workers(engine_workers: Sequence[int]) -> tuple[int, ...]:
-    """Workers of each engine as a tuple.
+    """Return the workers of each engine as a tuple.
 
     Raises:
         ValueError: there is no engine, or one without a worker.

@@ -67,7 +67,7 @@ class Manifest:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def bucket(self, index: int) -> tuple[TensorEntry, ...]:
-        """Tensors of one bucket."""
+        """Return the tensors of one bucket."""
         first, last = self.buckets[index]
         return self.tensors[first:last]
 

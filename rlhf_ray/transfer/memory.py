@@ -13,12 +13,12 @@ class KeptMemory:
         self._users_when_free = self._users()
 
     def take(self, size: int) -> UInt8[Tensor, " bytes"]:
-        """Memory of this size: new, where somebody still holds tensors in the old one, which must stay as they are."""
+        """Return memory of this size: new, where somebody still holds tensors in the old one, which must stay."""
         if self._block.numel() < size or self._users() > self._users_when_free:
             self._block = torch.empty(size, dtype=torch.uint8)
         return self._block[:size]
 
     def _users(self) -> int:
-        """Tensors that share the block's memory, it and passing references included."""
+        """Count the tensors that share the block's memory, it and passing references included."""
         count: int = torch._C._storage_Use_Count(self._block.untyped_storage()._cdata)
         return count

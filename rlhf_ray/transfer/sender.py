@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SenderTransport(Protocol):
-    """How buckets leave the trainer."""
+    """Way by which buckets leave the trainer."""
 
     every_rank: bool
     """Whether all trainer ranks take part in sending, or the sender alone."""
@@ -36,7 +36,7 @@ class SenderTransport(Protocol):
         """Send the flat tensors of one bucket; returns when their memory may change."""
 
     def finish(self) -> None:
-        """All buckets of a transfer were sent."""
+        """End a transfer all of whose buckets were sent."""
 
     def close(self) -> None:
         """Leave the group."""
@@ -165,7 +165,7 @@ class _GlooSender:
         self._members.send([tensor.cpu() for tensor in bucket])
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: all is sent."""
 
     def close(self) -> None:
         if self._members is not None:
@@ -194,7 +194,7 @@ class _NcclSender:
         torch.cuda.current_stream(packed.device).synchronize()
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: all is sent."""
 
     def close(self) -> None:
         if self._communicator is not None:

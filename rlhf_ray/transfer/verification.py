@@ -24,7 +24,7 @@ PROBE_SEED = 20_160_901
 def probe_sequences(
     vocab_size: int, natural: Sequence[Int32[np.ndarray, " tokens"]] = (), max_tokens: int | None = None
 ) -> list[Int32[np.ndarray, " tokens"]]:
-    """Token sequences to score: random ones over the vocabulary, the same on every call, and given natural ones.
+    """Return sequences to score: random ones over the vocabulary, equal on every call, and given natural ones.
 
     Args:
         vocab_size: rows of the embedding.
@@ -46,7 +46,7 @@ def verify_sync(
     version: int,
     engine_index: int = 0,
 ) -> float:
-    """Largest difference between the trainer's and an engine's log-probabilities of the probe.
+    """Return the largest difference between the trainer's and an engine's log-probabilities of the probe.
 
     Args:
         trainer: log-probability of each token after the first, at temperature 1, sequence by sequence.
@@ -74,7 +74,7 @@ def verify_sync(
 
 
 def sync_timings(sent: dict[str, float], received: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Parts of one transfer, in seconds: `gather`, `wire`, `load`, `pause`; they add up to the slowest engine's time.
+    """Return the seconds of `gather`, `wire`, `load`, `pause`; they add up to the slowest engine's time.
 
     Gathering shows on the engines as waiting for the wire, so it is taken from there.
 

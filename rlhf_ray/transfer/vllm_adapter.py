@@ -59,7 +59,7 @@ class TransferWorkerExtension:
         return method.removeprefix(FILE_SCHEME) if method.startswith(FILE_SCHEME) else None
 
     def transfer_timings(self) -> dict[str, float]:
-        """Seconds that the last update of this worker spent on the wire and in loading."""
+        """Return the seconds that the last update of this worker spent on the wire and in loading."""
         return self.weight_transfer_engine.timings  # type: ignore[attr-defined]
 
     def abandon_weight_update(self) -> None:

@@ -48,7 +48,7 @@ PrivacyAction = Literal["mask", "drop", "keep"]
 
 
 class PrivacyConfig(Section):
-    """What happens to private data, in each text and each other column: masked, a reason to drop the row, or kept."""
+    """Treatment of private data in each text and other column: masked, a reason to drop the row, or kept."""
 
     email: PrivacyAction = "mask"
     """E-mail addresses."""

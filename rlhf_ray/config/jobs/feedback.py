@@ -16,7 +16,7 @@ from rlhf_ray.config.rewards import RewardConfig
 
 
 class FeedbackAlgorithmConfig(AlgorithmConfig):
-    """How the score of one answer becomes an update."""
+    """Way in which the score of one answer becomes an update."""
 
     advantages: Literal["gae", "reinforce_plus_plus"] = "gae"
     """Estimator of advantages; the others compare answers to one prompt, and here is one."""

@@ -22,7 +22,7 @@ from rlhf_ray.config.rollout import RolloutConfig
 
 
 class SamplingConfig(Section):
-    """How `rlhf generate` samples; freer than training, which must sample what it scores."""
+    """Sampling of `rlhf generate`; freer than training, which must sample what it scores."""
 
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Smallest set of tokens with this probability mass."""
@@ -55,7 +55,7 @@ class SafetyConfig(Section):
 
 
 class InferenceConfig(JobConfig):
-    """What jobs without training share."""
+    """Settings that jobs without training share."""
 
     output: PathText
     """File to write, .jsonl or .parquet."""

@@ -18,7 +18,7 @@ JUDGE_INSTRUCTION = (
 
 
 class Judge(Section):
-    """What all judges share."""
+    """Settings that all judges share."""
 
     name: str
     """Name in tables and files, unique: letters, digits, `.`, `-`, `_`."""

@@ -79,7 +79,7 @@ AnswerConfig = Annotated[FileAnswers | ModelAnswers | RolloutAnswers, Field(disc
 
 
 class FeedbackPageConfig(JobConfig):
-    """What the pages for people share."""
+    """Settings that the pages for people share."""
 
     store: PathText
     """A file of SQLite, or postgresql://user@host/name with its password in PGPASSWORD or ~/.pgpass."""

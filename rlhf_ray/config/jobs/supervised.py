@@ -26,7 +26,7 @@ class SupervisedTrainerConfig(TrainerConfig):
 
 
 class SupervisedConfig(RunConfig):
-    """What supervised jobs share."""
+    """Settings that supervised jobs share."""
 
     learns_scalar: ClassVar[bool] = False
     """Whether the model that is learned has a scalar head, as reward models do."""

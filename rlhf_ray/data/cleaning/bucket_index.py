@@ -69,7 +69,7 @@ class BucketIndex:
         return rows
 
     def add(self, keys: UInt32[np.ndarray, "rows keys"]) -> None:
-        """Number further rows, in their order.
+        """Add further rows, in their order.
 
         Raises:
             IndexFull: there are too many.

@@ -48,7 +48,7 @@ class PromptGroups:
         return self.near.bytes + sum(len(one) * one.itemsize for one in (self._keys, self._parents))
 
     def add(self, texts: Sequence[str], prompt_keys: Sequence[int], keys: TextKeys) -> list[int]:
-        """Number prompts, the same for the same prompt; each may join groups.
+        """Give prompts numbers, the same for the same prompt; each may join groups.
 
         Args:
             texts: in their normal form.

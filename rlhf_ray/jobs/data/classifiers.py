@@ -25,7 +25,7 @@ FEWEST = 20
 
 
 def quality_classifier(config: DataJobConfig, folder: Path, account: "Account") -> TextClassifier | None:
-    """The classifier of quality, whose first class is high; a trained one is kept as classifier.safetensors.
+    """Make the classifier of quality (first class high); one trained here is kept as classifier.safetensors.
 
     Raises:
         BadInput: the examples are too few or cannot be read, or it does not tell them apart.
@@ -57,7 +57,7 @@ def quality_classifier(config: DataJobConfig, folder: Path, account: "Account") 
 
 
 def prompt_classifier(config: DataJobConfig, folder: Path, account: "Account") -> TextClassifier | None:
-    """The classifier of prompts, or None where rules decide; a trained one is kept as classes.safetensors.
+    """Make the classifier of prompts, None where rules decide; one trained here is kept as classes.safetensors.
 
     Raises:
         BadInput: the examples are too few or cannot be read, or it does not tell them apart.
@@ -103,7 +103,7 @@ def _texts(source: RowSource, of: Judged, key: str) -> list[str]:
 
 
 def _rows(source: RowSource, key: str) -> Iterator[Row]:
-    """Usable rows of examples."""
+    """Read the usable rows of examples."""
     report = ReadReport(f"{key}: {source.path}", source.bad_rows)
 
     def checked(row: Row) -> Row:
@@ -116,7 +116,7 @@ def _rows(source: RowSource, key: str) -> Iterator[Row]:
 def _divide(
     labels: np.ndarray, seed: int, names: tuple[str, ...] | list[str] = ("high", "low")
 ) -> tuple[np.ndarray, ...]:
-    """Places to learn from and places held out, each with its part of every class."""
+    """Return places to learn from and places held out, each with its part of every class."""
     for name, count in zip(names, np.bincount(labels, minlength=len(names)), strict=True):
         if count < FEWEST:
             raise BadInput(f"class {name!r} has {count} examples; at least {FEWEST} are needed to learn and to measure")

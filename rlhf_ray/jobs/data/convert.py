@@ -54,7 +54,7 @@ def run(config: ConvertConfig) -> None:
 
 
 def _rows(config: ConvertConfig, report: ReadReport) -> Iterator[Row]:
-    """Usable rows of one data set; at its end the report is judged."""
+    """Read the usable rows of one data set; at its end the report is judged."""
     source = RowSource(path=report.source, layout=config.layout, split=config.split)
     kind = PurePath(config.output).suffix
 

@@ -26,7 +26,7 @@ class Measured(io.RawIOBase):
         self.digest = hashlib.sha256()
 
     def writable(self) -> bool:
-        """It is."""
+        """Tell that this stream is for writing."""
         return True
 
     def write(self, content: Any) -> int:

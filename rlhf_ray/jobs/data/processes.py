@@ -66,13 +66,13 @@ class PieceCleaner:
     """A process of Ray Data that cleans pieces."""
 
     def __init__(self, cleaner: str) -> None:
-        """Args: file of the cleaner."""
+        """Load the cleaner from its file."""
         hide_secrets()
         with secrets_hidden():
             self._cleaner: Cleaner = pickle.loads(Path(cleaner).read_bytes())
 
     def __call__(self, rows: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
-        """Batches of cleaned rows; what is wrong with a file comes as a message."""
+        """Yield batches of cleaned rows; what is wrong with a file comes as a message."""
         for packed in rows["piece"]:
             piece, layout = pickle.loads(packed)
             try:

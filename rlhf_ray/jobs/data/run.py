@@ -50,7 +50,7 @@ def run(config: DataJobConfig) -> None:
 
 
 def prepare(output: Path) -> Path:
-    """A new folder beside `output`, which takes its name when it is complete.
+    """Make a folder beside `output`, which takes its name when it is complete.
 
     Raises:
         BadInput: `output` is there already, or cannot be made.

@@ -49,7 +49,7 @@ class PartTables:
                 _one_by_one(types, kept, told)
 
     def schema(self, content: str) -> Any:
-        """Columns of a part with this content, as a `pyarrow.Schema`."""
+        """Return the columns of a part with this content, as a `pyarrow.Schema`."""
         return self._types[content].schema()
 
 
@@ -102,7 +102,7 @@ class Sieve:
     """Keeps the first of all rows that say the same. Memory grows by the indexes of rows and prompts alone."""
 
     def __init__(self, config: DataJobConfig, folder: Path) -> None:
-        """Args: config; folder of the audit, and of temporary files."""
+        """Sieve by a config; `folder` is that of the audit, and of temporary files."""
         duplicates = config.duplicates
         self.finder = None if duplicates is None else DuplicateFinder(duplicates.shingle, duplicates.near, str(folder))
         near = config.near_prompts_to_group
@@ -139,7 +139,7 @@ class Sieve:
         return removed
 
     def _repeats(self, batch: Cleaned) -> list[Duplicate | None]:
-        """What each row repeats, if it does."""
+        """Find what each row repeats, if it does."""
         if self.finder is None or batch.keys is None:
             return [None] * len(batch.kept)
         texts = [kept.compared for kept in batch.kept]
@@ -150,7 +150,7 @@ class Sieve:
             raise RlhfError(f"{error}; clean the sources in several jobs, or set duplicates.near to null") from None
 
     def _prompt_numbers(self, batch: Cleaned, stay: list[int]) -> list[int]:
-        """Numbers of the prompts of rows that stay; zeros where near prompts need not be together."""
+        """Return numbers of the prompts of rows that stay; zeros where near prompts need not be together."""
         if self.groups is None or batch.prompt_keys is None:
             return [0] * len(stay)
         kept = [batch.kept[place] for place in stay]
@@ -168,7 +168,7 @@ class Sieve:
         self.kept += 1
 
     def rows(self) -> Iterator[Sieved]:
-        """All rows that stay, in their order."""
+        """Yield all rows that stay, in their order."""
         names = list(self._classes)
         self._rows.seek(0)
         while header := self._rows.read(HEADER.size):

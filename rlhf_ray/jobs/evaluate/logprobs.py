@@ -162,7 +162,7 @@ def _missing(logs: RowLogs, file: str, rows: int) -> list[int]:
 
 
 def _sums(logs: RowLogs, file: str) -> dict[int, tuple[float, int]]:
-    """Log-probability and number of learned tokens, by row."""
+    """Read log-probability and number of learned tokens, by row."""
     return {row["row"]: (row["logprob"], row["tokens"]) for row in logs.read(file)}
 
 

@@ -83,7 +83,7 @@ class _Start:
 
 
 def cost_of(model: ComparedModel) -> tuple[float | None, int | None]:
-    """Wall time in seconds and peak memory in bytes of the run that made a model, as far as its folder tells."""
+    """Return the seconds and the peak memory in bytes of the run that made a model, as far as its folder tells."""
     folder = Path(model.run or Path(model.path).parent).expanduser()
     record = RunRecord.read(folder)
     if record is None or record.closed is None:

@@ -26,7 +26,7 @@ Scores = dict[str, list[float | None]]
 
 
 def sources_of(config: EvaluateConfig) -> list[RewardConfig]:
-    """The reward sources, and the oracle as one of them."""
+    """List the reward sources, and the oracle as one of them."""
     oracle = [] if config.oracle is None else [config.oracle.model_copy(update={"name": ORACLE, "weight": 0.0})]
     return [*config.rewards, *oracle]
 
@@ -118,6 +118,6 @@ def _with_total(
 
 
 def _identity(source: RewardConfig) -> list[Any]:
-    """What a source is: its settings, and the file or models behind it."""
+    """Identify a source by its settings, and by the file or models behind it."""
     settings = source.model_dump(mode="json", exclude={*PlacementConfig.model_fields, "weight", "failed_scores"})
     return [settings, *kind_of(source).identity(source)]

@@ -41,7 +41,7 @@ def judge_all(
     keys: Mapping[str, str],
     say: Callable[[str], None],
 ) -> tuple[WinRates, list[ShownVerdict]]:
-    """Win rates of all models but the baseline by all judges, and verdicts with words to show.
+    """Let all judges compare all models to the baseline; return win rates, and verdicts with words to show.
 
     Raises:
         JudgeFailed: a service gave no verdicts. BadInput: a file of people's verdicts is not one.
@@ -83,7 +83,7 @@ def _of_service(judge: ServiceJudge, name: str, opinions: Sequence[Opinion]) -> 
 def _asked(
     judge: ServiceJudge, logs: RowLogs, result: ModelResult, base: ModelResult, key: str, say: Callable[[str], None]
 ) -> list[Opinion]:
-    """Opinions on all pairs; those on file are not asked for again, but for pairs that have no verdict."""
+    """Ask for opinions on all pairs; those on file are not asked for again, but for pairs that have no verdict."""
     file = f"verdicts/{judge.name}.{result.name}"
     logs.prepare(file, key_of(key, judge.url, judge.model, judge.instruction, judge.max_new_tokens))
     pairs = {
@@ -121,7 +121,7 @@ def _row(opinion: Opinion) -> dict[str, object]:
 
 
 def prompt_words(prompt: Prompt) -> str:
-    """A prompt as a judge reads it: messages with their roles."""
+    """Write a prompt as a judge reads it: messages with their roles."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(f"{message['role']}: {words_of(message)}" for message in prompt)

@@ -129,7 +129,7 @@ def _safety_filter(
 def ordered_groups(
     config: GenerateConfig, pool: RolloutPool, prompts: Sequence[PromptRecord], progress: RowProgress
 ) -> Iterator[list[Sample]]:
-    """Groups in the order of the prompts, each as soon as all before it have come."""
+    """Yield groups in the order of the prompts, each as soon as all before it have come."""
     tokens = 0
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         asked = prompts[start : start + PROMPTS_AT_ONCE]
@@ -168,7 +168,7 @@ def check_models(config: GenerateConfig) -> Any:
 
 
 class _Tally:
-    """What came out, for the last line."""
+    """Counts of what came out, for the last line."""
 
     def __init__(self) -> None:
         self._samples = self._tokens = self._cut = 0

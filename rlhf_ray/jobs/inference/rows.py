@@ -56,7 +56,7 @@ class RowProgress:
     def __init__(
         self, what: str, total: int | None, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Args: what, the work in one word, such as `generating`; total, rows in all, None if nobody knows."""
+        """Show work, named in one word such as `generating`, on `total` rows; None if nobody knows how many."""
         self._what = what
         self._total = total
         self._done = 0
@@ -67,7 +67,7 @@ class RowProgress:
         self._task = self._bar.add_task(what, total=total, rate="")
 
     def advance(self, rows: int, tokens: int | None = None) -> None:
-        """So many more rows are done; `tokens` were written since the beginning."""
+        """Count so many more rows as done; `tokens` were written since the beginning."""
         self._done += rows
         now = self._clock()
         seconds = now - self._began

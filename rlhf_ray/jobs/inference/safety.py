@@ -83,7 +83,7 @@ class SafetyFilter:
                 yield guarded
 
     def check_all(self) -> None:
-        """At the end: see `FailureTally.check_all`."""
+        """Check all failures at the end: see `FailureTally.check_all`."""
         for tally in self._sources.tallies.values():
             tally.check_all()
 
@@ -96,7 +96,7 @@ class SafetyFilter:
         return found
 
     def _judged(self, groups: Iterable[list[Sample]]) -> list[list[_Draft]]:
-        """Groups with their costs; batches are judged while further groups are written."""
+        """Return groups with their costs; batches are judged while further groups are written."""
         drafts: list[list[_Draft]] = []
         waiting: list[_Draft] = []
         sent: list[tuple[list[_Draft], PendingRewards]] = []

@@ -80,7 +80,7 @@ def _known(answer: Answered, names: Sequence[str]) -> Row:
 
 
 def _scored(sources: RewardSources, rows: Sequence[Answered], batch_size: int) -> Iterator[Scored]:
-    """Scores of batches of rows in their order; later batches are on their way meanwhile."""
+    """Yield the scores of batches of rows in their order; later batches are on their way meanwhile."""
     waiting: deque[PendingRewards] = deque()
     for start in range(0, len(rows), batch_size):
         batch = rows[start : start + batch_size]
@@ -107,7 +107,7 @@ def _finite(score: float | None) -> float | None:
 
 
 def summary(config: ScoreConfig, found: Scored) -> Table:
-    """Mean, spread and range of each column, and how many rows have no score, with the reason apart."""
+    """Return mean, spread and range of each column, and how many rows have no score, by reason."""
     table = Table(title="Scores", title_justify="left")
     for name in ("source", "weight", "scored", "does not apply", "failed", "mean", "std", "min", "max"):
         table.add_column(name, justify="left" if name == "source" else "right")

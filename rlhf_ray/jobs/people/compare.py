@@ -44,7 +44,7 @@ def _show(config: CompareConfig, door: Door) -> None:
 
 
 def _prompts(config: CompareConfig) -> list[tuple[Prompt, str]]:
-    """Prompts that both sides can answer."""
+    """Read the prompts that both sides can answer."""
     files = {key: AnswerFile(side) for key, side in (("a", config.a), ("b", config.b)) if isinstance(side, FileAnswers)}
     pool = read_pool(config.prompts) if config.prompts is not None else next(iter(files.values())).prompts()
     answered = [{joined(prompt) for prompt, _ in file.prompts()} for file in files.values()]

@@ -25,7 +25,7 @@ from rlhf_ray.tracking.terminal import say
 def open_rollout_writers(
     sources: Sequence[RolloutAnswers], config: FeedbackPageConfig
 ) -> Iterator[list["RolloutWriter"]]:
-    """A pool for each source, all on the config's groups.
+    """Open a pool for each source, all on the config's groups.
 
     Raises:
         RlhfError: a model cannot be used, or engines do not start.

@@ -43,7 +43,7 @@ def settings_of(config: FeedbackPageConfig, answers_per_prompt: int) -> Settings
 
 
 def read_pool(source: RowSource) -> list[tuple[Prompt, str]]:
-    """Prompts of a data set with their classes.
+    """Read the prompts of a data set with their classes.
 
     Raises:
         BadInput: nothing there, or too many bad rows (named by file and line).
@@ -83,7 +83,7 @@ def export(config: FeedbackPageConfig, task: Task, path: str) -> None:
 
 @dataclass(frozen=True)
 class Door:
-    """Where visitors enter: taken before anything slow begins."""
+    """Entrance of visitors: taken before anything slow begins."""
 
     listening: socket.socket
     token: str | None
@@ -119,7 +119,7 @@ def serve(desk: Desk, door: Door) -> None:
 
 
 def _token(file: str | None) -> str:
-    """The token of a file, or a new one, which is written there."""
+    """Read the token of a file, or write a new one there."""
     if file is None:
         return secrets.token_urlsafe(TOKEN_BYTES)
     path = Path(file).expanduser()
@@ -140,7 +140,7 @@ def _token(file: str | None) -> str:
 def open_writers(
     sources: Sequence[FileAnswers | ModelAnswers | RolloutAnswers], config: FeedbackPageConfig
 ) -> Iterator[list[Writer]]:
-    """Whoever writes answers, in the order of the sources; engines stop when the block ends.
+    """Open whoever writes answers, in the order of the sources; engines stop when the block ends.
 
     Raises:
         RlhfError: a model or the engines do not start.

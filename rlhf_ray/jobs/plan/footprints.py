@@ -131,7 +131,7 @@ class _Hub:
         self._silent = False
 
     def folder_of(self, name: str) -> str:
-        """Folder on this machine with a model's config file, fetched unless it was before.
+        """Find the folder on this machine with a model's config file, fetched unless it was before.
 
         Raises:
             OSError: the hub does not give it, or not in time.
@@ -161,7 +161,7 @@ class _Hub:
 
 
 def fetch_config(name: str) -> str:
-    """The config file of a model of the hub; where the hub is out of reach, its error at once."""
+    """Fetch the config file of a model of the hub; where the hub is out of reach, raise its error at once."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     # The download would try again and again, for half a minute.

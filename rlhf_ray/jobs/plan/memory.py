@@ -27,7 +27,7 @@ ACTIVATION_BYTES = 34
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What memory depends on."""
+    """Sizes of a model on which memory depends."""
 
     parameters: int
     output_head: int
@@ -40,7 +40,7 @@ class ModelShape:
     """Inputs and outputs together of each linear layer of the blocks, by its full name."""
 
     def adapter_parameters(self, lora: LoraConfig) -> int:
-        """Parameters of an adapter: two factors of each layer's update."""
+        """Count the parameters of an adapter: two factors of each layer's update."""
         everywhere = lora.target_modules == [ALL_LINEAR]
         widths = (
             width
@@ -71,7 +71,7 @@ class WorkerMemory:
 
 
 def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, tokens: int, scalar: bool) -> WorkerMemory:
-    """One rank of a trained model.
+    """Estimate one rank of a trained model.
 
     Args:
         shape: of the model.
@@ -107,7 +107,7 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, toke
 
 
 def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, shards: int = 1) -> WorkerMemory:
-    """One worker of a model that only computes forward passes, one layer at a time; its weights may be sharded."""
+    """Estimate a worker that only computes forward passes, layer by layer; its weights may be sharded."""
     parameters = shape.parameters - (shape.output_head if scalar else 0)
     size = DTYPE_BYTES[dtype]
     return WorkerMemory(
@@ -116,7 +116,7 @@ def forward_memory(shape: ModelShape, dtype: Dtype, tokens: int, scalar: bool, s
 
 
 def engine_memory(shape: ModelShape, dtype: Dtype, rollout: RolloutConfig, gpu_bytes: float) -> WorkerMemory:
-    """One vLLM engine, per device: weights of its slice, and the cache that fills the rest of its share.
+    """Estimate one vLLM engine, per device: weights of its slice, and the cache in the rest of its share.
 
     On CPU all its tensor-parallel workers are on one device, each with a cache of the size that is asked for.
     """
@@ -161,7 +161,7 @@ RAY = 425 * MIB
 
 
 def worker_process(role: PlacementConfig) -> float:
-    """Bytes of one worker of a role, beside its model; none on a GPU, whose memory they do not take."""
+    """Return the bytes of one worker of a role, beside its model; none on a GPU, whose memory it does not take."""
     if role.gpus_per_worker:
         return 0.0
     match role:
@@ -174,6 +174,6 @@ def worker_process(role: PlacementConfig) -> float:
 
 
 def other_processes(config: JobConfig) -> Mapping[str, float]:
-    """Bytes of what runs beside the roles, where all of them compute on CPU."""
+    """Return the bytes of what runs beside the roles, where all of them compute on CPU."""
     on_gpu = any(role.gpus_per_worker for role in config.placements().values())
     return {} if on_gpu else {"driver": DRIVER, "Ray": RAY}

@@ -40,7 +40,7 @@ def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
 
 
 def _long_texts(config: JobConfig) -> Iterator[str]:
-    """Texts that are longer than those that a model was made for, which it reads all the same."""
+    """Find texts that are longer than those that a model was made for, which it reads all the same."""
     from rlhf_ray.models.loading import read_config
     from rlhf_ray.models.positions import described_positions
     from rlhf_ray.runs.model_checks import LONGEST_SAMPLE, text_lengths

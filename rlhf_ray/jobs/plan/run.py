@@ -72,7 +72,7 @@ class Peak:
 
 
 def device_loads(part: Part, footprints: Mapping[str, WorkerMemory]) -> dict[Device, dict[str, float]]:
-    """Bytes of each role of a part on each device."""
+    """Return the bytes of each role of a part on each device."""
     layout = part.layout
     loads: dict[Device, dict[str, float]] = {}
     for role, memory in footprints.items():
@@ -91,7 +91,7 @@ def add_processes(loads: dict[Device, dict[str, float]], processes: Mapping[str,
 
 
 def peak(part: Part, load: Mapping[str, float]) -> Peak:
-    """The peak of one device.
+    """Find the peak of one device.
 
     Args:
         part: of the job.
@@ -221,7 +221,7 @@ def _placement_table(parts: list[Part], config: JobConfig) -> Table:
 
 
 def _device_names(layout: Layout, role: str) -> str:
-    """GPUs of a role by node, with equal nodes in one entry: `nodes 0-3: GPU 0-7`."""
+    """Name the GPUs of a role by node, with equal nodes in one entry: `nodes 0-3: GPU 0-7`."""
     by_node: dict[int, set[int]] = {}
     for slot in layout.slots[role]:
         by_node.setdefault(slot.bundle, set()).update(slot.devices)
@@ -243,7 +243,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _turns(layout: Layout, role: str) -> str:
-    """Roles with which a role shares GPUs."""
+    """Name the roles with which a role shares GPUs."""
     sharing, group = layout.sharing(role), layout.slots[role][0].group
     others = {other for other, slots in layout.slots.items() if slots[0].group == group} - {role}
     return f"all on {group}" if others and sharing == others else ", ".join(sorted(sharing))
@@ -261,7 +261,7 @@ def _memory_table(footprints: dict[str, WorkerMemory], processes: Mapping[str, f
 
 
 def _cache_lines(config: JobConfig, footprints: dict[str, WorkerMemory]) -> Iterator[str]:
-    """How much an engine can write at once."""
+    """Say how much an engine can write at once."""
     engine, longest = footprints.get("rollout"), config.longest_sample()
     if engine is not None and engine.cached_tokens and longest is not None:
         samples = engine.cached_tokens // longest
@@ -290,7 +290,7 @@ def _gib(size: float) -> str:
 
 @dataclass(frozen=True)
 class _Load:
-    """What a device holds in one part of a job."""
+    """Load of a device in one part of a job."""
 
     device: Device
     roles: Mapping[str, float]
@@ -308,7 +308,7 @@ class _Load:
 
 
 def _loads(config: JobConfig, parts: list[Part], footprints: dict[str, WorkerMemory]) -> list[_Load]:
-    """Loads of all devices in all parts; where there are several, each has the name of its phase."""
+    """List the loads of all devices in all parts; where there are several, each has the name of its phase."""
     found = []
     for part in parts:
         loads = device_loads(part, footprints)

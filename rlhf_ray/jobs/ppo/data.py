@@ -27,7 +27,7 @@ class Pretraining:
         self._cursor = Cursor(ids, seed, config.data.shuffle, texts.fingerprint)
 
     def draw(self) -> ExtraBatch:
-        """The next `batch_size` rows, whose mean negative log-likelihood is weighed by the coefficient."""
+        """Draw the next `batch_size` rows; their mean negative log-likelihood is weighed by the coefficient."""
         taken = self._cursor.take(self._config.batch_size)
         self._cursor.finish(taken)
         batch = supervised_batch([self._rows[int(row)] for row in taken])
@@ -36,7 +36,7 @@ class Pretraining:
         return ExtraBatch(batch, PretrainingLoss(self._config.coefficient), {"weight": weight})
 
     def state(self) -> dict[str, Any]:
-        """All that `load` needs."""
+        """Return all that `load` needs."""
         return self._cursor.state()
 
     def load(self, state: dict[str, Any]) -> None:
@@ -83,11 +83,11 @@ class PPOData:
         return {record.prompt_id: record for record in self.prompts.rows}
 
     def cursor(self) -> Cursor:
-        """Hands the prompts out, from the first on."""
+        """Make the cursor that hands the prompts out, from the first on."""
         return Cursor(list(self.by_id), self.config.seed, self.config.data.shuffle, self.prompts.fingerprint)
 
     def pretraining(self) -> Pretraining | None:
-        """Draws the texts, from the first on; None where none are mixed in."""
+        """Make what draws the texts, from the first on; None where none are mixed in."""
         if self.config.ptx is None or self.texts is None:
             return None
         return Pretraining(self.config.ptx, self.texts, self.config.seed)

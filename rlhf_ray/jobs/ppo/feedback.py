@@ -37,7 +37,7 @@ from rlhf_ray.tracking.tracker import Tracker
 
 @dataclass(frozen=True)
 class Session:
-    """Where a person's scores come from and go to."""
+    """Source of a person's scores, and the place where they are kept."""
 
     terminal: ScoringTerminal
     rows: ScoredRows
@@ -49,7 +49,7 @@ class Session:
     picture: Path
 
     def known(self, step: int) -> ScoredRow | None:
-        """The row of a step that was scored before: in a session that broke off before it was saved, or elsewhere."""
+        """Return the row of a step that was scored before: in a session that broke off, or elsewhere."""
         row = self.rows.of_step(step)
         if row is None and step <= len(self.replayed):
             row = replace(self.replayed[step - 1], step=step)

@@ -78,11 +78,11 @@ class InformativeGroups:
         self._running.close()
 
     def metrics(self) -> dict[str, float]:
-        """Prompts that were answered, and the share whose rewards were all equal."""
+        """Count the prompts that were answered; return the share whose rewards were all equal."""
         return {"filter/prompts": float(self.asked), "frac_reward_zero_std": 1 - self.kept / max(self.asked, 1)}
 
     def _scored(self) -> Iterator[Group]:
-        """Groups of the running round with their rewards. Each is scored while the next ones are written."""
+        """Yield groups of the running round with rewards; each is scored while the next ones are written."""
         groups: Sequence[Group] | Groups = self._running
         if self._turns.roles:
             groups = list(self._running)

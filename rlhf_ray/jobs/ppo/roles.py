@@ -60,7 +60,7 @@ class PPORoles:
         return {"policy": self.policy, **self.critics}
 
     def submit_reference(self, shared: SharedBatch) -> Pending[dict[str, np.ndarray]] | None:
-        """Log-probabilities under the model that the policy began from; None where nobody asks for them."""
+        """Submit log-probabilities under the frozen starting model; None where nobody asks for them."""
         if self.adapter_off:
             return self.policy.submit_logprobs(shared, adapter=False)
         return None if self.reference is None else self.reference.submit_logprobs(shared)
@@ -92,7 +92,7 @@ class PPORoles:
         return self.trained | ({self.reference.name: self.reference} if self.reference is not None else {})
 
     def is_reference(self, role: str) -> bool:
-        """Whether the role is the frozen reference, which has no state to lose."""
+        """Tell whether the role is the frozen reference, which has no state to lose."""
         return self.reference is not None and role == self.reference.name
 
     def restart_trainer(self, death: RoleDied, *, from_start: bool) -> None:
@@ -140,12 +140,12 @@ def cost_weight(algorithm: AlgorithmConfig) -> float:
 
 
 def critic_role(name: str) -> str:
-    """Role of a critic, by its name in the config."""
+    """Return the role of a critic, by its name in the config."""
     return COST_CRITIC_ROLE if name == COST_CRITIC else "critic"
 
 
 def uses(config: PPOConfig) -> dict[str, list[str]]:
-    """Roles that each phase needs."""
+    """Return the roles that each phase needs."""
     critics = [critic_role(name) for name in config.critics]
     return {
         phase: [role for section in sections for role in (critics if section == "critics" else [section])]
@@ -159,7 +159,7 @@ def role_placements(config: PPOConfig) -> dict[str, PlacementConfig]:
 
 
 def turn_takers(config: PPOConfig) -> set[str]:
-    """Roles that share devices and must take turns on them, known before any of them is placed; rewards count as one.
+    """Name the roles that take turns on shared devices, known before any is placed; rewards count as one.
 
     Raises:
         DoesNotFit: the roles do not fit their groups.
@@ -178,7 +178,7 @@ def thread_demand(role: str, config: PPOConfig) -> ThreadDemand:
 
 
 def _threads_beside(role: str, phase: str, config: PPOConfig) -> int:
-    """Threads of all networks that compute in a phase on the fullest of a role's machines; 0 where it rests."""
+    """Count threads of all networks that compute in a phase on the role's fullest machine; 0 where it rests."""
     placements = role_placements(config)
     awake = uses(config)[phase]
     if role not in placements or role not in awake:

@@ -143,7 +143,7 @@ def recover(begin: Callable[[], Loop], loop: Loop, death: RoleDied) -> Loop:
 
 
 def policy_finished_before(config: PPOConfig, steps: int, *, evaluates: bool = False) -> bool:
-    """Whether an earlier start made all steps, evaluated after the last one, and wrote the policy; which is said then.
+    """Tell, and say, whether an earlier start made all steps, evaluated at the end and wrote the policy.
 
     Raises:
         BadInput: the folder holds a run with other settings.

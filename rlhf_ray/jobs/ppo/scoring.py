@@ -45,7 +45,7 @@ class Chunk:
 
 @dataclass
 class PendingScores:
-    """What `PPODriver.score` starts and `make_experience` waits for."""
+    """Scores that `PPODriver.score` starts and `make_experience` waits for."""
 
     roles: PPORoles
     tokens: int
@@ -62,7 +62,7 @@ class PendingScores:
     _chunks: list[Chunk] = field(default_factory=list)
 
     def add(self, group: Group) -> None:
-        """A group has come."""
+        """Start to score a group that has come."""
         self._waiting.append(group)
         self.samples += len(group)
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for group in self._waiting for s in group)
@@ -130,7 +130,7 @@ def put_rewards(samples: Sequence[Sample], by_source: Mapping[str, Sequence[floa
 
 
 def rewards_of(samples: Sequence[Sample]) -> dict[str, list[float | None]]:
-    """Scores by source, as the samples hold them."""
+    """Return scores by source, as the samples hold them."""
     return {name: [sample.rewards[name] for sample in samples] for name in (samples[0].rewards if samples else ())}
 
 

@@ -93,7 +93,7 @@ class _Start:
         """Roles that share devices and take turns on them."""
 
     def policy(self) -> TrainerGroup:
-        """The model that learns, but not while the critics warm up."""
+        """Begin the model that learns, but not while the critics warm up."""
         config = self._config
         steps = (config.steps - config.algorithm.critic_warmup_steps) * config.epochs * config.minibatches
         return self._trainer("policy", config.model, config.policy, total_steps=max(steps, 1))
@@ -114,12 +114,12 @@ class _Start:
         }
 
     def reference(self) -> TrainerGroup:
-        """The model that the policy began from."""
+        """Begin the model that the policy began from."""
         frozen = TrainerConfig(**self._config.reference.model_dump())
         return self._trainer("reference", self._config.model, frozen, total_steps=1, trainable=False)
 
     def rewards(self) -> RewardSources:
-        """All sources."""
+        """Begin all reward sources."""
         config = self._config
         sources = RewardSources(
             self._cluster,
@@ -132,7 +132,7 @@ class _Start:
         return sources
 
     def engines(self) -> ActorGroup:
-        """The rollout's; those that share devices are to load once the others have left them."""
+        """Begin the rollout's engines; those that share devices load once the others have left them."""
         config = self._config
         engines = place_engines(
             self._cluster,
@@ -211,7 +211,7 @@ def _renew(engines: ActorGroup, sync: PolicySync, turns: DeviceTurns, number: in
 
 
 def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:
-    """The roles that share devices, by the names that `uses` has for them."""
+    """Return the roles that share devices, by the names that `uses` has for them."""
     layout = engines.cluster.layout
     sleepers: dict[str, Sleeper] = {name: role for name, role in trainers.items() if layout.sharing(name)}
     if layout.sharing(engines.name):
@@ -229,7 +229,7 @@ def _sync(
     workers: list[int],
     tokenizer_size: int,
 ) -> PolicySync:
-    """All weights, with the adapter merged if there is one; or the adapter alone."""
+    """Choose how weights travel: all, with the adapter merged if there is one; or the adapter alone."""
     # A tokenizer may have more ids than the embedding has rows.
     vocabulary = min(tokenizer_size, policy_config(config.model).get_text_config().vocab_size)
     verified: dict[str, Any] = {

@@ -278,7 +278,9 @@ class PPODriver:
 
 
 def _refuse_a_batch_without_rewards(step: int, samples: Sequence[Sample], outputs: RoleOutputs) -> None:
-    """A run that learns from nothing must not end as a success; failures of a source have a limit of their own."""
+    """Refuse to go on: a run that learns from nothing must not end as a success;
+    failures of a source have a limit of their own.
+    """
     known = outputs.scores.isfinite()
     if outputs.costs is not None:
         known &= outputs.costs.scores.isfinite()

@@ -75,7 +75,7 @@ def optimise(
 
 
 def _moved_too_far(steps: Sequence[tuple[Step, StepResult]], target: float | None) -> bool:
-    """Whether the newest step of the policy passed `target_kl`; then it rests until there are new samples."""
+    """Tell whether the policy's newest step passed `target_kl`; then it rests until there are new samples."""
     if target is None or not steps:
         return False
     newest, taken = steps[-1]

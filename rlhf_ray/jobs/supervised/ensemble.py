@@ -41,11 +41,11 @@ class Member:
 
     @staticmethod
     def scores_file(folder: Path) -> Path:
-        """Scores of the rows kept aside, in a member's run folder."""
+        """Return the file of the scores of rows kept aside, in a member's run folder."""
         return folder / "held_out_scores.npy"
 
     def is_finished(self) -> bool:
-        """Whether an earlier start of the same job has made it, so that it need not be loaded again.
+        """Tell whether an earlier start of the same job has made it, so that it need not be loaded again.
 
         A job of one model says so by itself, see `learned_before`.
         """
@@ -58,13 +58,13 @@ class Member:
 
 
 def members_of(config: RewardTrainingConfig, rows: int) -> list[Member]:
-    """The members of a job: the first is the job's own run, the others are below it, each with the next seed."""
+    """List the members of a job: the first is its own run, the others are below it, each with the next seed."""
     steps = Passes(rows, config.epochs, config.batch_size).steps
     return [Member(one, steps) for one in member_configs(config)]
 
 
 def member_configs(config: RewardTrainingConfig) -> list[RewardTrainingConfig]:
-    """The config of each member; of a job of one model, its own."""
+    """List the config of each member; of a job of one model, its own."""
     return [
         config.model_copy(update={"output": output, "seed": config.seed + place})
         for place, output in enumerate(config.member_outputs)
@@ -105,7 +105,7 @@ def _standardised(members: Sequence[Member]) -> Float32[Tensor, "members rows"]:
 
 
 def ranking_metrics(scores: Tensor, groups: Tensor, ranks: Tensor) -> dict[str, float]:
-    """`ranking_quality` by TRL's name for accuracy, and by our own for the others."""
+    """Return `ranking_quality` by TRL's name for accuracy, and by our own for the others."""
     quality = ranking_quality(scores, groups, ranks)
     return {
         "accuracy": float(quality.pair_accuracy),

@@ -49,7 +49,7 @@ class TrainingBatch:
 
 
 class SupervisedTask(ABC, Generic[Row]):
-    """What a job that learns from a fixed data set fills in: kind of model, loss, rows and what they become."""
+    """Base of jobs that learn from a fixed data set: kind of model, loss, rows and what they become."""
 
     kind: Kind
     loss: Loss
@@ -85,7 +85,7 @@ class SupervisedTask(ABC, Generic[Row]):
 
 
 def learned_before(config: SupervisedConfig) -> bool:
-    """Whether an earlier start came to the end, which is then said; asked before data and model are read.
+    """Tell, and say, whether an earlier start came to the end; asked before data and model are read.
 
     Raises:
         BadInput: the folder holds a run with other settings.
@@ -136,7 +136,7 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
         begun = task.state()
 
         def begin() -> _Job[Row]:
-            """At the newest checkpoint, or at the start."""
+            """Begin at the newest checkpoint, or at the start."""
             job = _Job(config, task, trainer, tracker, checkpoints, passes)
             job.restore(checkpoints.latest(), begun)
             return job

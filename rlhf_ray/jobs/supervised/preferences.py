@@ -99,7 +99,7 @@ class PreferenceTask(SupervisedTask[Row]):
 
     @abstractmethod
     def _batch(self, rows: Sequence[Row], training: bool) -> TrainingBatch:
-        """Batch and columns of some rows of a data set."""
+        """Make batch and columns of some rows of a data set."""
 
     def _evaluate(self, rows: Sequence[Row]) -> dict[str, float]:
         batch = self._batch(rows, training=False)
@@ -110,25 +110,25 @@ class PreferenceTask(SupervisedTask[Row]):
         return {"loss": float(value), **{name: float(metric) for name, metric in metrics.items()}}
 
     def _logprobs(self, batch: TokenBatch) -> Float32[np.ndarray, " response_tokens"]:
-        """The policy's log-probabilities as it now is."""
+        """Compute the policy's log-probabilities as it now is."""
         if self._policy is None:
             raise RuntimeError("preferences: call start_from first")
         return self._policy(batch)
 
     def _shift(self, rewards: torch.Tensor, training: bool) -> float:
-        """Mean of all rewards seen in training, these included if they belong to it (BCO, Jung et al. 2024)."""
+        """Average all rewards seen in training, these included if they belong to it (BCO, Jung et al. 2024)."""
         if training:
             self._moments = self._moments.update(rewards)
         return self._moments.mean
 
 
 def column(value: float, rows: int) -> Float32[np.ndarray, " rows"]:
-    """The same value for each row."""
+    """Repeat a value for each row."""
     return np.full(rows, value, np.float32)
 
 
 def pair_loss(config: PreferenceLossConfig) -> PreferenceLoss:
-    """The losses of a config, weighed, with their likelihood term."""
+    """Return the losses of a config, weighed, with their likelihood term."""
     weights = config.weights or [1.0] * len(config.type)
     coefficient = config.nll_coefficient
     if coefficient is None:
@@ -202,7 +202,7 @@ class PairTask(PreferenceTask[PairRow]):
     def _statistics(
         self, objective: PreferenceObjective, pairs: Pairs, training: bool
     ) -> tuple[Float[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-        """What a coupled loss must know of the whole step, for the chosen and for the rejected answers."""
+        """Compute what a coupled loss must know of the whole step, for chosen and for rejected answers."""
         if objective.kind == "aot":
             found = aot_statistic(pairs.chosen, pairs.rejected, pairs.reference_chosen, pairs.reference_rejected)
             return found, found
@@ -214,7 +214,7 @@ class PairTask(PreferenceTask[PairRow]):
 
 
 def _pairs(policy: np.ndarray, reference: np.ndarray, answers: Sequence[Answer]) -> Pairs:
-    """Sums of answers, chosen and rejected by turns, as pairs; in float64, as the driver can afford it."""
+    """Sum answers, chosen and rejected by turns, as pairs; in float64, as the driver can afford it."""
     counted = [len(a.response_ids) if a.shares is None else np.count_nonzero(a.shares) for a in answers]
     (chosen, rejected), (reference_chosen, reference_rejected), (chosen_lengths, rejected_lengths) = (
         torch.from_numpy(np.asarray(values, np.float64)).reshape(-1, 2).unbind(1)
@@ -244,7 +244,7 @@ class LabelledTask(PreferenceTask[LabelledRow]):
         self._mismatched: dict[bool, Float64[np.ndarray, " rows"]] = {}
 
     def report(self, sums: dict[str, float]) -> dict[str, float]:
-        """Metrics of the desirable as means over them, and of the undesirable likewise."""
+        """Return metrics of the desirable as means over them, and of the undesirable likewise."""
         metrics = dict(sums)
         share = metrics.pop("count/chosen")
         for side, part in zip(SIDES, (share, 1 - share), strict=True):

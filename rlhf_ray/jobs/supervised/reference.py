@@ -95,7 +95,7 @@ def summed(logprobs: Float32[np.ndarray, " response_tokens"], answers: Sequence[
 
 
 def answers_key(identity: str, answers: Sequence[Answer]) -> str:
-    """Hash of a reference and of all that its sums over these answers depend on."""
+    """Hash a reference and all that its sums over these answers depend on."""
     digest = hashlib.sha256(json.dumps([FORMAT, identity, len(answers)]).encode())
     for answer in answers:
         digest.update(len(answer.prompt_ids).to_bytes(4, "little"))
@@ -108,7 +108,7 @@ def answers_key(identity: str, answers: Sequence[Answer]) -> str:
 
 
 def _portions(answers: Sequence[Answer], tokens: int) -> Iterator[np.ndarray]:
-    """Rows in portions of about `tokens` tokens, the longest first, so that rows of one length come together.
+    """Yield rows in portions of about `tokens` tokens, the longest first: rows of one length come together.
 
     Two answers to a prompt, one behind the other, remain so.
     """

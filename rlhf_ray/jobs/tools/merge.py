@@ -60,7 +60,7 @@ def run(config: MergeConfig) -> None:
 
 
 def read_adapter(directory: Path) -> tuple[Any, dict[str, Tensor]]:
-    """PEFT's settings of an adapter, and its tensors by name.
+    """Read PEFT's settings of an adapter, and its tensors by name.
 
     Raises:
         BadInput: it is none, or its files are damaged or of an unsafe kind.
@@ -87,7 +87,7 @@ def read_adapter(directory: Path) -> tuple[Any, dict[str, Tensor]]:
 
 
 def merge(network: nn.Module, settings: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """The network with an adapter added to its weights.
+    """Add an adapter to the weights of its network, which is returned.
 
     Args:
         network: a Hugging Face network; it is changed.

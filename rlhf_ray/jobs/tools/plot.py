@@ -56,7 +56,7 @@ def _draw(histories: dict[Path, History], output: Path) -> None:
 
 
 def _short_names(folders: list[Path]) -> list[str]:
-    """Folder names, with as much of the path before them as it takes to tell them apart."""
+    """Return folder names, with as much of the path before them as it takes to tell them apart."""
     for parts in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
         if len(set(names)) == len(names):

@@ -44,7 +44,7 @@ KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 def render_kuberay(
     name: str, verb: str, config: str, overrides: list[str], groups: Mapping[str, GroupConfig], image: str
 ) -> str:
-    """A KubeRay RayJob with its config file as a ConfigMap.
+    """Write a KubeRay RayJob with its config file as a ConfigMap.
 
     Args:
         name: of the job, in Kubernetes' form.
@@ -66,7 +66,7 @@ def render_kuberay(
 
 
 def render_slurm(name: str, command: list[str], groups: Mapping[str, GroupConfig]) -> str:
-    """A Slurm batch script that starts Ray on its nodes, runs the command on the first, and ends as it ends.
+    """Write a Slurm script that starts Ray on its nodes, runs the command on the first, and ends as it ends.
 
     Slurm's nodes are all equal here: each has what the largest group takes of one.
 
@@ -140,7 +140,7 @@ def run(config: SubmitConfig) -> None:
 
 
 def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]) -> str:
-    """The file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
+    """Write the file with which a scheduler starts the job: a KubeRay RayJob or a Slurm batch script."""
     name = config.name or f"rlhf-{verb}"
     if config.render == "kuberay" and not KUBERNETES_NAME.fullmatch(name):
         raise BadInput(f"name: Kubernetes takes up to 48 of a-z, 0-9 and -, not {name!r}")
@@ -155,7 +155,7 @@ def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]
 
 
 def check_output(job: JobConfig) -> None:
-    """A job's results must outlive the copy of the working folder in which the cluster runs it.
+    """Check that a job's results will outlive the copy of the working folder in which the cluster runs it.
 
     Raises:
         BadInput: a folder or a file that it writes is a relative path.
@@ -183,7 +183,7 @@ def check_shown(text: str, what: str) -> None:
 
 
 def _relative(arguments: list[str], working_dir: str) -> list[str]:
-    """The job's arguments with the config's path as seen from the folder that is sent."""
+    """Return the job's arguments with the config's path as seen from the folder that is sent."""
     path, *overrides = arguments
     root = Path(working_dir).expanduser().resolve()
     if not root.is_dir():
@@ -195,7 +195,7 @@ def _relative(arguments: list[str], working_dir: str) -> list[str]:
 
 
 def connect(config: SubmitConfig) -> "JobSubmissionClient":
-    """A client of the cluster's dashboard.
+    """Make a client of the cluster's dashboard.
 
     Raises:
         RlhfError: nothing answers within `connect_seconds`, or it refuses us.

@@ -5,7 +5,7 @@ HARSH = ("cold", "grim", "rude", "dull", "bitter")
 
 
 def kindness(prompts: list[str], completions: list[str], **columns: list) -> list[int]:
-    """One number for each completion, higher is better; None where there is nothing to judge.
+    """Return one number for each completion, higher is better; None where there is nothing to judge.
 
     `columns` has the other columns of the data, a list for each.
     """
