@@ -113,7 +113,7 @@ def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None)
             named[caller.role].say_ready()
 
     calls = [(ref, Caller(name, rank)) for name, group in named.items() for rank, ref in enumerate(group.starting)]
-    limit = seconds or groups[0].cluster.deadlines.start_seconds
+    limit = seconds or max(group.load_seconds for group in groups)
     results = iter(wait_together(calls, phase="start", seconds=limit, answered=answered))
     return {name: list(islice(results, len(group.starting))) for name, group in named.items()}
 
@@ -135,6 +135,7 @@ class ActorGroup:
         policy: RestartPolicy | None = None,
         start: str = "__ray_ready__",
         end: str | None = None,
+        weight_bytes: int = 0,
     ) -> None:
         """Place and start all workers.
 
@@ -154,6 +155,7 @@ class ActorGroup:
                 as text.
             end: method that every worker is told before the cluster is left, by which it puts away what lives outside
                 of its process; None: killing it is enough.
+            weight_bytes: of the model that each worker loads, by which its deadlines go.
 
         Raises:
             DoesNotFit: the group does not exist or is too small.
@@ -170,6 +172,10 @@ class ActorGroup:
         self._environment = dict(environment or {})
         self._supervision = Supervision(placement.workers, policy or RestartPolicy(max_restarts))
         self._start_method, self._end_method = start, end
+        self.load_seconds = cluster.deadlines.loading(weight_bytes)
+        """Deadline of a start."""
+        self.transfer_seconds = cluster.deadlines.transfer(weight_bytes)
+        """Deadline of giving all workers new weights."""
         self.handles: list[ActorHandle] = []
         self.starting: list[ray.ObjectRef] = []
         """The call of each worker that returns when it can work."""
@@ -296,14 +302,13 @@ class ActorGroup:
             RoleLost: the rank was restarted too often.
             DeadlineExceeded, RoleRaised: the new worker did not start, or a machine died and none took its place.
         """
-        seconds = self.cluster.deadlines.start_seconds
         while True:
             self._spend(rank)
             self.kill_one(rank)
             try:
                 self.cluster.look_again(self.name, [self.slots[rank]])
                 self.handles[rank], self.starting[rank] = self._start(rank)
-                self.wait([self.starting[rank]], phase="restart", seconds=seconds, rank=rank)
+                self.wait([self.starting[rank]], phase="restart", seconds=self.load_seconds, rank=rank)
                 return
             except RoleDied as death:
                 logger.warning("%s; starting it again", death)

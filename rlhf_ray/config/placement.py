@@ -42,17 +42,49 @@ class PlacementConfig(Section):
     CPU, policy, reference and critics that compute side by side share the CPUs there are."""
 
 
+LEAST_LOAD_SECONDS = 600.0
+"""For imports, an engine's warm-up and its compilations, whatever the model."""
+
+SLOWEST_STORAGE = 50e6
+"""Bytes a second that a model is read with at worst: a shared disk under load, or a download."""
+
+LEAST_TRANSFER_SECONDS = 300.0
+"""For a transfer group to meet and to make its connections."""
+
+SLOWEST_NETWORK = 250e6
+"""Bytes a second that weights travel with at worst, gathered and loaded on the way."""
+
+
 class DeadlineConfig(Section):
     """Seconds that the driver waits before an error names the role, the rank and the phase."""
 
     start_seconds: Seconds = 600
-    """For resources to become free, and for a role to load its model."""
+    """For resources to become free, for Ray to start, and for a machine to take a lost one's place."""
+
+    load_seconds: Seconds | None = None
+    """For a role to load its model, until all its ranks and engines can work. None: 600, and a second more for each
+    50 MB of weights, which slow storage and the hub still give."""
+
+    join_seconds: Seconds = 600
+    """For the ranks of a role to meet, before they load."""
+
+    collective_seconds: Seconds = 600
+    """For one collective of a role's ranks (NCCL, gloo) once all have loaded: the longest that one may be behind."""
 
     call_seconds: Seconds = 1800
     """For one remote call of a phase (generation of a batch, scoring, one optimizer step)."""
 
-    transfer_seconds: Seconds = 300
-    """For the rendezvous of a transfer group, and for one weight transfer."""
+    transfer_seconds: Seconds | None = None
+    """For the rendezvous of a transfer group, and for one weight transfer. None: 300, and a second more for each 250 MB
+    of weights, which a network of 2 Gbit/s still moves."""
+
+    def loading(self, weight_bytes: int) -> float:
+        """Return the seconds for a role to load weights of that size."""
+        return self.load_seconds or LEAST_LOAD_SECONDS + weight_bytes / SLOWEST_STORAGE
+
+    def transfer(self, weight_bytes: int) -> float:
+        """Return the seconds for weights of that size to reach the engines."""
+        return self.transfer_seconds or LEAST_TRANSFER_SECONDS + weight_bytes / SLOWEST_NETWORK
 
 
 ADDRESS_FORMS = (

@@ -74,6 +74,22 @@ def _stamp(path: str) -> Stamp:
     return tuple(sorted((name, state.st_mtime_ns, state.st_size) for name, state in found))
 
 
+SIXTEEN_BITS = 2
+"""Bytes of a weight on the hub, where files are not at hand to be counted."""
+
+
+def weight_bytes(path: str, trust_remote_code: bool = False) -> int:
+    """Return the bytes of a model's weights, by its files or, for a hub name, its config; 0 where they are not known."""
+    files = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
+    if files or Path(path).is_dir():
+        return files
+    try:
+        network = facts_of(path, trust_remote_code).language_model
+    except Exception:  # whatever Transformers says: whoever loads it will tell
+        return 0
+    return SIXTEEN_BITS * sum(parameter.numel() for parameter in network.parameters())
+
+
 def checkpoint_shapes(path: str) -> dict[str, tuple[int, ...]] | None:
     """Return names and shapes in a checkpoint directory's safetensors headers; None for a hub name."""
     shapes: dict[str, tuple[int, ...]] = {}

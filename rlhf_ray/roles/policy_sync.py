@@ -52,7 +52,7 @@ class PolicySync(ABC):
         self._dtype: Dtype = dtype
         self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
         self._probes = probes
-        self._seconds = engines.cluster.deadlines.transfer_seconds
+        self._seconds = engines.transfer_seconds
         self.prepare()
 
     def prepare(self) -> None:

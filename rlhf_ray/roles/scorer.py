@@ -13,6 +13,7 @@ from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.columns import Answered
 from rlhf_ray.data.records import Prompt, Sample
+from rlhf_ray.models.facts import weight_bytes
 from rlhf_ray.scoring.kinds import kind_of
 from rlhf_ray.scoring.source import Failure, FailureTally, RewardSourceProtocol, Scores, combine
 
@@ -139,6 +140,7 @@ class RewardSources:
                 f"rewards.{source.name}",
                 partial(_arguments, source, tokens_per_microbatch),
                 max_restarts,
+                weight_bytes=sum(held.copies * weight_bytes(held.model.path) for held in source.held_models()),
             )
             for source in sources
         }

@@ -15,10 +15,11 @@ from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.model import Dtype, ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch, assign, prompt_groups
+from rlhf_ray.models.facts import weight_bytes
 from rlhf_ray.models.ragged_attention import model_takes_ragged_rows
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.microbatch import ExtraBatch
-from rlhf_ray.training.process import ThreadDemand
+from rlhf_ray.training.process import RankDeadlines, ThreadDemand
 from rlhf_ray.training.rank import Kind, TrainerRank
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
@@ -169,6 +170,7 @@ class TrainerGroup:
         self._by_length = self._takes_ragged_rows or trainer.zero_stage != 3
         self._cluster = cluster
         self._master = ("", 0)
+        size = weight_bytes(model.path, model.trust_remote_code)
 
         def arguments(rank: int) -> dict[str, Any]:
             if rank == 0:
@@ -185,12 +187,18 @@ class TrainerGroup:
                 "master": self._master,
                 "temperature": temperature,
                 "trainable": trainable,
-                "collective_seconds": cluster.deadlines.start_seconds,
+                "deadlines": RankDeadlines(
+                    cluster.deadlines.join_seconds,
+                    cluster.deadlines.loading(size),
+                    cluster.deadlines.collective_seconds,
+                ),
                 "demand": demand,
                 "units": units,
             }
 
-        self.actors = ActorGroup(cluster, TrainerActor, trainer, name, arguments, max_restarts, start="start")
+        self.actors = ActorGroup(
+            cluster, TrainerActor, trainer, name, arguments, max_restarts, start="start", weight_bytes=size
+        )
 
     def ready(self) -> None:
         """Wait until all ranks have loaded the model and met.

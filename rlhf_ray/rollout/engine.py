@@ -58,6 +58,7 @@ class Engine:
         max_tokens: longest prompt and response together; None for the model's own limit.
         version: of the weights that the checkpoint holds.
         lora: of adapters that it will load; None for none.
+        load_seconds: until all its processes must have loaded.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Engine:
         max_tokens: int | None = None,
         version: int = 0,
         lora: LoraConfig | None = None,
+        load_seconds: float = 600.0,
     ) -> None:
         self._model = model
         self._rollout = rollout
@@ -78,9 +80,9 @@ class Engine:
         self.version = version
         """Weights that the next token will be written with."""
         self._arguments = engine_arguments(
-            model, rollout, transport=transport, seed=seed, max_tokens=max_tokens, lora=lora
+            model, rollout, transport=transport, seed=seed, max_tokens=max_tokens, lora=lora, load_seconds=load_seconds
         )
-        self._environment = engine_environment(rollout, transport=transport, index=index)
+        self._environment = engine_environment(rollout, transport=transport, index=index, load_seconds=load_seconds)
         self._started: AsyncLLM | None = None
         self._files: EngineFiles | None = None
         self._link: EngineLink | None = None

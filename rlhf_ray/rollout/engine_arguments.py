@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import ceil
 from typing import Any, Literal
 
 from rlhf_ray.config.errors import BadInput
@@ -78,6 +79,7 @@ def engine_arguments(
     seed: int,
     max_tokens: int | None,
     lora: LoraConfig | None = None,
+    load_seconds: float = 600.0,
 ) -> dict[str, Any]:
     """Return the arguments of `AsyncEngineArgs` for one engine; the user's own, `rollout.engine`, come last.
 
@@ -88,6 +90,7 @@ def engine_arguments(
         seed: of vLLM's own random state; requests bring theirs.
         max_tokens: longest prompt and response together; None for the model's own limit.
         lora: of adapters that it will load; None for none.
+        load_seconds: until all workers must have loaded.
     """
     arguments: dict[str, Any] = {
         "model": model.path,
@@ -103,6 +106,9 @@ def engine_arguments(
         "distributed_executor_backend": "uni" if tensor_parallel_size(rollout) == 1 else "mp",
         "disable_log_stats": True,
     }
+    if tensor_parallel_size(rollout) > 1:
+        # Workers that have loaded wait for the others in a collective.
+        arguments["distributed_timeout_seconds"] = ceil(load_seconds)
     if lora is not None:
         # One adapter, replaced in place; there is room for ranks of a few sizes only.
         rank = next(size for size in ENGINE_RANKS if size >= lora.r)
@@ -118,7 +124,12 @@ def engine_arguments(
 
 
 def engine_environment(
-    rollout: RolloutConfig, *, transport: Transport, index: int, cpus: Sequence[int] | None = None
+    rollout: RolloutConfig,
+    *,
+    transport: Transport,
+    index: int,
+    cpus: Sequence[int] | None = None,
+    load_seconds: float = 600.0,
 ) -> dict[str, str]:
     """Return the environment in which an engine's processes must start.
 
@@ -127,8 +138,10 @@ def engine_environment(
         transport: how its weights arrive.
         index: of the engine; neighbours are bound to other CPUs.
         cpus: logical CPUs to choose from; those of this process unless given.
+        load_seconds: until its processes must have loaded.
     """
     environment = {
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(ceil(load_seconds)),
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
     }

@@ -11,6 +11,7 @@ from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.models.facts import weight_bytes
 from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.interfaces import EngineClient, Rollout
@@ -58,9 +59,11 @@ def place_engines(
             "seed": seed,
             "max_tokens": max_tokens,
             "lora": lora,
+            "load_seconds": cluster.deadlines.loading(size),
         }
 
-    return ActorGroup(cluster, Engine, rollout, name, arguments, RESTARTS, end="shutdown")
+    size = weight_bytes(model.path, model.trust_remote_code)
+    return ActorGroup(cluster, Engine, rollout, name, arguments, RESTARTS, end="shutdown", weight_bytes=size)
 
 
 def fixed_pool(
@@ -147,7 +150,7 @@ def restart_engine(engines: ActorGroup, number: int) -> RemoteEngine:
     while True:
         engines.restart(number)
         try:
-            engines.call_one(number, "start", phase="restart", seconds=engines.cluster.deadlines.start_seconds)
+            engines.call_one(number, "start", phase="restart", seconds=engines.load_seconds)
             return RemoteEngine(engines.handles[number], number)
         except RoleDied as death:
             logger.warning("%s; starting it again", death)

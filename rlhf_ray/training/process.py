@@ -21,7 +21,19 @@ def device_of(gpus_per_worker: float) -> torch.device:
     return torch.device("cuda", 0) if gpus_per_worker > 0 else torch.device("cpu")
 
 
-def join(rank: int, world: int, master: tuple[str, int], device: torch.device, seconds: float) -> None:
+@dataclass(frozen=True)
+class RankDeadlines:
+    """Seconds that a rank waits for the others of its role."""
+
+    join: float = 600.0
+    """To meet them."""
+    load: float = 600.0
+    """Until the last of them has loaded the model."""
+    collective: float = 600.0
+    """For each collective after that."""
+
+
+def join(rank: int, world: int, master: tuple[str, int], device: torch.device, deadlines: RankDeadlines) -> None:
     """Meet the other ranks and make DeepSpeed use their process group.
 
     A process that is in a group of the same size already keeps it, so that several models of one rank can live in it.
@@ -31,7 +43,7 @@ def join(rank: int, world: int, master: tuple[str, int], device: torch.device, s
         world: number of ranks.
         master: host and port where rank 0 listens.
         device: decides the back end: nccl or gloo.
-        seconds: deadline of the meeting, and of each collective after it.
+        deadlines: of the meeting; collectives have that of loading until `limit_collectives`.
 
     Raises:
         RendezvousFailed: the others did not come in time, or the process is in another group.
@@ -45,18 +57,22 @@ def join(rank: int, world: int, master: tuple[str, int], device: torch.device, s
     if distributed.is_initialized():
         if (distributed.get_rank(), distributed.get_world_size()) != (rank, world):
             raise RendezvousFailed(f"rank {rank} of {world}: this process belongs to another process group already")
+        limit_collectives(deadlines.load)
     else:
         try:
             distributed.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                init_method=f"tcp://{host}:{port}",
+                store=distributed.TCPStore(
+                    host, port, world, is_master=rank == 0, timeout=timedelta(seconds=deadlines.join)
+                ),
                 rank=rank,
                 world_size=world,
-                timeout=timedelta(seconds=seconds),
+                timeout=timedelta(seconds=deadlines.load),
             )
         except (RuntimeError, ValueError) as error:
             raise RendezvousFailed(
-                f"rank {rank} of {world} did not meet the other ranks at {host}:{port} within {seconds:g} s: {error}"
+                f"rank {rank} of {world} did not meet the other ranks at {host}:{port} within {deadlines.join:g} s "
+                f"(cluster.deadlines.join_seconds): {error}"
             ) from error
     import deepspeed
 
@@ -64,6 +80,20 @@ def join(rank: int, world: int, master: tuple[str, int], device: torch.device, s
     # process killed while it compiles leaves it behind, and each later one on that machine waits on it for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(verbose=False)
+
+
+def limit_collectives(seconds: float) -> None:
+    """Give all process groups one deadline for each collective, those of DeepSpeed too, which take torch's own."""
+    groups = torch.distributed.distributed_c10d
+    for group in groups._world.pg_map:
+        groups._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def wait_for_ranks(device: torch.device) -> None:
+    """Return once all ranks have come here."""
+    here = torch.zeros(1, device=device)
+    torch.distributed.all_reduce(here)
+    here.item()  # on a GPU this alone waits
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,17 @@ from rlhf_ray.training.microbatch import (
 )
 from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
 from rlhf_ray.training.optimizer import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
-from rlhf_ray.training.process import OffloadedStorages, ThreadDemand, Threads, device_of, join, tensors_on
+from rlhf_ray.training.process import (
+    OffloadedStorages,
+    RankDeadlines,
+    ThreadDemand,
+    Threads,
+    device_of,
+    join,
+    limit_collectives,
+    tensors_on,
+    wait_for_ranks,
+)
 from rlhf_ray.training.ragged import lay_out_passes
 from rlhf_ray.training.state import TrainedState, WeightAverage, has_moments
 
@@ -61,7 +71,7 @@ class TrainerRank:
         master: tuple[str, int] = ("127.0.0.1", 0),
         temperature: float = 1.0,
         trainable: bool = True,
-        collective_seconds: float = 300.0,
+        deadlines: RankDeadlines | None = None,
         demand: ThreadDemand | None = None,
         units: ScoreStatistics | None = None,
     ) -> None:
@@ -78,7 +88,7 @@ class TrainerRank:
             master: host and port where rank 0 listens.
             temperature: at which the policy samples; divides its logits.
             trainable: False for a frozen model: no optimizer, and DeepSpeed only to shard it (ZeRO-3).
-            collective_seconds: deadline of the meeting, and of each collective after it.
+            deadlines: of meeting the others, of loading, and of each collective after it; None: the usual ones.
             demand: who computes beside it on its CPUs; None: nobody.
             units: of the rewards that a critic foretells, where it begins as the model that gives them.
 
@@ -87,6 +97,7 @@ class TrainerRank:
                 settings contradict others.
             RendezvousFailed: the other ranks did not come.
         """
+        deadlines = deadlines or RankDeadlines()
         self.kind = kind
         self.rank, self.world = rank, world
         self.total_steps = total_steps
@@ -97,13 +108,19 @@ class TrainerRank:
         self._threads = Threads(self._device, trainer.threads or 1, demand or ThreadDemand())
         self._threads.train()
         self.stage = effective_stage(trainer, model.dtype) if trainable else (3 if trainer.zero_stage == 3 else 0)
-        if trainable or self.stage == 3:
-            join(rank, world, master, self._device, collective_seconds)
+        self._in_group = trainable or self.stage == 3
+        if self._in_group:
+            join(rank, world, master, self._device, deadlines)
         torch.manual_seed(seed + rank)
         self.network, self._wrapped = load_network(kind, model, trainer.lora, seed, units)
         self._packed = is_packed(model, self._wrapped)
+        if self._in_group:
+            # DeepSpeed makes groups of its own, whose collectives do not wait for one that still loads.
+            wait_for_ranks(self._device)
         self._engine, self._optimizer = self._start(trainable)
         check_network(self._module, self._wrapped, model, self._packed, trainable, self._device)
+        if self._in_group:
+            limit_collectives(deadlines.collective)
         self._average: WeightAverage | None = None
         self._spoiled = False
         self._offloaded: OffloadedStorages | None = None

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig, AutoTokenizer
 
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.models.facts import facts_of
+from rlhf_ray.models import facts
+from rlhf_ray.models.facts import facts_of, weight_bytes
 from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, read_config, scalar_config
 from tests.conftest import TinyModel
 
@@ -65,3 +66,15 @@ def test_a_model_that_was_written_anew_is_read_anew(model: ModelConfig) -> None:
     file = Path(model.path) / "config.json"
     file.write_text(file.read_text().replace('"max_position_embeddings": 2048', '"max_position_embeddings": 99'))
     assert facts_of(model.path).config.max_position_embeddings == 99
+
+
+def test_the_size_of_weights_is_known_before_they_are_at_hand(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub name has its config alone, and weights of 16 bits; the test's own have 32."""
+    shutil.copy(tiny_model.tied / "config.json", tmp_path)
+    known = facts_of(str(tmp_path))
+    monkeypatch.setattr(facts, "facts_of", lambda *_: known)
+    in_files = weight_bytes(str(tiny_model.tied))
+    assert weight_bytes("owner/model") == pytest.approx(in_files / 2, rel=0.05)
+    assert weight_bytes(str(tmp_path)) == 0, "yet to be written"

@@ -33,7 +33,7 @@ class Policy:
         self._sender = WeightSender(DeepSpeedWeightSource(nn.Linear(2, 2), "float32", 64), "gloo", rank=0, seconds=LONG)
         self._own = ThreadPoolExecutor(1)
         self.slots = [SimpleNamespace()]
-        self.cluster = SimpleNamespace(node=lambda _: "node", deadlines=SimpleNamespace(transfer_seconds=LONG))
+        self.cluster = SimpleNamespace(node=lambda _: "node")
         self.killed = False
 
     def call_one(self, rank: int, method: str, *arguments: Any, seconds: float) -> Any:
@@ -56,6 +56,7 @@ class Engines:
     """Two engines: one comes to the rendezvous, the other fails on its way."""
 
     name = "rollout"
+    transfer_seconds = LONG
 
     def __init__(self, cluster: Any) -> None:
         cluster.host = lambda *_: "127.0.0.1"

@@ -32,6 +32,15 @@ def test_transport_follows_the_devices(rollout: dict[str, object], overlap: str,
     assert choose_transport(RolloutConfig(**rollout), overlap) == transport
 
 
+def test_an_engine_has_as_long_to_load_as_its_role():
+    """Else vLLM ends it after ten minutes of its own, and NCCL the workers that wait for a slower one."""
+    rollout = RolloutConfig(gpus_per_worker=8)
+    told = engine_arguments(MODEL, rollout, transport="nccl", seed=1, max_tokens=100, load_seconds=3508.2)
+    assert told["distributed_timeout_seconds"] == 3509
+    environment = engine_environment(rollout, transport="nccl", index=0, load_seconds=3508.2)
+    assert environment["VLLM_ENGINE_READY_TIMEOUT_S"] == "3509"
+
+
 def test_engines_half_on_the_policys_devices_are_refused():
     with pytest.raises(BadInput, match="rollout: some of the engines' GPUs are the policy's"):
         choose_transport(RolloutConfig(gpus_per_worker=2), "some")

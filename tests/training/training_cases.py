@@ -1,6 +1,7 @@
 """What the tests of trainers share: a ragged batch, a loss, runs in this process and in others."""
 
 import multiprocessing
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -14,6 +15,7 @@ from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.training.process import RankDeadlines
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
 LEARNING_RATE = 1e-2
@@ -30,6 +32,9 @@ DIVISIONS = {
 }
 """Micro-batches of one rank."""
 TWO_RANKS = [[np.array([3, 1]), np.array([0, 4, 5])], [np.array([2]), np.zeros(0, np.int64)]]
+
+
+LATE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,19 @@ def trainer_config(stage: int = 0, **settings) -> TrainerConfig:
     )
 
 
-def start(path, stage=0, *, kind="policy", rank=0, world=1, port=None, dtype="float32", trainable=True, **settings):
+def start(
+    path,
+    stage=0,
+    *,
+    kind="policy",
+    rank=0,
+    world=1,
+    port=None,
+    dtype="float32",
+    trainable=True,
+    deadlines=None,
+    **settings,
+):
     from rlhf_ray.training.rank import TrainerRank
 
     return TrainerRank(
@@ -95,7 +112,7 @@ def start(path, stage=0, *, kind="policy", rank=0, world=1, port=None, dtype="fl
         master=("127.0.0.1", port or free_port()),
         temperature=TEMPERATURE if kind == "policy" else 1.0,
         trainable=trainable,
-        collective_seconds=120,
+        deadlines=deadlines,
     )
 
 
@@ -178,9 +195,27 @@ def wait_for_nobody(rank: int, world: int, port: int, out: Path) -> None:
     from rlhf_ray.training.process import RendezvousFailed, join
 
     try:
-        join(rank, 2, ("127.0.0.1", port), torch.device("cpu"), 2.0)
+        join(rank, 2, ("127.0.0.1", port), torch.device("cpu"), RankDeadlines(join=2.0))
     except RendezvousFailed as error:
         out.write_text(str(error))
+
+
+def load_late(rank: int, world: int, port: int, model: Path, out: Path) -> None:
+    """Rank 1 takes longer to load than a collective may take."""
+    from rlhf_ray.training import rank as rank_module
+
+    load = rank_module.load_network
+
+    def late(*arguments):
+        time.sleep(LATE_SECONDS * rank)
+        return load(*arguments)
+
+    rank_module.load_network = late
+    deadlines = RankDeadlines(load=120, collective=LATE_SECONDS / 2)
+    start(model, 3, rank=rank, world=world, port=port, deadlines=deadlines)
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    limits = {str(group._get_backend(torch.device("cpu")).options._timeout) for group in groups}
+    (out / f"limits_{rank}").write_text(f"{len(groups)} groups: {limits}")
 
 
 def meet_beside_a_dead_build(rank: int, world: int, port: int, extensions: Path) -> None:
@@ -190,4 +225,4 @@ def meet_beside_a_dead_build(rank: int, world: int, port: int, extensions: Path)
     from rlhf_ray.training.process import join
 
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
-    join(rank, world, ("127.0.0.1", port), torch.device("cpu"), 30.0)
+    join(rank, world, ("127.0.0.1", port), torch.device("cpu"), RankDeadlines(30, 30, 30))

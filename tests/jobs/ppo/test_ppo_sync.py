@@ -126,8 +126,7 @@ def test_an_engine_that_dies_while_it_loads_is_started_as_often_as_its_group_all
         if len(starts) <= deaths:
             raise RoleDied("out of memory", "rollout", number, "restart")
 
-    cluster = SimpleNamespace(deadlines=SimpleNamespace(start_seconds=5.0))
-    group: Any = SimpleNamespace(restart=restart, call_one=call_one, handles={1: "engine"}, cluster=cluster)
+    group: Any = SimpleNamespace(restart=restart, call_one=call_one, handles={1: "engine"}, load_seconds=5.0)
     if comes_back:
         assert engines_module.restart_engine(group, 1).name == "rollout engine 1"
     else:
