@@ -79,7 +79,7 @@ SIXTEEN_BITS = 2
 
 
 def weight_bytes(path: str, trust_remote_code: bool = False) -> int:
-    """Return the bytes of a model's weights, by its files or, for a hub name, its config; 0 where they are not known."""
+    """Return the bytes of a model's weights, by its files or a hub name's config; 0 where they are not known."""
     files = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     if files or Path(path).is_dir():
         return files
