@@ -1,17 +1,21 @@
 """The one loop of policy-gradient jobs, the admission rule, and whose turn it is on shared devices.
 
 Nothing here calls Ray or a model: the loop calls a job's driver, and what a test sees is the order of its acts.
+
+With `max_staleness` 0 each batch is written by the weights that learn from it, and engines and trainers take turns.
+With k, the next k batches are written while the policy learns: batch s begins at version max(0, s - k) and is learned
+from at version s, in order, so that nothing is older than k versions, thrown away, or learned from twice.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from rlhf_ray.config import phases
-from rlhf_ray.config.errors import BadInput
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.rollout.interfaces import Group, Groups
 
@@ -31,17 +35,14 @@ class Schedule:
     prompts_per_step: int
     max_staleness: int = 0
     """Versions by which a sample may be older than the policy that learns from it."""
+    ends_requests: bool = False
+    """Whether the batches under way are written to their end before weights change; else engines go on with them."""
+    exact: bool = False
+    """Whether a run that was asked to leave ends them too, so that a resume goes on bit for bit."""
     evaluate_every: int | None = None
     """Steps between evaluations; also before the first and after the last step. 0: only then. None: no evaluation."""
     checkpoint_every: int = 0
     """Steps between checkpoints; also after the last step. 0: only then."""
-
-    def __post_init__(self) -> None:
-        if self.max_staleness != 0:
-            raise BadInput(
-                f"algorithm.max_staleness: {self.max_staleness} asks for training on samples of older weights, "
-                "which this version does not do; the only value is 0"
-            )
 
     def evaluation_due(self, done: int) -> bool:
         """Tell whether to evaluate when `done` steps are done."""
@@ -213,8 +214,12 @@ class Driver(Protocol):
         """Send the next `prompts` prompts to the engines, at once; returns the groups to come."""
         ...
 
-    def score(self, step: int, group: Group) -> None:
-        """Start rewards and forward passes of a group, without waiting for them."""
+    def score(self, step: int, group: Group, *, early: bool = False) -> None:
+        """Start rewards and forward passes of a group, without waiting for them.
+
+        `early`: the policy learns from an earlier batch yet. Then what learns must not read the group before a group of
+        its batch comes that is not early, or its experience is made: it would read half-updated weights.
+        """
         ...
 
     def make_experience(self, step: int) -> Experience:
@@ -244,11 +249,25 @@ class Stop(Protocol):
     def __bool__(self) -> bool: ...
 
 
+@dataclass
+class _UnderWay:
+    """A batch that engines write."""
+
+    step: int
+    groups: Groups
+    taken: int = 0
+    """Groups of it that have come."""
+
+
+POLL_SECONDS = 0.02
+"""Between two looks for groups that came while the policy learns; rewards take much longer."""
+
+
 class Loop:
     """The steps of a run. Weight version v is the policy after v steps.
 
     Args:
-        driver: what each phase does.
+        driver: what each phase does. While it is in `update`, `score` is called early, from another thread.
         schedule: how many steps, and what is due when.
         progress: how far an earlier part of the run came; the loop counts on in it.
         stop: looked at between phases and as groups come; once true, the run saves what is done and leaves.
@@ -274,7 +293,7 @@ class Loop:
         self._timings = timings or Timings()
         done = self.progress.done
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
-        self._rollouts: deque[Groups] = deque()
+        self._under_way: deque[_UnderWay] = deque()
         self._started = done
 
     def again(self) -> "Loop":
@@ -291,11 +310,14 @@ class Loop:
             self._sync()
             if evaluation_missing and not self._stop:
                 self._evaluate_if_due()
+            self._timings.take()  # what came before the first step belongs to none
             while progress.done < steps and not self._stop:
                 self._step()
+            if self._schedule.max_staleness:
+                self._take_what_came()  # the checkpoint of a run that leaves holds it
         finally:
-            for groups in self._rollouts:
-                groups.close()
+            for batch in self._under_way:
+                batch.groups.close()
         if progress.saved < progress.done:
             self._checkpoint()
         return progress.done
@@ -311,8 +333,10 @@ class Loop:
         if self._stop:
             return
         with self._phase(TRAIN):
-            metrics = dict(self.driver.update(step, experience))
+            metrics = self._update(step, experience)
         self.progress.done, self.progress.evaluated = step + 1, False
+        if self._schedule.ends_requests and (self._schedule.exact or not self._stop):
+            self._end_requests()
         if not self._stop:
             metrics |= self._sync()
             self._evaluate_if_due()
@@ -321,22 +345,50 @@ class Loop:
             self._checkpoint()
 
     def _collect(self, step: int) -> None:
-        """Start what may start, and take the oldest batch, scoring its groups as they come."""
-        batch = self._schedule.prompts_per_step
-        while self._started < self._schedule.steps and self._admission.room(version=step) >= batch:
-            self._admission.start(batch, version=step)
-            self._rollouts.append(self.driver.rollout(self._started, batch))
+        """Start what may start, and take the oldest batch to its end, scoring its groups as they come."""
+        size = self._schedule.prompts_per_step
+        while self._started < self._schedule.steps and self._admission.room(version=step) >= size:
+            self._admission.start(size, version=step)
+            self._under_way.append(_UnderWay(self._started, self.driver.rollout(self._started, size)))
             self._started += 1
-        taken = 0
-        for group in self._turns.hand_over(self._rollouts[0], SCORE):
-            self.driver.score(step, group)
-            self._admission.accept(1)
-            taken += 1
+        batch = self._under_way[0]
+        for group in self._turns.hand_over(batch.groups, SCORE):
+            self._take(batch, group)
             if self._stop:
                 return
         # A prompt without a group had its place in this batch all the same; nothing starts early to replace it.
-        self._admission.accept(batch - taken)
-        self._rollouts.popleft()
+        self._admission.accept(size - batch.taken)
+        self._under_way.popleft()
+
+    def _take(self, batch: _UnderWay, group: Group, *, early: bool = False) -> None:
+        self.driver.score(batch.step, group, early=early)
+        self._admission.accept(1)
+        batch.taken += 1
+
+    def _take_what_came(self) -> None:
+        """Take the groups of the next batches that have come, without waiting."""
+        for batch in self._under_way:
+            while (group := batch.groups.poll()) is not None:
+                self._take(batch, group, early=True)
+
+    def _end_requests(self) -> None:
+        """Wait for the groups of all batches that are under way."""
+        with self._timings.part(GENERATE):
+            for batch in self._under_way:
+                for group in batch.groups:
+                    self._take(batch, group, early=True)
+
+    def _update(self, step: int, experience: Experience) -> dict[str, float]:
+        """Let the policy learn; meanwhile take the groups of the next batches as they come."""
+        if not self._under_way:
+            return dict(self.driver.update(step, experience))
+        # Leaving the block waits for the policy, also after an error: nothing may happen beside its optimizer steps.
+        with ThreadPoolExecutor(1, "update") as thread:
+            update = thread.submit(self.driver.update, step, experience)
+            while not update.done():
+                self._take_what_came()
+                wait([update], timeout=POLL_SECONDS)
+        return dict(update.result())
 
     def _sync(self) -> Mapping[str, float]:
         with self._phase(SYNC):
@@ -349,6 +401,7 @@ class Loop:
             self.progress.evaluated = True
 
     def _checkpoint(self) -> None:
+        self._take_what_came()
         with self._phase(CHECKPOINT, turn=TRAIN):
             self.driver.checkpoint(self.progress.done, evaluated=self.progress.evaluated)
         self.progress.saved = self.progress.done

@@ -11,7 +11,6 @@ from rlhf_ray.config.numbers import (
     AnyFloat,
     NonNegativeFloat,
     NonNegativeInt,
-    OfIntegers,
     PositiveFloat,
     PositiveInt,
     Share,
@@ -60,6 +59,9 @@ POLICY_LOSSES: dict[PolicyLossName, PolicyLossSettings] = {
 }
 """The losses and their formulas are in the table of the same name in `rlhf_ray.algorithms.policy_losses`."""
 
+MOST_STALENESS = 64
+"""Above it nothing is gained: engines wait for the policy, not for prompts."""
+
 OFF_POLICY_BOUNDS: dict[OffPolicy, tuple[float, float]] = {
     "none": (0.0, 2.0),
     "truncated": (0.0, 2.0),
@@ -80,6 +82,10 @@ def _clip_range(given: dict[str, Any]) -> float:
 
 def _clip_range_high(given: dict[str, Any]) -> float | None:
     return POLICY_LOSSES[given.get("policy_loss", "clip")].clip_range_high
+
+
+def _off_policy(given: dict[str, Any]) -> OffPolicy:
+    return "truncated" if given.get("max_staleness") else "none"
 
 
 def _bounds(given: dict[str, Any]) -> tuple[float, float]:
@@ -200,21 +206,24 @@ class AlgorithmConfig(Section):
     critic_warmup_steps: NonNegativeInt = 0
     """First steps in which only the critic learns."""
 
+    max_staleness: Annotated[int, Field(ge=0, le=MOST_STALENESS)] = 0
+    """Versions by which a sample may be older than the policy that learns from it. 0: each batch is written by the
+    weights that learn from it. k: engines write the next k batches while the policy learns; docs/overlap.md says which
+    k pays."""
+
     old_logprobs: Literal["trainer", "engine"] = "trainer"
     """Whose log-probabilities are those of the policy before the update: the denominator of the ratio, and its side of
     the KL. engine: as the tokens were sampled, which saves the policy's forward pass over the batch; what engine and
     trainer differ by, which each sync measures on a fixed text, is then part of both."""
 
-    off_policy: OffPolicy = "none"
+    off_policy: OffPolicy = Field(default_factory=_off_policy)
     """Importance weights from the engine's to the trainer's old log-probabilities: truncated (TIS); icepop; of whole
-    responses; or of tokens, where the geometric mean over the response lies within the bounds."""
+    responses; or of tokens, where the geometric mean over the response lies within the bounds. By default none, and
+    truncated where max_staleness lets older weights write (decoupled PPO, Hilton et al. 2022)."""
 
     off_policy_bounds: Annotated[tuple[NonNegativeFloat, PositiveFloat], WrittenAsList] = Field(default_factory=_bounds)
     """Weights are truncated to, or masked outside, these. By default truncated [0, 2], icepop [0.5, 5],
     sequence_* [0, 3], geometric_mask [0.99, 1.01]."""
-
-    max_staleness: Annotated[Literal[0], OfIntegers] = 0
-    """Versions by which a sample may be older than the policy that learns from it. Only 0 yet."""
 
     @property
     def has_critic(self) -> bool:

@@ -48,6 +48,11 @@ class RolloutConfig(PlacementConfig):
     deterministic: bool = False
     """Queue a step's requests before any runs, so that equal seeds give equal samples; costs the overlap."""
 
+    in_flight: bool = True
+    """Whether engines take new weights while they write, and go on with them, each token keeping the version that wrote
+    it; only with algorithm.max_staleness. false: what is under way is written to its end first, as in deterministic
+    mode."""
+
     record: PathText | None = None
     """Write every sample to this file, for replay."""
 

@@ -75,6 +75,26 @@ def mismatch_metrics(
     }
 
 
+def staleness_metrics(samples: Sequence[Sample], version: int) -> dict[str, float]:
+    """Return by how many versions tokens are older than the weights that learn from them, and who saw several versions.
+
+    Args:
+        samples: the responses.
+        version: of the weights that learn.
+    """
+    spans = [span for sample in samples for span in sample.weight_versions]
+    lengths = np.array([span.end - span.start for span in spans])
+    ages = version - np.array([span.version for span in spans])
+    if not lengths.sum():
+        return {}
+    mixed = [len({span.version for span in sample.weight_versions}) > 1 for sample in samples]
+    return {
+        "staleness/mean": float((ages * lengths).sum() / lengths.sum()),
+        "staleness/max": float(ages.max()),
+        "staleness/mixed": sum(mixed) / len(mixed),
+    }
+
+
 def _by_source(samples: Sequence[Sample]) -> dict[str, float]:
     """Return mean and spread of each source's own scores, and how often it failed; where it does not apply
     does not count.

@@ -61,7 +61,12 @@ class PolicySync(ABC):
         self.stuck: list[int] = []
         """Engines that did not come out of the last transfer, which broke off."""
         self.version = -1
-        """Of the newest weights that all engines got; -1 before the first sync."""
+        """Of the policy's weights, which an engine that comes back gets; -1 until engines got weights of it."""
+
+    def learned(self, version: int) -> None:
+        """Say that the policy's weights are of a new version, before any engine gets them."""
+        if self.version >= 0:
+            self.version = version
 
     def __call__(self, version: int, members: list[int]) -> dict[str, float]:
         """Give the present weights to engines as `version`.
@@ -97,7 +102,7 @@ class PolicySync(ABC):
         }
 
     def catch_up(self, engine: int) -> None:
-        """Give the weights of the others to an engine that came back; only while the policy does not learn."""
+        """Give the policy's weights to an engine that came back; only while the policy does not learn."""
         self(self.version, [engine])
 
     @abstractmethod
@@ -190,7 +195,7 @@ class WeightSync(PolicySync):
         self._sending: list[ray.ObjectRef] = []
 
     def catch_up(self, engine: int) -> None:
-        """Give the weights of the others to an engine that came back; only while the policy does not learn."""
+        """Give the policy's weights to an engine that came back; only while the policy does not learn."""
         # Its new process is in no group, whatever its number was in; nor are the others in the group that it gets.
         self._members = []
         super().catch_up(engine)

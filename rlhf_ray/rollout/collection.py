@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Self
@@ -39,8 +40,9 @@ class Collection:
 
     Groups come as they finish, or in prompt order with `in_order`. Lost engines are reported to `engine_lost` from
     within `next`, which raises DeadlineExceeded when nothing at all happens for longer than a request may take
-    (`deadline_seconds`): no answer, no lost engine. Closing ends what still runs; leaving the `with` block, or an
-    error, closes too.
+    (`deadline_seconds`): no answer, no lost engine. `poll` reports and raises nothing: that waits for the next `next`,
+    since an engine may come back only while the policy does not learn. Closing ends what still runs; leaving the
+    `with` block, or an error, closes too.
     """
 
     def __init__(
@@ -61,6 +63,8 @@ class Collection:
         self._deadline = deadline_seconds
         self._ready: dict[int, list[Sample]] = {}
         self._given = 0
+        self._put_off: list[Event] = []
+        """Events that `poll` met and left to `next`."""
 
     def __iter__(self) -> Self:
         return self
@@ -77,6 +81,21 @@ class Collection:
             self.close()
             raise
         raise StopIteration
+
+    def poll(self) -> list[Sample] | None:
+        """Return the next group if it has come."""
+        with suppress(Empty):
+            while True:
+                event = self._events.get_nowait()
+                if isinstance(event, EngineLost | StepFailed):
+                    self._put_off.append(event)
+                else:
+                    self._handle(event)
+        order = self._next_ready() if self._given < self.progress.groups else None
+        if order is None:
+            return None
+        self._given += 1
+        return self._ready.pop(order)
 
     def close(self) -> None:
         """End what still runs; no more groups come."""
@@ -96,6 +115,8 @@ class Collection:
         return next(iter(self._ready), None)
 
     def _next_event(self) -> Event:
+        if self._put_off:
+            return self._put_off.pop(0)
         try:
             return self._events.get(timeout=self._deadline + OWN_ERROR_SECONDS)
         except Empty:

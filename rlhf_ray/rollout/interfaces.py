@@ -17,6 +17,11 @@ class Groups(Protocol):
 
     def __iter__(self) -> Iterator[Group]: ...
 
+    def poll(self) -> Group | None:
+        """Return a group that has come, without waiting and without raising; None where none has. Iterating goes on
+        after it."""
+        ...
+
     def close(self) -> None:
         """End what still runs; no more groups come."""
         ...
@@ -36,6 +41,8 @@ class PromptBatch:
     seed: int
     greedy_last: bool = False
     """Whether the last response to each prompt is the most likely one, token by token, instead of drawn."""
+    answered: frozenset[str] = frozenset()
+    """Ids of groups that need no answer any more."""
 
 
 class GroupSource(Protocol):

@@ -29,13 +29,18 @@ def prompt_seed(run_seed: int, step: int, prompt_id: str, occurrence: int = 0) -
 
 
 def make_tasks(batch: PromptBatch, *, run: int) -> list[RolloutTask]:
-    """Make one task for each prompt, in order. `run` numbers the calls of a pool and keeps request ids apart."""
+    """Make one task for each prompt that is not answered, in order.
+
+    `run` numbers the calls of a pool and keeps request ids apart.
+    """
     seen: Counter[str] = Counter()
     tasks = []
     for prompt in batch.prompts:
         occurrence = seen[prompt.prompt_id]
         seen[prompt.prompt_id] += 1
         group_id = f"{batch.step}/{prompt.prompt_id}" + (f"/{occurrence}" if occurrence else "")
+        if group_id in batch.answered:
+            continue
         tasks.append(
             RolloutTask(
                 prompt=prompt,

@@ -120,9 +120,19 @@ class Recording:
         except StopIteration:
             self._write()
             raise
-        # Encoded before anybody adds rewards to it: what is recorded is what was generated.
-        self._lines += [json_line(sample_to_json(sample), f"prompt {sample.prompt_id}") for sample in group]
+        self._encode(group)
         return group
+
+    def poll(self) -> list[Sample] | None:
+        """Return the source's next group if it has come."""
+        group = self._groups.poll()
+        if group is not None:
+            self._encode(group)
+        return group
+
+    def _encode(self, group: list[Sample]) -> None:
+        # Before anybody adds rewards to it: what is recorded is what was generated.
+        self._lines += [json_line(sample_to_json(sample), f"prompt {sample.prompt_id}") for sample in group]
 
     def close(self) -> None:
         """End what still runs; the step is not written."""
@@ -190,6 +200,10 @@ class Replayed:
 
     def __next__(self) -> list[Sample]:
         return next(self._groups)
+
+    def poll(self) -> list[Sample] | None:
+        """Return the next group; all have come."""
+        return next(self._groups, None)
 
     def close(self) -> None:
         """Note that no more groups come."""

@@ -229,6 +229,11 @@ METRICS = (
         "Mismatch KL",
         "k3",
     ),
+    Metric("staleness/mean", "versions by which tokens are older than the weights that learn", "", "Staleness", "mean"),
+    Metric("staleness/max", "age of the oldest token, in versions", "", "Staleness", "oldest"),
+    Metric(
+        "staleness/mixed", "share of responses that several versions wrote", "share", "Several versions", "responses"
+    ),
     Metric(
         "sync/logprob_diff",
         "largest log-probability difference on the probe text after the weight sync",
@@ -240,7 +245,13 @@ METRICS = (
     Metric("sync/tolerance", "difference at which the run stops", "nats", "Sync check", "tolerance", log_scale=True),
     Metric("sync/version", "weight version that the engines hold", "", "", "version"),
     # Time.
-    Metric("time/generate", "engines write", "seconds", "Time of a step", "generate"),
+    Metric(
+        "time/generate",
+        "wait for engines: all that they write, or, with max_staleness, what is not written by the time",
+        "seconds",
+        "Time of a step",
+        "generate",
+    ),
     Metric(
         "time/score",
         "reward sources, reference, critics and old log-probabilities",

@@ -15,7 +15,7 @@ OF_THE_CRITIC = ("gae_lambda", "value_clip_range", "critic_warmup_steps")
 
 def algorithm_problems(config: "PPOConfig") -> Iterator[Problem]:
     """Find what is wrong with the algorithm of a PPO config, and with what it needs of the other sections."""
-    for one in (_critic, _groups, _loss, _kl, _off_policy, _rewards, _average):
+    for one in (_critic, _groups, _loss, _kl, _off_policy, _staleness, _rewards, _average):
         yield from one(config)
 
 
@@ -98,13 +98,37 @@ def _off_policy(config: "PPOConfig") -> Iterator[Problem]:
     algorithm, (low, high) = config.algorithm, config.algorithm.off_policy_bounds
     if algorithm.off_policy == "none":
         yield from _without_effect(algorithm, ("off_policy_bounds",), "off_policy none")
-    elif algorithm.old_logprobs == "engine":
+    elif algorithm.old_logprobs == "engine" and not algorithm.max_staleness:
         text = "corrects from the engine's to the trainer's log-probabilities; old_logprobs engine leaves no such step"
         yield Problem(("algorithm", "off_policy"), text)
     if algorithm.old_logprobs == "engine" and config.rollout.replay is not None:
         yield Problem(("algorithm", "old_logprobs"), ANOTHER_SAMPLED)
     if low > high:
         yield Problem(("algorithm", "off_policy_bounds"), f"the lower bound {low:g} is above the upper one, {high:g}")
+
+
+def _staleness(config: "PPOConfig") -> Iterator[Problem]:
+    """Older samples need a correction; to learn from them as they are has to be said twice."""
+    algorithm, stale = config.algorithm, config.algorithm.max_staleness
+    corrected, naive = algorithm.off_policy != "none", algorithm.old_logprobs == "engine"
+    if not stale:
+        if not config.rollout.in_flight:
+            yield Problem(("rollout", "in_flight"), "has no effect beside algorithm.max_staleness 0; leave it out")
+    elif naive and corrected:
+        text = (
+            f"engine beside max_staleness {stale} is naive PPO, whose ratio counts from older weights, and which loses "
+            "much of what is learned; leave it out for decoupled PPO, or say off_policy none too"
+        )
+        yield Problem(("algorithm", "old_logprobs"), text)
+    elif not naive and not corrected:
+        text = (
+            f"none leaves samples that are up to {stale} versions old uncorrected; leave it out for truncated weights, "
+            "or say old_logprobs engine too for naive PPO"
+        )
+        yield Problem(("algorithm", "off_policy"), text)
+    elif config.rollout.in_flight and config.rollout.deterministic and "in_flight" in config.rollout.model_fields_set:
+        text = "true is at odds with rollout.deterministic, which ends requests before weights change; leave one out"
+        yield Problem(("rollout", "in_flight"), text)
 
 
 def _average(config: "PPOConfig") -> Iterator[Problem]:

@@ -79,6 +79,9 @@ class FeedbackConfig(PPOConfig):
             yield Problem(("algorithm", "reward_normalisation"), text)
         if algorithm.old_logprobs == "engine" and self.replay is not None:
             yield Problem(("algorithm", "old_logprobs"), ANOTHER_SAMPLED)
+        if algorithm.max_staleness:
+            text = f"{algorithm.max_staleness} lets engines write ahead, but here each answer waits for a person; set 0"
+            yield Problem(("algorithm", "max_staleness"), text)
         if self.evaluation.data is not None:
             yield Problem(("evaluation", "data"), "nobody scores held-out answers here; leave it out")
         for name, value in (("record", self.rollout.record), ("replay", self.rollout.replay)):

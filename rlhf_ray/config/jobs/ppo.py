@@ -155,11 +155,12 @@ class PPOConfig(RunConfig):
         return roles | super().placements()
 
     def phases(self) -> Phases:
-        """Return the phases of a step."""
+        """Return the phases of a step. With staleness, engines and what does not learn work on the next batches too."""
+        ahead = ("reference", "rewards", "rollout") if self.algorithm.max_staleness else ()
         return {
             GENERATE: ("rollout",),
-            SCORE: (*(["policy"] if self.policy_infers else []), "critics", "reference", "rewards"),
-            TRAIN: ("policy", "critics"),
+            SCORE: (*(["policy"] if self.policy_infers else []), "critics", "reference", "rewards", *ahead[2:]),
+            TRAIN: ("policy", "critics", *ahead),
             SYNC: ("policy", "rollout"),
         }
 

@@ -86,7 +86,7 @@ class FeedbackDriver(PPODriver):
         [prompt_id] = self.state.cursor.take(prompts)
         return Replayed([[replace(row.sample, prompt_id=prompt_id, rewards=dict(row.sample.rewards))]])
 
-    def score(self, step: int, group: Group) -> None:
+    def score(self, step: int, group: Group, *, early: bool = False) -> None:
         """Ask the person; a row is stored before anything is learned from it."""
         session, number = self._session, step + 1
         [sample] = group
@@ -99,7 +99,7 @@ class FeedbackDriver(PPODriver):
             session.keep(ScoredRow(number, replace(sample), round(given.seconds, 3), session.vocabulary))
         elif session.rows.of_step(number) is None:
             session.keep(replace(session.replayed[number - 1], step=number))
-        super().score(step, group)
+        super().score(step, group, early=early)
 
 
 def run(config: FeedbackConfig) -> None:
@@ -119,7 +119,7 @@ def run(config: FeedbackConfig) -> None:
     rows = ScoredRows(found.path / ANSWERS_FILE)
     checkpoints = Checkpoints(str(found.checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
-    schedule = Schedule(steps, 1, config.algorithm.max_staleness, checkpoint_every=config.checkpoint.every_steps)
+    schedule = Schedule(steps, 1, checkpoint_every=config.checkpoint.every_steps)
 
     with (
         RunFolder.open(config) as folder,

@@ -52,7 +52,10 @@ class InformativeGroups:
         self.kept = 0
         self.asked = wanted
         """Prompts that were sent out."""
+        self._stands_in = False
         self._running = start(0, wanted)
+        self._early: list[tuple[Group, PendingRewards]] = []
+        """Groups of the first round whose rewards were asked for before the batch is collected."""
 
     def __iter__(self) -> Iterator[Group]:
         number = 0
@@ -70,8 +73,15 @@ class InformativeGroups:
             self.asked += missing
             self._turns.begin(GENERATE)
             self._running = self._start(number, missing)
-        if not self.kept and self.dropped:
+        if not self.kept and self.dropped and not self._stands_in:
+            self._stands_in = True
             yield self.dropped.pop()
+
+    def poll(self) -> Group | None:
+        """Ask for the rewards of a group that has come; which groups are kept shows once the batch is collected."""
+        while (group := self._running.poll()) is not None:
+            self._early.append((group, self._rewards.submit(group)))
+        return None
 
     def close(self) -> None:
         """End what still runs."""
@@ -87,7 +97,8 @@ class InformativeGroups:
         if self._turns.roles:
             groups = list(self._running)
             self._turns.begin(SCORE)
-        pending: deque[tuple[Group, PendingRewards]] = deque()
+        pending = deque(self._early)
+        self._early.clear()
         for group in groups:
             pending.append((group, self._rewards.submit(group)))
             if len(pending) > 1 and not self._turns.roles:

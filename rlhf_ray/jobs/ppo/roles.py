@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,10 @@ from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import Pending, SharedBatch, TrainerGroup
 from rlhf_ray.rollout.interfaces import GroupSource
 from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
-from rlhf_ray.runs.engines import engine_or_reason, restart_engine
-from rlhf_ray.schedule import GENERATE, SCORE, TRAIN, DeviceTurns
+from rlhf_ray.runs.engines import engine_or_reason
+from rlhf_ray.schedule import SCORE, TRAIN, DeviceTurns
 from rlhf_ray.training.process import ThreadDemand
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,13 @@ class PPORoles:
     source: GroupSource
     """The pool, or a recording of it, or a replay in its place."""
     sync: PolicySync
+    renew: Callable[[int], RemoteEngine]
+    """Starts an engine again, with the weights of the others."""
     tokenizer: Any
     turns: DeviceTurns
     """Who works in which phase; only roles that share devices take turns."""
+    memory: RememberedSource | None = None
+    """Finished groups of batches under way; None where none is under way while the policy learns."""
     adapter_off: bool = False
     """Whether the reference is the policy with its adapter switched off."""
 
@@ -80,11 +86,8 @@ class PPORoles:
             raise error
         for number in broken:
             logger.warning("rollout engine %d: %s; starting it again", number, error)
-            self.pool.replace(number, engine_or_reason(self._start_engine, self.engines, number))
-
-    def _start_engine(self, number: int) -> RemoteEngine:
-        with self.turns.during(GENERATE):  # the policy makes room on devices that an engine shares with it
-            return restart_engine(self.engines, number)
+            # With weights already: requests of batches under way go to it at once.
+            self.pool.replace(number, engine_or_reason(self.renew, self.engines, number))
 
     @property
     def trainers(self) -> dict[str, TrainerGroup]:

@@ -12,7 +12,7 @@ from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.experience.costs import constraint_of
 from rlhf_ray.jobs.ppo.data import PPOData
-from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements
+from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements, turn_takers
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
@@ -95,14 +95,14 @@ def schedule_of(config: PPOConfig) -> Schedule:
     Where no prompts are held out, some to learn from are answered before the first and after the last step, for people
     to see what changed; unless they want no samples.
 
-    Raises:
-        BadInput: it would learn from samples of older weights.
     """
     shows = 0 if config.tracking.samples_per_step else None
     return Schedule(
         config.steps,
         config.prompts_per_step,
         config.algorithm.max_staleness,
+        ends_requests=config.rollout.deterministic or not config.rollout.in_flight,
+        exact=config.rollout.deterministic,
         evaluate_every=config.evaluation.every_steps if config.evaluation.data is not None else shows,
         checkpoint_every=config.checkpoint.every_steps,
     )
@@ -179,12 +179,27 @@ def averaged(config: PPOConfig) -> str | None:
     return config.policy.ema_export if config.policy.ema_decay is not None else None
 
 
+def refuse_to_write_ahead(config: PPOConfig) -> None:
+    """Refuse staleness where engines give their devices away while the policy learns.
+
+    Raises:
+        BadInput: they share devices. DoesNotFit: the roles do not fit their groups.
+    """
+    stale = config.algorithm.max_staleness
+    if stale and "rollout" in turn_takers(config):
+        raise BadInput(
+            f"algorithm.max_staleness: {stale} lets engines write while the policy learns, but here they share devices "
+            "with it, or with another role, and take turns; set 0, or place rollout on devices of its own"
+        )
+
+
 def check_models(config: PPOConfig) -> Any:
     """Check that each role's model can be what the role needs; return the policy's tokenizer.
 
     Raises:
         BadInput: names the key and what to do.
     """
+    refuse_to_write_ahead(config)
     tokenizer = job_tokenizer(config.model)
     longest = config.longest_sample()
     lengths = {LONGEST_SAMPLE: longest} | text_lengths(config)

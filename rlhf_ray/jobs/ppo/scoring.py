@@ -17,7 +17,7 @@ from rlhf_ray.roles.trainer import Pending, SharedBatch
 from rlhf_ray.rollout.interfaces import Group
 
 
-@dataclass(frozen=True)
+@dataclass
 class Chunk:
     """Some groups of a batch, on their way through rewards, policy, reference and critics."""
 
@@ -26,12 +26,14 @@ class Chunk:
     """The last of each group, where the estimator compares with it; only rewards look at them."""
     sizes: list[int]
     """Samples of each group, without the greedy one."""
+    shared: SharedBatch
+    """The samples' tokens."""
     rewards: PendingRewards | None
     """Of samples, then greedy ones; None where they have their rewards already."""
-    logprobs: Pending[dict[str, np.ndarray]] | None
+    reference: Pending[dict[str, np.ndarray]] | None = None
+    logprobs: Pending[dict[str, np.ndarray]] | None = None
     """The policy's; None where the engines' count."""
-    reference: Pending[dict[str, np.ndarray]] | None
-    values: Mapping[str, Pending[np.ndarray]]
+    values: Mapping[str, Pending[np.ndarray]] = field(default_factory=dict)
     """Of each critic, by its role."""
 
     def combined_rewards(self, roles: PPORoles) -> tuple[list[float], list[float]]:
@@ -45,7 +47,7 @@ class Chunk:
 
 @dataclass
 class PendingScores:
-    """Scores that `PPODriver.score` starts and `make_experience` waits for."""
+    """Scores of a batch that `PPODriver.score` starts and `make_experience` waits for."""
 
     roles: PPORoles
     tokens: int
@@ -60,14 +62,29 @@ class PendingScores:
     """Samples that have come."""
     _waiting: list[Group] = field(default_factory=list)
     _chunks: list[Chunk] = field(default_factory=list)
+    _read: int = 0
+    """Chunks, of the first ones, that the models that learn read."""
 
-    def add(self, group: Group) -> None:
-        """Start to score a group that has come."""
+    def add(self, group: Group, *, early: bool = False) -> None:
+        """Start to score a group that has come; models that learn do not read an early one yet."""
         self._waiting.append(group)
         self.samples += len(group)
         tokens = sum(len(s.prompt_ids) + len(s.response_ids) for group in self._waiting for s in group)
         if tokens >= self.tokens:
             self._dispatch()
+        if not early:
+            self._let_learners_read()
+
+    def _let_learners_read(self) -> None:
+        """Let policy and critics read the chunks that they have not read."""
+        roles = self.roles
+        for chunk in self._chunks[self._read :]:
+            if not self.engine_logprobs:
+                chunk.logprobs = roles.policy.submit_logprobs(chunk.shared)
+            if roles.adapter_off:
+                chunk.reference = roles.submit_reference(chunk.shared)
+            chunk.values = {role: critic.submit_values(chunk.shared) for role, critic in roles.critics.items()}
+        self._read = len(self._chunks)
 
     def _dispatch(self) -> None:
         groups, self._waiting = self._waiting, []
@@ -82,17 +99,17 @@ class PendingScores:
                 samples,
                 greedy,
                 [len(group) for group in drawn],
+                shared,
                 rewards=None if self.rewarded else roles.rewards.submit([*samples, *greedy]),
-                logprobs=None if self.engine_logprobs else roles.policy.submit_logprobs(shared),
-                reference=roles.submit_reference(shared),
-                values={role: critic.submit_values(shared) for role, critic in roles.critics.items()},
+                reference=None if roles.adapter_off else roles.submit_reference(shared),
             )
         )
 
     def finish(self) -> tuple[list[Sample], RoleOutputs]:
         """Wait for everything: the samples, group after group, and what was found of them."""
         self._dispatch()
-        chunks, self._chunks, self.samples = self._chunks, [], 0
+        self._let_learners_read()
+        chunks = self._chunks
         scores: list[float] = []
         greedy_samples: list[Sample] = []
         greedy_scores: list[float] = []

@@ -32,8 +32,8 @@ from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.interfaces import GroupSource
-from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import Recorder, Replay
+from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
@@ -74,9 +74,26 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
-        source = _source(config, pool)
+        memory = None
+        if config.algorithm.max_staleness and config.rollout.replay is None:
+            memory = RememberedSource(pool, only_whole=config.rollout.deterministic)
+        source = _source(config, memory or pool)
         adapter_off = config.adapter_off_is_reference
-        yield PPORoles(policy, critics, reference, rewards, engines, pool, source, sync, tokenizer, turns, adapter_off)
+        yield PPORoles(
+            policy,
+            critics,
+            reference,
+            rewards,
+            engines,
+            pool,
+            source,
+            sync,
+            renew,
+            tokenizer,
+            turns,
+            memory,
+            adapter_off,
+        )
 
 
 class _Start:
@@ -253,7 +270,7 @@ def _transport(config: PPOConfig, cluster: Cluster) -> Transport:
     return choose_transport(config.rollout, cluster.layout.overlap("rollout", "policy"))
 
 
-def _source(config: PPOConfig, pool: RolloutPool) -> GroupSource:
+def _source(config: PPOConfig, pool: GroupSource) -> GroupSource:
     if config.rollout.replay is not None:
         return Replay(Path(config.rollout.replay))
     if config.rollout.record is not None:

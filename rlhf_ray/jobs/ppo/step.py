@@ -27,6 +27,7 @@
 What a driver keeps from step to step is in jobs/ppo/state.py; how the roles start, in jobs/ppo/start.py.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -41,6 +42,7 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.evaluation.held_out import evaluate
 from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
+from rlhf_ray.experience.metrics import staleness_metrics
 from rlhf_ray.experience.objectives import policy_loss
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
 from rlhf_ray.jobs.ppo.roles import PPORoles
@@ -58,6 +60,9 @@ from rlhf_ray.transfer.errors import ManifestMismatch
 
 ROUND_SEEDS = 1_000_003
 """Between the seeds of a step's rounds, so that a prompt that comes again in a later one is answered anew."""
+
+MEMORY = "groups"
+"""Part of a checkpoint that has the finished groups of batches under way."""
 
 MOST_SHOWN = 8
 """Prompts to learn from that are answered for people alone, twice in a run."""
@@ -77,12 +82,14 @@ class PPODriver:
     state: PPOState
     watch: OverOptimisationWatch | None = None
     """Of what the run logs; None until it begins or resumes."""
-    _filter: InformativeGroups | None = None
+    _filters: dict[int, InformativeGroups] = field(default_factory=dict)
+    """Of the batches under way, by step."""
     _shown: list[Sample] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._greedy = self.config.algorithm.advantages == "remax"
-        self._pending = self._nothing_pending()
+        self._pending = defaultdict[int, PendingScores](self._nothing_pending)
+        """By step."""
 
     def _nothing_pending(self) -> PendingScores:
         config = self.config
@@ -103,6 +110,7 @@ class PPODriver:
         """Give the policy's weights to the engines as `version`, and verify them there."""
         self.tracker.progress(version, "sync")
         pool, sync = self.roles.pool, self.roles.sync
+        sync.learned(version)
         raised = False
         while True:
             # An engine may have died since the last batch, or together with the policy.
@@ -127,14 +135,16 @@ class PPODriver:
             taken = [self.prompts[prompt_id] for prompt_id in self.state.cursor.take(count)]
             seed = self.config.seed + ROUND_SEEDS * number
             samples = self.config.samples_per_prompt + self._greedy
+            # Of the weights at the start of the batch: none of its tokens may be older.
+            version = max(0, step - self.config.algorithm.max_staleness)
             return self.roles.source.run(
-                PromptBatch(taken, step, version=step, samples_per_prompt=samples, seed=seed, greedy_last=self._greedy)
+                PromptBatch(taken, step, version, samples_per_prompt=samples, seed=seed, greedy_last=self._greedy)
             )
 
         batches = self.config.algorithm.filter_groups
         if batches is None:
             return start(0, prompts)
-        self._filter = InformativeGroups(
+        self._filters[step] = InformativeGroups(
             start,
             self.roles.rewards,
             wanted=prompts,
@@ -142,21 +152,23 @@ class PPODriver:
             greedy_last=self._greedy,
             turns=self.roles.turns,
         )
-        return self._filter
+        return self._filters[step]
 
-    def score(self, step: int, group: Group) -> None:
+    def score(self, step: int, group: Group, *, early: bool = False) -> None:
         """Start rewards and forward passes once there is a micro-batch's worth of samples for each rank."""
-        self._pending.add(group)
-        total = self.config.prompts_per_step * (self.config.samples_per_prompt + self._greedy)
-        self.tracker.progress(step, GENERATE, done=self._pending.samples, total=total)
+        pending = self._pending[step]
+        pending.add(group, early=early)
+        if not early:
+            total = self.config.prompts_per_step * (self.config.samples_per_prompt + self._greedy)
+            self.tracker.progress(step, GENERATE, done=pending.samples, total=total)
 
     def make_experience(self, step: int) -> Experience:
         """Wait for what `score` started; KL, token rewards, advantages and returns of the whole batch."""
         self.tracker.progress(step, "score")
-        samples, outputs = self._pending.finish()
+        samples, outputs = self._pending.pop(step, self._nothing_pending()).finish()
         _refuse_a_batch_without_rewards(step, samples, outputs)
         self._shown = samples
-        return estimate(
+        experience = estimate(
             samples,
             TokenBatch.from_samples(samples),
             outputs,
@@ -166,6 +178,9 @@ class PPODriver:
             moments=self.state.moments,
             constraint=self.state.constraint,
         )
+        if self.config.algorithm.max_staleness:
+            experience.metrics.update(staleness_metrics(samples, step))
+        return experience
 
     def update(self, step: int, experience: Experience) -> Mapping[str, float]:
         """Make `epochs` passes in `minibatches` optimizer steps each; policy and critics side by side."""
@@ -175,9 +190,11 @@ class PPODriver:
         draw = state.pretraining.draw if state.pretraining is not None else None
         found = optimise(experience, config, roles.policy, roles.critics, loss, step=step, draw_texts=draw)
         state.learned(experience)
-        if self._filter is not None:
-            found |= self._filter.metrics()
-            state.cursor.finish(group[0].prompt_id for group in self._filter.dropped)
+        if (filtered := self._filters.pop(step, None)) is not None:
+            found |= filtered.metrics()
+            state.cursor.finish(group[0].prompt_id for group in filtered.dropped)
+        if self.roles.memory is not None:
+            self.roles.memory.forget(step + 1)
         self._average()
         self._export(step + 1, experience.metrics)
         return experience.metrics | found
@@ -244,6 +261,8 @@ class PPODriver:
         self.tracker.progress(done, "checkpoint")
         directory = self.checkpoints.begin(done)
         parts = {name: group.save(join(directory, name)) for name, group in self.roles.trained.items()}
+        if self.roles.memory is not None:
+            parts[MEMORY] = self.roles.memory.save(join(directory, MEMORY))
         own = {"step": done, "evaluated": evaluated, "tracker_run": self.tracker.run_id}
         self.checkpoints.commit(done, parts, own | self.state.to_json())
 
@@ -254,6 +273,8 @@ class PPODriver:
             How far the run is.
         """
         progress = RunProgress()
+        if self.roles.memory is not None:
+            self.roles.memory.load(None)  # what it has was written by weights that may be gone
         if checkpoint is None:
             self._average()
             self.tracker.truncate_after(-1)
@@ -261,6 +282,8 @@ class PPODriver:
             for name, group in self.roles.trained.items():
                 group.load(checkpoint.role(name))
             self.state.load(checkpoint.state)
+            if self.roles.memory is not None and MEMORY in checkpoint.manifest.parts:
+                self.roles.memory.load(checkpoint.role(MEMORY))
             progress.done = progress.saved = checkpoint.state["step"]
             # The checkpoint of a run that was asked to leave is older than an evaluation that a resume made up for.
             folder = RunFolder.of(self.config).path
@@ -274,7 +297,9 @@ class PPODriver:
     def forget_step(self) -> None:
         """Drop a step that broke off before anything was learned; its prompts are handed out first."""
         self.state.cursor.load(self.state.cursor.state())
-        self._pending, self._filter, self._shown = self._nothing_pending(), None, []
+        self._pending.clear()
+        self._filters.clear()
+        self._shown = []
 
 
 def _refuse_a_batch_without_rewards(step: int, samples: Sequence[Sample], outputs: RoleOutputs) -> None:
