@@ -41,7 +41,8 @@ from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.schedule import Loop, Schedule, Timings
+from rlhf_ray.schedule import Loop, Schedule
+from rlhf_ray.tracking.timings import Timings
 from rlhf_ray.tracking.tracker import Tracker
 
 CORES = 2

@@ -7,9 +7,8 @@ With k, the next k batches are written while the policy learns: batch s begins a
 from at version s, in order, so that nothing is older than k versions, thrown away, or learned from twice.
 """
 
-import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,13 +17,10 @@ from typing import Protocol
 from rlhf_ray.config import phases
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.rollout.interfaces import Group, Groups
-
-Clock = Callable[[], float]
+from rlhf_ray.tracking.timings import Timings
 
 GENERATE, SCORE, TRAIN, SYNC = phases.GENERATE, phases.SCORE, phases.TRAIN, phases.SYNC
 EVALUATE, CHECKPOINT = "evaluate", "checkpoint"
-IDLE = "idle"
-"""The rest of a step: the driver works, and no role does."""
 
 
 @dataclass(frozen=True)
@@ -84,40 +80,6 @@ class Admission:
             raise ValueError(f"{prompts} prompts end where {self.running} run")
         self.running -= prompts
         self.accepted += prompts
-
-
-class Timings:
-    """Durations of a step's parts. Within a part another may begin: then the outer one stands still."""
-
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-        self._open = [IDLE]
-        self._since = clock()
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """Count the time within for `name`."""
-        self._switch()
-        self._open.append(name)
-        try:
-            yield
-        finally:
-            self._switch()
-            self._open.pop()
-
-    def take(self) -> dict[str, float]:
-        """Return the seconds of each part since the last call, the rest as `idle`, and the sum of all as `step`."""
-        self._switch()
-        taken = {name: self._seconds.get(name, 0.0) for name in (GENERATE, SCORE, TRAIN, SYNC, IDLE)} | self._seconds
-        self._seconds = {}
-        return taken | {"step": sum(taken.values())}
-
-    def _switch(self) -> None:
-        now = self._clock()
-        current = self._open[-1]
-        self._seconds[current] = self._seconds.get(current, 0.0) + now - self._since
-        self._since = now
 
 
 class Sleeper(Protocol):

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from rlhf_ray.schedule import (
     EVALUATE,
     GENERATE,
-    IDLE,
     SCORE,
     SYNC,
     TRAIN,
@@ -19,8 +18,8 @@ from rlhf_ray.schedule import (
     Loop,
     RunProgress,
     Schedule,
-    Timings,
 )
+from rlhf_ray.tracking.timings import IDLE, Timings
 
 
 class FakeClock:

@@ -23,6 +23,10 @@ def policy_gradient_lines(config: "PPOConfig") -> Iterator[str]:
     if config.algorithm.filter_groups is not None:
         most = config.prompts_per_step * (config.algorithm.filter_groups - 1)
         yield f"Groups whose rewards are all equal are replaced, with up to {most} further prompts."
+    if stale := config.algorithm.max_staleness:
+        ends = config.rollout.deterministic or not config.rollout.in_flight
+        go_on = "are written to their end before weights change" if ends else "go on with new weights as they come"
+        yield f"While the policy learns, engines write the next {stale} batches, which {go_on}."
     if config.algorithm.advantages == "remax":
         yield f"Besides, one greedy response to each of the {config.prompts_per_step} prompts."
     yield (

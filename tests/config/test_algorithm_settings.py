@@ -64,6 +64,41 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "algorithm.off_policy",
         "old_logprobs engine",
     ),
+    "naive PPO by half": (
+        {"algorithm.max_staleness": 1, "algorithm.old_logprobs": "engine"},
+        "algorithm.old_logprobs",
+        "naive PPO, whose ratio counts from older weights",
+    ),
+    "naive PPO with a correction": (
+        {"algorithm.max_staleness": 2, "algorithm.old_logprobs": "engine", "algorithm.off_policy": "icepop"},
+        "algorithm.old_logprobs",
+        "say off_policy none too",
+    ),
+    "older samples as they are": (
+        {"algorithm.max_staleness": 2, "algorithm.off_policy": "none"},
+        "algorithm.off_policy",
+        "none leaves samples that are up to 2 versions old uncorrected",
+    ),
+    "bounds of naive PPO": (
+        {
+            "algorithm.max_staleness": 1,
+            "algorithm.old_logprobs": "engine",
+            "algorithm.off_policy": "none",
+            "algorithm.off_policy_bounds": [0, 3],
+        },
+        "algorithm.off_policy_bounds",
+        "off_policy none",
+    ),
+    "requests that end though none is under way": (
+        {"rollout.in_flight": False},
+        "rollout.in_flight",
+        "no effect beside algorithm.max_staleness 0",
+    ),
+    "in flight and deterministic": (
+        {"algorithm.max_staleness": 1, "rollout.deterministic": True, "rollout.in_flight": True},
+        "rollout.in_flight",
+        "at odds with rollout.deterministic",
+    ),
     "the engine's own of another policy's answers": (
         {"rollout.replay": "prompts.jsonl", "algorithm.old_logprobs": "engine"},
         "algorithm.old_logprobs",

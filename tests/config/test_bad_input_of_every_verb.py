@@ -132,7 +132,7 @@ VALUES: list[tuple[str, str, Any, str]] = [
     ("ppo", "algorithm.reward_baseline", float("nan"), "finite"),
     ("ppo", "algorithm.overlong_penalty", [10, float("inf")], "finite"),
     ("ppo", "algorithm.off_policy_bounds", [0, 1, 2], "at most 2"),
-    ("ppo", "algorithm.max_staleness", False, "is an integer, not False"),
+    ("ppo", "algorithm.max_staleness", False, "integer"),
     ("ppo", "algorithm.lagrangian", {"cost_limit": float("nan")}, "finite"),
     ("ppo", "rewards", [{**FUNCTION, "weight": float("nan")}], "finite"),
     ("ppo", "rewards", [{**FUNCTION, "timeout_seconds": float("inf")}], "finite"),

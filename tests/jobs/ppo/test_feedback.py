@@ -163,6 +163,10 @@ MISTAKES: dict[str, tuple[Settings, list[str]]] = {
         {"replay": "prompts.jsonl", "algorithm": {"old_logprobs": "engine"}},
         ["algorithm.old_logprobs", "another policy sampled"],
     ),
+    "engines that write ahead": (
+        {"algorithm": {"max_staleness": 1}},
+        ["algorithm.max_staleness", "each answer waits for a person"],
+    ),
     "nothing to replay": ({"replay": "none.jsonl"}, ["replay", "no such file: none.jsonl"]),
 }
 

@@ -1,6 +1,6 @@
 """What a PPO run does about a sync that fails: which engines start again, and which errors end the run."""
 
-from functools import partial
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleError, RoleFailed, RoleLost, RoleRaised
 from rlhf_ray.cluster.supervision import Health
-from rlhf_ray.jobs.ppo import roles as ppo_roles
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.jobs.ppo.step import PPODriver
@@ -30,17 +29,28 @@ def sync(errors: list[Exception]) -> list[Exception]:
     replaced: list[Exception] = []
 
     def attempt(version: int, members: list[int]) -> dict[str, float]:
+        assert learned == [version], "an engine that comes back gets these weights under their own version"
         if errors:
             raise errors.pop(0)
         return {}
 
+    learned: list[int] = []
     roles = SimpleNamespace(
         pool=SimpleNamespace(restore_lost=lambda: None, serving=[0]),
-        sync=attempt,
+        sync=sync_by(attempt, learned=learned.append),
         replace_broken_engines=replaced.append,
     )
     PPODriver.sync(driver_with(roles, DeviceTurns()), 3)
     return replaced
+
+
+def sync_by(attempt: Callable[[int, list[int]], dict[str, float]], **more: Any) -> Any:
+    members = {"stuck": [], "learned": lambda version: None} | more
+    return type(
+        "Sync",
+        (),
+        {"__call__": staticmethod(attempt)} | {k: staticmethod(v) if callable(v) else v for k, v in members.items()},
+    )()
 
 
 def driver_with(roles: Any, turns: DeviceTurns) -> Any:
@@ -64,8 +74,8 @@ def test_another_model_is_not_tried_twice() -> None:
         sync([raised(ManifestMismatch("no such tensor"))])
 
 
-def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
-    roles: Any = SimpleNamespace(
+def roles_with(serving: list[int], replaced: dict[int, Any], renew: Callable[[int], Any]) -> Any:
+    return SimpleNamespace(
         engines=SimpleNamespace(
             name="rollout",
             health=lambda method: [Health.DOWN, Health.HEALTHY],
@@ -73,10 +83,8 @@ def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
         ),
         sync=SimpleNamespace(stuck=[]),
         pool=SimpleNamespace(serving=serving, replace=replaced.__setitem__),
-        turns=DeviceTurns(),
+        renew=renew,
     )
-    roles._start_engine = partial(PPORoles._start_engine, roles)
-    return roles
 
 
 @pytest.mark.parametrize(
@@ -88,25 +96,23 @@ def roles_with(serving: list[int], replaced: dict[int, Any]) -> Any:
     ],
 )
 def test_an_engine_that_does_not_start_after_a_sync_stays_out_and_holds_no_device(
-    failure: RoleError, monkeypatch: pytest.MonkeyPatch
+    failure: RoleError,
 ) -> None:
-    def restart(engines: Any, number: int) -> None:
+    def renew(number: int) -> None:
         raise failure
 
-    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
     replaced: dict[Any, Any] = {}
-    PPORoles.replace_broken_engines(roles_with([0, 1], replaced), RoleDied("gone", "rollout", 0, "transfer"))
+    PPORoles.replace_broken_engines(roles_with([0, 1], replaced, renew), RoleDied("gone", "rollout", 0, "transfer"))
     assert replaced == {0: failure, "killed": 0}
 
 
-def test_a_policy_that_makes_no_room_is_no_reason_to_give_an_engine_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def restart(engines: Any, number: int) -> None:
+def test_a_policy_that_makes_no_room_is_no_reason_to_give_an_engine_up() -> None:
+    def renew(number: int) -> None:
         raise DeadlineExceeded("policy rank 0 did not finish sleep", "policy", 0, "sleep")
 
-    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
     replaced: dict[Any, Any] = {}
     with pytest.raises(DeadlineExceeded, match="policy rank 0 did not finish sleep"):
-        PPORoles.replace_broken_engines(roles_with([0, 1], replaced), RoleDied("gone", "rollout", 0, "transfer"))
+        PPORoles.replace_broken_engines(roles_with([0, 1], replaced, renew), RoleDied("gone", "rollout", 0, "transfer"))
     assert replaced == {}
 
 
@@ -196,7 +202,7 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
     def restart(engines: Any, number: int) -> None:
         raise RoleLost("failed 4 times", "rollout", number, "restart")
 
-    monkeypatch.setattr(ppo_roles, "restart_engine", restart)
+    monkeypatch.setattr(ppo_start, "restart_engine", restart)
     turns = DeviceTurns(
         {"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]}
     )
@@ -209,9 +215,9 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
             raise RoleDied("gone", "rollout", 0, "transfer")
         return {}
 
-    roles = roles_with([0, 1], {})
-    roles.turns, roles.pool.restore_lost = turns, lambda: None
-    roles.sync = type("Sync", (), {"stuck": [], "__call__": staticmethod(attempt)})()
+    by = sync_by(attempt, version=2)
+    roles = roles_with([0, 1], {}, lambda number: ppo_start._renew(roles.engines, by, turns, number))
+    roles.sync, roles.pool.restore_lost = by, lambda: None
     roles.replace_broken_engines = lambda error: PPORoles.replace_broken_engines(roles, error)
     PPODriver.sync(driver_with(roles, turns), 3)
     assert asleep == [set(), set()]

@@ -37,6 +37,7 @@ class Network:
         return Done({"logprobs": self.of(shared.batch)})
 
     def submit_values(self, shared: SharedBatch) -> Done:
+        self.batches += 1
         return Done(self.of(shared.batch))
 
     def of(self, batch: TokenBatch) -> np.ndarray:
@@ -66,11 +67,14 @@ def sample(group: int, index: int, length: int) -> Sample:
     )
 
 
+@pytest.mark.parametrize("early", [0, 3, GROUPS])
+@pytest.mark.parametrize("adapter_off", [False, True])
 @pytest.mark.parametrize("greedy_last", [False, True])
 @pytest.mark.parametrize("engine_logprobs", [False, True])
 def test_each_sample_has_what_is_its_own(
-    greedy_last: bool, engine_logprobs: bool, monkeypatch: pytest.MonkeyPatch
+    greedy_last: bool, engine_logprobs: bool, adapter_off: bool, early: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """`early` groups come while the policy learns from another batch: what learns reads them later."""
     monkeypatch.setattr(measuring.SharedBatch, "put", classmethod(lambda cls, batch: cls(batch, None)))
     policy, reference, critic = Network(0.25), Network(0.5), Network(0.75)
     rewards = SimpleNamespace(
@@ -78,18 +82,26 @@ def test_each_sample_has_what_is_its_own(
         combine=lambda by_source: by_source["length"],
     )
     roles: Any = SimpleNamespace(
-        policy=policy, critics={"critic": critic}, submit_reference=reference.submit_logprobs, rewards=rewards
+        policy=policy,
+        critics={"critic": critic},
+        submit_reference=reference.submit_logprobs,
+        rewards=rewards,
+        adapter_off=adapter_off,
     )
     # Two groups make a chunk, and one is left for the end.
     found = PendingScores(roles, tokens=20, greedy_last=greedy_last, engine_logprobs=engine_logprobs)
     groups = [[sample(group, index, 1 + (group + index) % 4) for index in range(SAMPLES)] for group in range(GROUPS)]
-    for group in groups:
+    for group in groups[:early]:
+        found.add(group, early=True)
+    assert (policy.batches, critic.batches) == (0, 0)
+    assert reference.batches == (0 if adapter_off else early // 2)
+    for group in groups[early:]:
         found.add(group)
     samples, measured = found.finish()
 
     drawn = [one for group in groups for one in (group[:-1] if greedy_last else group)]
     assert samples == drawn
-    assert reference.batches > 1
+    assert reference.batches == critic.batches == 3, "chunks do not depend on when their groups came"
     assert policy.batches == (0 if engine_logprobs else reference.batches)
     batch = TokenBatch.from_samples(drawn)
     sampled = np.concatenate([one.behaviour_logprobs for one in drawn])
