@@ -108,7 +108,7 @@ def _off_policy(config: "PPOConfig") -> Iterator[Problem]:
 
 
 def _staleness(config: "PPOConfig") -> Iterator[Problem]:
-    """Older samples need a correction; to learn from them as they are has to be said twice."""
+    """Find older samples without a correction; to learn from them as they are has to be said twice."""
     algorithm, stale = config.algorithm, config.algorithm.max_staleness
     corrected, naive = algorithm.off_policy != "none", algorithm.old_logprobs == "engine"
     if not stale:
