@@ -21,7 +21,7 @@ VERBS = frozenset(
     Reward Run Sample Save Say Score Seat See Send Serve Set Shape Shift Shorten Show Shuffle Sieve Solve Sort Split
     Spread Square Stack Standardise Start Stop Store Submit Suggest Sum Take Tell Throw Train Translate Turn Undo
     Wait Watch Weigh Whiten Wrap Write Yield
-    """.split()
+    """.split()  # noqa: SIM905  # a list of as many lines says no more
 )
 """Verbs that are in use, in the imperative. Another verb is added here; what is no verb is written anew."""
 RIDDLE = re.compile(r"(What|Who|Whose|Which|Where|How|Of|By|Those|That|In|For|From|Likewise)\b")
