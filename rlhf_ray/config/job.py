@@ -4,17 +4,15 @@ from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.adapters import adapter_problems
-from rlhf_ray.config.checks.credentials import hidden_credentials
-from rlhf_ray.config.checks.rewards import reward_problems
-from rlhf_ray.config.checks.roles import engine_problems, group_problems, trainer_problems
+from rlhf_ray.config.checks.addresses import hidden_credentials
+from rlhf_ray.config.checks.roles import adapter_problems, engine_problems, group_problems, trainer_problems
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.lora import ALL_LINEAR
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.phases import Phases
 from rlhf_ray.config.placement import GroupConfig, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
-from rlhf_ray.config.rewards import RewardConfig
+from rlhf_ray.config.rewards import RewardConfig, reward_problems
 from rlhf_ray.config.training import TrainerConfig
 
 
@@ -64,7 +62,7 @@ class JobConfig(Section):
         return {}
 
     def longest_sample(self) -> int | None:
-        """Return the tokens of the longest prompt with the longest response; None where no batch of them is kept."""
+        """Return the tokens of the longest prompt with the longest response; None where no engine answers."""
         return None
 
     def output_folder(self) -> str | None:

@@ -1,12 +1,12 @@
 """Reward sources. What a kind is stands in its class; `rlhf_ray.scoring.kinds` says who scores for it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from rlhf_ray.config.checks.addresses import service_problems
 from rlhf_ray.config.checks.files import function_problem
-from rlhf_ray.config.checks.services import service_problems
 from rlhf_ray.config.model import Dtype, HeldModel, ModelConfig
 from rlhf_ray.config.numbers import AnyFloat, NonNegativeFloat, PositiveInt, Seconds, Share, Tokens
 from rlhf_ray.config.paths import PathText
@@ -158,3 +158,15 @@ class HTTPReward(RewardSource):
 
 
 RewardConfig = Annotated[ModelReward | FunctionReward | HTTPReward, Field(discriminator="kind")]
+
+
+def reward_problems(sources: Mapping[KeyPath, RewardConfig]) -> Iterator[Problem]:
+    """Find what is wrong with each source, and names that two of them share."""
+    seen: dict[str, KeyPath] = {}
+    listed = {key: source for key, source in sources.items() if isinstance(key[-1], int)}
+    for key, source in listed.items():
+        if source.name in seen:
+            yield Problem((*key, "name"), f"{source.name!r} also names {'.'.join(map(str, seen[source.name]))}")
+        seen.setdefault(source.name, key)
+    for key, source in sources.items():
+        yield from (Problem((*key, *problem.key), problem.message) for problem in source.problems())

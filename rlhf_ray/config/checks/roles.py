@@ -1,10 +1,12 @@
-"""Checks of where roles run and with what: groups, ranks of trained models, engines."""
+"""Checks of where roles run and with what: groups, ranks of trained models and their adapters, engines."""
 
+import importlib.util
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf_ray.config.checks.deepspeed import deepspeed_problems
 from rlhf_ray.config.errors import perhaps
+from rlhf_ray.config.lora import ENGINE_RANKS
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.passthrough import (
     OWNED_ENGINE_ARGUMENTS,
@@ -15,7 +17,10 @@ from rlhf_ray.config.passthrough import (
 from rlhf_ray.config.placement import GroupConfig, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
+
+if TYPE_CHECKING:
+    from rlhf_ray.config.jobs.ppo import PPOConfig
 
 Placements = Mapping[KeyPath, PlacementConfig]
 
@@ -57,6 +62,24 @@ def trainer_problems(placements: Placements) -> Iterator[Problem]:
             yield Problem((*key, "gpus_per_worker"), "a rank of a trained model uses one GPU; raise `workers` instead")
         for problem in deepspeed_problems(role.deepspeed):
             yield Problem((*key, "deepspeed", *problem.key), problem.message)
+
+
+def adapter_problems(placements: Placements) -> Iterator[Problem]:
+    """Find what is wrong with the adapters of trained roles."""
+    for key, role in placements.items():
+        if isinstance(role, TrainerConfig) and role.lora is not None:
+            yield from _adapter((*key, "lora"), role)
+
+
+def _adapter(key: KeyPath, role: TrainerConfig) -> Iterator[Problem]:
+    lora = role.lora
+    assert lora is not None
+    if not lora.target_modules:
+        yield Problem((*key, "target_modules"), "names no layer; leave it out for all linear layers")
+    if lora.load_in_4bit and role.zero_stage == 3:
+        yield Problem((*key, "load_in_4bit"), "DeepSpeed cannot shard weights of 4 bits; set zero_stage to 2 or less")
+    if lora.load_in_4bit and importlib.util.find_spec("bitsandbytes") is None:
+        yield Problem((*key, "load_in_4bit"), "needs bitsandbytes, which is not installed; pip install bitsandbytes")
 
 
 def attention_problems(model: ModelConfig, placements: Placements) -> Iterator[Problem]:
@@ -105,6 +128,36 @@ def transport_problems(policy: TrainerConfig, rollout: RolloutConfig) -> Iterato
         yield Problem(key, f"ipc needs policy and engines on one group, not {policy.on} and {rollout.on}")
     if rollout.transport == "gloo" and rollout.gpus_per_worker:
         yield Problem(key, "gloo moves weights to CPU engines; engines on GPUs take nccl or ipc")
+
+
+def policy_adapter_problems(config: "PPOConfig") -> Iterator[Problem]:
+    """Find what is wrong between the adapter of a policy, its reference and its engines."""
+    lora, reload = config.policy.lora, config.rollout.adapter == "reload"
+    if lora is None:
+        if reload:
+            yield Problem(("rollout", "adapter"), "reload needs an adapter: set policy.lora, or leave this out")
+        return
+    if lora.lora_dropout:
+        yield Problem(
+            ("policy", "lora", "lora_dropout"),
+            "not in policy-gradient training: the engines sample without dropout, and the ratio of new to old policy "
+            "would not begin at 1",
+        )
+    if config.reference != ReferenceConfig():
+        yield Problem(
+            ("reference",), "is the policy with its adapter switched off (policy.lora); leave this section out"
+        )
+    if reload and lora.r > ENGINE_RANKS[-1]:
+        yield Problem(
+            ("policy", "lora", "r"),
+            f"engines take adapters of rank {ENGINE_RANKS[-1]} at most; lower it, or set rollout.adapter to merged",
+        )
+    if reload and lora.load_in_4bit:
+        yield Problem(
+            ("rollout", "adapter"),
+            "reload would put the adapter on the engines' own weights, but it is trained on those of load_in_4bit; set "
+            "merged, which sends them",
+        )
 
 
 def _engine_argument(name: str, value: Any, training: bool) -> Iterator[str]:

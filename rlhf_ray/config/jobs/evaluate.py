@@ -119,7 +119,7 @@ class EvaluateConfig(JobConfig):
         measured = [HeldModel(model, self.tokens_per_microbatch) for model in self.models.values()]
         return {("rollout",): answering, ("measure",): measured} | super().held_models()
 
-    def longest_answer(self) -> int:
+    def longest_sample(self) -> int:
         """Return the tokens of the longest prompt with the longest response."""
         return self.data.max_prompt_tokens + self.rollout.max_new_tokens
 

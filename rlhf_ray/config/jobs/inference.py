@@ -7,8 +7,7 @@ from pydantic import Field
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.costs import untrained_cost_problems
-from rlhf_ray.config.checks.inference import sampling_problems
-from rlhf_ray.config.checks.rewards import safety_problems, score_column_problems
+from rlhf_ray.config.checks.inference import safety_problems, sampling_problems, score_column_problems
 from rlhf_ray.config.data import DataConfig, PromptDataConfig, RowSource
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig

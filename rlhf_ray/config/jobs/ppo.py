@@ -1,5 +1,6 @@
 """`rlhf ppo`: the whole of what a user may say about a policy-gradient run."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -7,12 +8,10 @@ from pydantic import Field, model_validator
 
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.batches import policy_gradient_lines, policy_gradient_warnings
-from rlhf_ray.config.checks.adapters import policy_adapter_problems
 from rlhf_ray.config.checks.algorithm import algorithm_problems
 from rlhf_ray.config.checks.costs import cost_problems
 from rlhf_ray.config.checks.files import absent_replay
-from rlhf_ray.config.checks.roles import attention_problems, transport_problems
+from rlhf_ray.config.checks.roles import attention_problems, policy_adapter_problems, transport_problems
 from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import PositiveFloat, PositiveInt, Samples, Tokens
@@ -137,6 +136,11 @@ class PPOConfig(RunConfig):
         """Whether the policy reads a batch before it learns: for its own log-probabilities, or as its own reference."""
         return self.algorithm.old_logprobs == "trainer" or self.adapter_off_is_reference
 
+    @property
+    def longest_training_sample(self) -> int:
+        """Tokens of the longest prompt to learn from, held-out ones left aside, with the longest response."""
+        return self.data.max_prompt_tokens + self.rollout.max_new_tokens
+
     def critic_path(self, name: str) -> str:
         """Return the model that a critic starts from: its own path, else the first model of what it learns, else the
         policy."""
@@ -226,12 +230,50 @@ class PPOConfig(RunConfig):
         yield from absent_replay(self.rollout)
 
     def batch_lines(self) -> Iterator[str]:
-        """Say what a step comes to."""
-        yield from policy_gradient_lines(self)
+        """Say what a step comes to: samples, tokens and optimizer steps."""
+        samples = self.prompts_per_step * self.samples_per_prompt
+        minibatch = samples // self.minibatches
+        updates = self.minibatches * self.epochs
+        longest = self.longest_training_sample
+        microbatches = math.ceil(minibatch / self.policy.workers * longest / self.tokens_per_microbatch)
+        yield (
+            f"Each step: {self.prompts_per_step} prompts x {self.samples_per_prompt} = {samples} samples, "
+            f"{samples / self.rollout.workers:g} for each of {self.rollout.workers} engines; "
+            f"at most {samples * longest:,} tokens ({samples} x {longest})."
+        )
+        if self.algorithm.filter_groups is not None:
+            most = self.prompts_per_step * (self.algorithm.filter_groups - 1)
+            yield f"Groups whose rewards are all equal are replaced, with up to {most} further prompts."
+        if stale := self.algorithm.max_staleness:
+            ends = self.rollout.deterministic or not self.rollout.in_flight
+            go_on = "are written to their end before weights change" if ends else "go on with new weights as they come"
+            yield f"While the policy learns, engines write the next {stale} batches, which {go_on}."
+        if self.algorithm.advantages == "remax":
+            yield f"Besides, one greedy response to each of the {self.prompts_per_step} prompts."
+        yield (
+            f"Each update: {minibatch} samples, {minibatch / self.policy.workers:g} for each of "
+            f"{self.policy.workers} ranks of the policy, in up to {microbatches} micro-batches "
+            f"of {self.tokens_per_microbatch} tokens."
+        )
+        yield (
+            f"{self.minibatches} minibatches x {self.epochs} epochs = {updates} updates a step; "
+            f"{self.steps} steps: {samples * self.steps:,} samples, {updates * self.steps:,} updates."
+        )
 
     def batch_warnings(self) -> Iterator[str]:
         """Name batches that do not divide evenly, and samples longer than a micro-batch."""
-        yield from policy_gradient_warnings(self)
+        longest = self.longest_training_sample
+        if longest > self.tokens_per_microbatch:
+            yield (
+                f"tokens_per_microbatch: {self.tokens_per_microbatch} is less than the longest sample, {longest} "
+                "(data.max_prompt_tokens + rollout.max_new_tokens); it makes a micro-batch of its own"
+            )
+        minibatch = self.prompts_per_step * self.samples_per_prompt // self.minibatches
+        if minibatch % self.policy.workers:
+            yield f"policy.workers: {minibatch} samples of an update do not divide by {self.policy.workers} ranks"
+        if self.prompts_per_step % self.rollout.workers:
+            prompts, engines = self.prompts_per_step, self.rollout.workers
+            yield f"rollout.workers: {prompts} prompts of a step do not divide by {engines} engines"
 
     def adapter_lines(self) -> Iterator[str]:
         """Say also what is the reference, and how engines get the adapter."""

@@ -80,10 +80,10 @@ def check_model(config: EvaluateConfig, model: ModelConfig) -> Any:
     """
     tokenizer = load_tokenizer(model)
     check_language_model(model, tokenizer)
-    check_engine(model, config.rollout, config.longest_answer())
+    check_engine(model, config.rollout, config.longest_sample())
     texts = text_lengths(config)
     if config.reference is not None or texts:
-        check_policy(model, tokenizer, {LONGEST_SAMPLE: config.longest_answer()} | texts)
+        check_policy(model, tokenizer, {LONGEST_SAMPLE: config.longest_sample()} | texts)
     return tokenizer
 
 
@@ -161,7 +161,7 @@ def _generate(
     rows = logs.open(f"answers/{name}")
     with (
         start_cluster() as cluster,
-        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_answer()) as pool,
+        fixed_pool(cluster, model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_sample()) as pool,
         RowProgress(f"answers of {name}", len(prompts) * config.samples_per_prompt) as progress,
     ):
         for start in range(0, len(prompts), PROMPTS_AT_ONCE):

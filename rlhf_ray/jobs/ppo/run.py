@@ -18,8 +18,7 @@ from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.runs.finished import finished_before
-from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.folder import RunFolder, finished_before
 from rlhf_ray.runs.model_checks import (
     LONGEST_SAMPLE,
     check_adapter,

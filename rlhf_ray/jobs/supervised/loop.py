@@ -21,8 +21,7 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.cursor import Cursor, Passes
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.roles.trainer import Kind, SharedBatch, TrainerGroup
-from rlhf_ray.runs.finished import finished_before
-from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.folder import RunFolder, finished_before
 from rlhf_ray.runs.recovery import RESTARTS, run_through_deaths
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 from rlhf_ray.tracking.tracker import Tracker
