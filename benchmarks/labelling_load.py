@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.feedback.labelling.desk import Desk, Settings, Sheet
+from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings, Sheet
 from rlhf_ray.feedback.labelling.items import NewItem, Overlap
 from rlhf_ray.feedback.labelling.labels import Labels
 
@@ -91,7 +91,7 @@ def click(desk: Desk, tally: Tally, sheet: Sheet, places: list[int], dice: rando
     return desk.current(tally.name) or desk.draw(tally.name)
 
 
-SETTINGS = Settings(overlap=Overlap(0.1, 2, 0), lease_seconds=1800)
+SETTINGS = DeskSettings(overlap=Overlap(0.1, 2, 0), lease_seconds=1800)
 
 
 def fill(store: str, prompts: int) -> None:

@@ -35,7 +35,7 @@ class Demonstration:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class AnsweredPrompt:
     """A prompt with a completion, to be scored."""
 
     prompt: Prompt
@@ -120,7 +120,7 @@ def demonstration_of(row: Row) -> Demonstration:
     raise BadRow(_missing("columns `prompt` and `completion`, nor `messages`, nor `text`", row))
 
 
-def answered_of(row: Row) -> Answered:
+def answered_of(row: Row) -> AnsweredPrompt:
     """Read `prompt` and `completion` or `response`, or `text`, and the other columns.
 
     Raises:
@@ -129,9 +129,9 @@ def answered_of(row: Row) -> Answered:
     name = completion_column(row)
     if "prompt" in row and name is not None:
         prompt = asked_of(row, "prompt", may_be_empty=True)
-        return Answered(prompt, answer_of(row[name], name), _rest(row, "prompt", name))
+        return AnsweredPrompt(prompt, answer_of(row[name], name), _rest(row, "prompt", name))
     if PLAIN_TEXT in row:
-        return Answered("", text_of(row[PLAIN_TEXT], PLAIN_TEXT), _rest(row, PLAIN_TEXT))
+        return AnsweredPrompt("", text_of(row[PLAIN_TEXT], PLAIN_TEXT), _rest(row, PLAIN_TEXT))
     raise BadRow(_missing("columns `prompt` and `completion`, nor `text`", row))
 
 

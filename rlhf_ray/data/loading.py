@@ -10,7 +10,7 @@ import numpy as np
 from rlhf_ray.config.data import DataConfig, Layout, PromptDataConfig, RankingDataConfig, RowSource, TextDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
-from rlhf_ray.data.columns import Answered, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
+from rlhf_ray.data.columns import AnsweredPrompt, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.layouts.reading import lay_out
 from rlhf_ray.data.messages import extra_keys
@@ -121,7 +121,7 @@ def ranked_row(ranking: Ranking, encoder: Encoder, max_tokens: int, report: Read
     return RankedRow(texts, np.array(ranking.ranks, np.int32), grades_of(ranking))
 
 
-def read_answered(data: DataConfig) -> Loaded[Answered]:
+def read_answered(data: DataConfig) -> Loaded[AnsweredPrompt]:
     """Read prompts with completions, to be scored; nothing is tokenized, so the fingerprint is empty.
 
     Raises:
@@ -130,7 +130,7 @@ def read_answered(data: DataConfig) -> Loaded[Answered]:
     report = report_of(data)
     report.handed_on = True
 
-    def convert(_: int, row: Row) -> Answered:
+    def convert(_: int, row: Row) -> AnsweredPrompt:
         answered = answered_of(row)
         report.pass_over(answered.columns)
         return answered

@@ -125,7 +125,7 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
-class Headline:
+class ModelHeadline:
     """A model against the baseline."""
 
     name: str
@@ -133,7 +133,7 @@ class Headline:
     facts: list[Fact]
 
 
-def headlines(summary: Summary, colours: Mapping[str, str]) -> list[Headline]:
+def headlines(summary: Summary, colours: Mapping[str, str]) -> list[ModelHeadline]:
     """Make a headline for each model but the baseline."""
     found = []
     for name, figures in summary.models.items():
@@ -151,7 +151,7 @@ def headlines(summary: Summary, colours: Mapping[str, str]) -> list[Headline]:
         ]
         if figures.kl is not None and math.isfinite(figures.kl.value):
             facts.append(Fact("KL", f"{same_decimals([figures.kl.value])(figures.kl.value)} nats", ""))
-        found.append(Headline(name, colours[name], [fact for fact in facts if fact is not None]))
+        found.append(ModelHeadline(name, colours[name], [fact for fact in facts if fact is not None]))
     return [one for one in found if one.facts]
 
 

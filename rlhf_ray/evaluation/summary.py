@@ -18,7 +18,7 @@ from rlhf_ray.evaluation.statistics import (
     mean_difference,
     win_rate_at_equal_length,
 )
-from rlhf_ray.evaluation.verdicts import Judged
+from rlhf_ray.evaluation.verdicts import Judgement
 from rlhf_ray.tracking.records import json_value
 
 GIB = 2**30
@@ -62,7 +62,7 @@ class Summary:
     baseline: str
     reference: str | None
     models: dict[str, ModelFigures]
-    win_rates: dict[str, dict[str, Judged]] = field(default_factory=dict)
+    win_rates: dict[str, dict[str, Judgement]] = field(default_factory=dict)
     """By judge and model, against the baseline."""
 
 
@@ -70,7 +70,7 @@ def summarise(
     results: Sequence[ModelResult],
     baseline: str,
     reference: str | None,
-    win_rates: Mapping[str, Mapping[str, Judged]],
+    win_rates: Mapping[str, Mapping[str, Judgement]],
 ) -> Summary:
     """Compute the figures of all models, which answered the same prompts in one order."""
     base = next(result for result in results if result.name == baseline)

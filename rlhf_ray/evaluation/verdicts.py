@@ -32,7 +32,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Judgement:
     """Judgement of a model against the baseline."""
 
     outcome: WinRate
@@ -40,7 +40,7 @@ class Judged:
     """Pairs without a verdict; they are left out."""
 
 
-def judged(verdicts: Sequence[Verdict], failed: int = 0) -> Judged:
+def judged(verdicts: Sequence[Verdict], failed: int = 0) -> Judgement:
     """Compute the candidate's win rate; a tie counts as half a win.
 
     The interval is Wilson's where each prompt was judged once, else a bootstrap over prompts: verdicts about one prompt
@@ -52,7 +52,7 @@ def judged(verdicts: Sequence[Verdict], failed: int = 0) -> Judged:
         rate = proportion(counts["candidate"] + counts["tie"] / 2, len(verdicts))
     else:
         rate = bootstrap_mean([WORTH[verdict.winner] for verdict in verdicts], prompts)
-    return Judged(WinRate(counts["candidate"], counts["tie"], counts["baseline"], rate), failed)
+    return Judgement(WinRate(counts["candidate"], counts["tie"], counts["baseline"], rate), failed)
 
 
 def by_scores(

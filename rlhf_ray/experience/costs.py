@@ -93,7 +93,7 @@ class ConstrainedAdvantages:
 
 
 def constrained_advantages(
-    judged: ScoredBatch, costs: Costs, constraint: CostConstraint, algorithm: AlgorithmConfig
+    scored: ScoredBatch, costs: Costs, constraint: CostConstraint, algorithm: AlgorithmConfig
 ) -> ConstrainedAdvantages:
     """Estimate two GAEs, one of rewards and one of costs, and weigh them by lambda.
 
@@ -101,19 +101,19 @@ def constrained_advantages(
     same whatever lambda is. With lambda 0 the advantages are those of the reward alone, bit for bit.
     """
     plain = algorithm.model_copy(update={"whiten_advantages": False})
-    known_costs = torch.where(judged.known, costs.scores, 0.0)
-    of_costs = replace(judged, scores=known_costs, values=costs.values, kl_coefficient=-judged.kl_coefficient)
-    rewards, returns = estimate_advantages(judged, plain)
+    known_costs = torch.where(scored.known, costs.scores, 0.0)
+    of_costs = replace(scored, scores=known_costs, values=costs.values, kl_coefficient=-scored.kl_coefficient)
+    rewards, returns = estimate_advantages(scored, plain)
     harms, cost_returns = estimate_advantages(of_costs, plain)
     if returns is None or cost_returns is None:
         raise ValueError(f"{algorithm.advantages} has no critic, but costs need one")
     combined = combined_advantages(rewards, harms, constraint.multiplier.value)
-    learned = judged.learned
+    learned = scored.learned
     metrics = {"lambda": constraint.multiplier.value}
     if bool(learned.any()):
         metrics |= {
             "episode_cost": constraint.mean_cost,
-            "cost": float(costs.scores[judged.known].mean()),
+            "cost": float(costs.scores[scored.known].mean()),
             "reward_advantage": float(rewards[learned].mean()),
             "cost_advantage": float(harms[learned].mean()),
             "cost_return": float(cost_returns[learned].mean()),

@@ -53,7 +53,7 @@ class ScoredBatch:
 
 
 def estimate_advantages(
-    judged: ScoredBatch, algorithm: AlgorithmConfig
+    scored: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"] | None]:
     """Estimate advantages, and the returns that a critic learns, where there is one.
 
@@ -62,60 +62,60 @@ def estimate_advantages(
     """
     name = algorithm.advantages
     if name == "gae":
-        return _gae(judged, algorithm)
+        return _gae(scored, algorithm)
     if name == "reinforce_plus_plus":
-        return _reinforce_plus_plus(judged, algorithm), None
+        return _reinforce_plus_plus(scored, algorithm), None
     if name == "reinforce_plus_plus_baseline":
         # Already centred, over the known rows alone.
-        centred = _of_known(judged, dr_grpo(judged.scores[judged.known], judged.groups[judged.known]))
+        centred = _of_known(scored, dr_grpo(scored.scores[scored.known], scored.groups[scored.known]))
         correction = 1 if algorithm.whiten_advantages else None
         advantages = reinforce_plus_plus_baseline(
             centred,
             None,
-            judged.kl,
-            judged.learned,
-            judged.offsets,
-            judged.kl_coefficient,
+            scored.kl,
+            scored.learned,
+            scored.offsets,
+            scored.kl_coefficient,
             kl_in="return",
             correction=correction,
         )
         return advantages, None
-    rows = row_index(judged.offsets)
-    scores = judged.scores - judged.kl_coefficient * row_sums(judged.kl, rows, len(judged.scores))
-    chosen, groups = scores[judged.known], judged.groups[judged.known]
+    rows = row_index(scored.offsets)
+    scores = scored.scores - scored.kl_coefficient * row_sums(scored.kl, rows, len(scored.scores))
+    chosen, groups = scores[scored.known], scored.groups[scored.known]
     if name == "remax":
-        if judged.greedy_scores is None:
+        if scored.greedy_scores is None:
             raise ValueError("remax needs the scores of greedy responses")
-        found = remax(chosen, judged.greedy_scores[judged.known])
+        found = remax(chosen, scored.greedy_scores[scored.known])
     elif name == "opo":
-        found = opo(chosen, groups, row_sums(judged.learned.long(), rows, len(judged.scores))[judged.known])
+        found = opo(chosen, groups, row_sums(scored.learned.long(), rows, len(scored.scores))[scored.known])
     else:
         found = {"grpo": grpo, "dr_grpo": dr_grpo, "rloo": rloo}[name](chosen, groups)
-    learned = judged.learned
-    advantages = torch.where(learned, _of_known(judged, found)[rows], 0.0)
+    learned = scored.learned
+    advantages = torch.where(learned, _of_known(scored, found)[rows], 0.0)
     return (whiten(advantages, learned) if algorithm.whiten_advantages else advantages), None
 
 
-def _gae(judged: ScoredBatch, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
-    if judged.values is None:
+def _gae(scored: ScoredBatch, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
+    if scored.values is None:
         raise ValueError("gae needs values")
-    rewards = token_rewards(judged.scores, judged.kl, judged.written, judged.offsets, judged.kl_coefficient)
+    rewards = token_rewards(scored.scores, scored.kl, scored.written, scored.offsets, scored.kl_coefficient)
     advantages, returns = gae(
-        rewards, judged.values, judged.written, judged.offsets, algorithm.gamma, algorithm.gae_lambda
+        rewards, scored.values, scored.written, scored.offsets, algorithm.gamma, algorithm.gae_lambda
     )
-    return (whiten(advantages, judged.learned) if algorithm.whiten_advantages else advantages), returns
+    return (whiten(advantages, scored.learned) if algorithm.whiten_advantages else advantages), returns
 
 
-def _reinforce_plus_plus(judged: ScoredBatch, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
-    learned, offsets = judged.learned, judged.offsets
-    rewards = token_rewards(judged.scores, judged.kl, learned, offsets, judged.kl_coefficient)
+def _reinforce_plus_plus(scored: ScoredBatch, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
+    learned, offsets = scored.learned, scored.offsets
+    rewards = token_rewards(scored.scores, scored.kl, learned, offsets, scored.kl_coefficient)
     if algorithm.whiten_advantages:
         return reinforce_plus_plus(rewards, learned, offsets, algorithm.gamma)[0]
     return discounted_returns(rewards, learned, offsets, algorithm.gamma)
 
 
-def _of_known(judged: ScoredBatch, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
+def _of_known(scored: ScoredBatch, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:
     """Put the numbers of the known rows at their places, 0 elsewhere."""
-    rows = torch.zeros_like(judged.scores)
-    rows[judged.known] = found
+    rows = torch.zeros_like(scored.scores)
+    rows[scored.known] = found
     return rows

@@ -84,7 +84,7 @@ class Experience:
 def estimate(
     samples: Sequence[Sample],
     batch: TokenBatch,
-    measured: RoleOutputs,
+    outputs: RoleOutputs,
     algorithm: AlgorithmConfig,
     kl_coefficient: float,
     *,
@@ -97,38 +97,38 @@ def estimate(
     Args:
         samples: the responses, group after group.
         batch: their tokens.
-        measured: what the roles computed.
+        outputs: what the roles computed.
         algorithm: says how.
         kl_coefficient: present weight of the KL.
         longest: tokens that a response may have.
         moments: of the rewards of earlier batches; None before the first.
         constraint: on the costs, as it was after earlier batches; None where costs have no critic.
     """
-    moments = (moments or RunningMoments()).update(measured.scores)
-    judged = _judge(samples, batch, measured, algorithm, kl_coefficient, longest, moments)
-    known, groups = judged.known, judged.groups
-    columns, metrics = _policy_columns(samples, measured, judged, algorithm)
-    if constraint is None or measured.costs is None:
-        advantages, returns = estimate_advantages(judged, algorithm)
-        critic_columns = _critic_columns(measured.values, returns)
+    moments = (moments or RunningMoments()).update(outputs.scores)
+    scored = _scored_batch(samples, batch, outputs, algorithm, kl_coefficient, longest, moments)
+    known, groups = scored.known, scored.groups
+    columns, metrics = _policy_columns(samples, outputs, scored, algorithm)
+    if constraint is None or outputs.costs is None:
+        advantages, returns = estimate_advantages(scored, algorithm)
+        critic_columns = _critic_columns(outputs.values, returns)
     else:
-        constraint = constraint.after(measured.costs.scores[known].tolist())
-        found = constrained_advantages(judged, measured.costs, constraint, algorithm)
+        constraint = constraint.after(outputs.costs.scores[known].tolist())
+        found = constrained_advantages(scored, outputs.costs, constraint, algorithm)
         advantages, returns, metrics = found.advantages, found.returns, metrics | found.metrics
-        critic_columns = _critic_columns(measured.values, returns)
-        critic_columns[COST_CRITIC_ROLE] = {"old_values": measured.costs.values, "returns": found.cost_returns}
+        critic_columns = _critic_columns(outputs.values, returns)
+        critic_columns[COST_CRITIC_ROLE] = {"old_values": outputs.costs.values, "returns": found.cost_returns}
     if algorithm.old_logprobs == "trainer":
-        scored = judged.written & torch.isfinite(behaviour_logprobs(samples))
-        metrics |= mismatch_metrics(measured.logprobs, behaviour_logprobs(samples), scored)
-    row_kl = row_sums(judged.kl, row_index(judged.offsets), batch.rows)
+        compared = scored.written & torch.isfinite(behaviour_logprobs(samples))
+        metrics |= mismatch_metrics(outputs.logprobs, behaviour_logprobs(samples), compared)
+    row_kl = row_sums(scored.kl, row_index(scored.offsets), batch.rows)
     return Experience(
         samples=samples,
         batch=batch,
-        learned=judged.learned,
+        learned=scored.learned,
         columns=columns | {"advantages": advantages},
         mean_kl=float(row_kl[known].mean()) if bool(known.any()) else 0.0,
-        metrics=experience_metrics(samples, batch, measured.logprobs, judged, row_kl, returns, kl_coefficient)
-        | group_metrics(measured.scores[known], groups[known], algorithm)
+        metrics=experience_metrics(samples, batch, outputs.logprobs, scored, row_kl, returns, kl_coefficient)
+        | group_metrics(outputs.scores[known], groups[known], algorithm)
         | metrics,
         critic_columns=critic_columns,
         groups=groups.numpy() if algorithm.advantages in COMPARES_GROUPS else None,
@@ -137,37 +137,37 @@ def estimate(
     )
 
 
-def _judge(
+def _scored_batch(
     samples: Sequence[Sample],
     batch: TokenBatch,
-    measured: RoleOutputs,
+    outputs: RoleOutputs,
     algorithm: AlgorithmConfig,
     kl_coefficient: float,
     longest: int,
     moments: RunningMoments,
 ) -> ScoredBatch:
     """Shape scores and compute KL; a response is known where its reward, its greedy rival's and its cost are."""
-    known, greedy_scores = torch.isfinite(measured.scores), None
-    if measured.greedy is not None:
-        known = known & torch.isfinite(measured.greedy.rewards)
-        greedy_scores = shape_rewards(measured.greedy.rewards, measured.greedy.samples, algorithm, moments, longest)
-    if measured.costs is not None:
-        known = known & torch.isfinite(measured.costs.scores)
+    known, greedy_scores = torch.isfinite(outputs.scores), None
+    if outputs.greedy is not None:
+        known = known & torch.isfinite(outputs.greedy.rewards)
+        greedy_scores = shape_rewards(outputs.greedy.rewards, outputs.greedy.samples, algorithm, moments, longest)
+    if outputs.costs is not None:
+        known = known & torch.isfinite(outputs.costs.scores)
     written = torch.from_numpy(batch.written)
     unscored = unscored_tokens(samples, written)
-    kl = torch.zeros_like(measured.logprobs)
-    if measured.reference_logprobs is not None:
-        found = kl_estimate(measured.logprobs, measured.reference_logprobs, algorithm.kl.estimator)
+    kl = torch.zeros_like(outputs.logprobs)
+    if outputs.reference_logprobs is not None:
+        found = kl_estimate(outputs.logprobs, outputs.reference_logprobs, algorithm.kl.estimator)
         kl = torch.where(written & ~unscored, found, 0.0)
     return ScoredBatch(
-        scores=shape_rewards(measured.scores, samples, algorithm, moments, longest),
+        scores=shape_rewards(outputs.scores, samples, algorithm, moments, longest),
         known=known,
         groups=group_numbers(samples),
         kl=kl,
         kl_coefficient=kl_coefficient if algorithm.reward_kl else 0.0,
         written=written,
         offsets=torch.from_numpy(batch.response_offsets),
-        values=measured.values,
+        values=outputs.values,
         greedy_scores=greedy_scores,
         unscored=unscored,
     )
@@ -244,15 +244,15 @@ def _critic_columns(values: Tensor | None, returns: Tensor | None) -> dict[str, 
 
 
 def _policy_columns(
-    samples: Sequence[Sample], measured: RoleOutputs, judged: ScoredBatch, algorithm: AlgorithmConfig
+    samples: Sequence[Sample], outputs: RoleOutputs, scored: ScoredBatch, algorithm: AlgorithmConfig
 ) -> tuple[dict[str, Float[Tensor, " tokens"]], dict[str, float]]:
     """Return what the policy's loss reads besides advantages, and diagnostics of the off-policy correction."""
-    columns, diagnostics = {"old_logprobs": measured.logprobs}, {}
-    if not algorithm.reward_kl and measured.reference_logprobs is not None:
-        columns["reference_logprobs"] = measured.reference_logprobs
+    columns, diagnostics = {"old_logprobs": outputs.logprobs}, {}
+    if not algorithm.reward_kl and outputs.reference_logprobs is not None:
+        columns["reference_logprobs"] = outputs.reference_logprobs
     correction = off_policy_correction(algorithm)
     if correction is not None:
-        weights, found = correction(measured.logprobs, behaviour_logprobs(samples), judged.learned, judged.offsets)
+        weights, found = correction(outputs.logprobs, behaviour_logprobs(samples), scored.learned, scored.offsets)
         columns["importance_weights"] = weights
         diagnostics = {name: float(value) for name, value in found.items()}
     return columns, diagnostics

@@ -19,7 +19,7 @@ def experience_metrics(
     samples: Sequence[Sample],
     batch: TokenBatch,
     logprobs: Float[Tensor, " tokens"],
-    judged: ScoredBatch,
+    scored: ScoredBatch,
     row_kl: Float[Tensor, " rows"],
     returns: Float[Tensor, " tokens"] | None,
     kl_coefficient: float,
@@ -30,13 +30,13 @@ def experience_metrics(
         samples: the responses.
         batch: their tokens.
         logprobs: the policy's before the update.
-        judged: scores, and what is learned.
+        scored: scores, and what is learned.
         row_kl: KL to the reference, summed over each response.
         returns: what the critic learns; None without one.
         kl_coefficient: present weight of the KL, wherever it counts.
     """
     lengths = torch.from_numpy(batch.response_lengths).float()
-    known, learned, scores, penalty = judged.known, judged.learned, judged.scores, judged.kl_coefficient
+    known, learned, scores, penalty = scored.known, scored.learned, scored.scores, scored.kl_coefficient
     metrics = {
         "objective/kl_coefficient": kl_coefficient,
         "completions/mean_length": float(lengths.mean()),
@@ -44,13 +44,13 @@ def experience_metrics(
         "completions/clipped_ratio": sum(s.finish_reason == "length" for s in samples) / len(samples),
         "val/num_eos_tokens": float(sum(s.finish_reason == "stop" for s in samples)),
     }
-    if judged.unscored is not None and bool(judged.unscored.any()):
-        metrics["sampling/unscored_tokens"] = float(judged.unscored.sum())
-    if judged.values is not None and returns is not None:
-        metrics["value/explained_variance"] = float(explained_variance(judged.values, returns, learned))
+    if scored.unscored is not None and bool(scored.unscored.any()):
+        metrics["sampling/unscored_tokens"] = float(scored.unscored.sum())
+    if scored.values is not None and returns is not None:
+        metrics["value/explained_variance"] = float(explained_variance(scored.values, returns, learned))
     # What a batch without rewards, or without a token of its own, does not have is left out: a zero would be a lie.
     if bool(known.any()):
-        surprise = row_sums(torch.where(learned, -logprobs, 0.0), row_index(judged.offsets), batch.rows)
+        surprise = row_sums(torch.where(learned, -logprobs, 0.0), row_index(scored.offsets), batch.rows)
         metrics |= {
             "objective/kl": float(row_kl[known].mean()),
             "objective/scores": float(scores[known].mean()),

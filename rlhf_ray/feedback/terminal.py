@@ -41,7 +41,7 @@ SHOWN_ENTRY = 40
 
 
 @dataclass(frozen=True)
-class Score:
+class GivenScore:
     """The person's word on an answer."""
 
     reward: float
@@ -69,7 +69,7 @@ class ScoringTerminal:
         if ask is input and hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
 
-    def score(self, number: int, prompt: Prompt, answer: str) -> Score | None:
+    def score(self, number: int, prompt: Prompt, answer: str) -> GivenScore | None:
         """Show an answer and ask for its score; None: the person leaves, by the end of the input or a signal."""
         if self._ask is input:
             _forget_typed_ahead()
@@ -81,13 +81,13 @@ class ScoringTerminal:
             try:
                 with interruptible():
                     entry = self._ask(f"Reward ({self._lowest} ~ {self._highest}): ")
-            except (EOFError, Interrupted):
+            except (EOFError, InputInterrupted):
                 self._say("")
                 self._tell("leaving")
                 return None
             mistake, reward = self._read(entry)
             if mistake is None:
-                return Score(reward, self._clock() - began)
+                return GivenScore(reward, self._clock() - began)
             self._tell(mistake, text=shown(entry.strip())[:SHOWN_ENTRY], lowest=self._lowest, highest=self._highest)
 
     def _read(self, entry: str) -> tuple[str | None, float]:
@@ -117,19 +117,19 @@ def shown(text: str) -> str:
     return kept.encode(encoding, "replace").decode(encoding)
 
 
-class Interrupted(Exception):
+class InputInterrupted(Exception):
     """Ctrl-C or SIGTERM came while a person was asked."""
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM raise Interrupted within the block; elsewhere a job looks at its request to stop."""
+    """Let Ctrl-C and SIGTERM raise InputInterrupted within the block; elsewhere a job looks at its request to stop."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted
+        raise InputInterrupted
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ from rlhf_ray.cluster.connect import Cluster
 from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.rewards import RewardConfig
-from rlhf_ray.data.columns import Answered
+from rlhf_ray.data.columns import AnsweredPrompt
 from rlhf_ray.data.records import Prompt, Sample
 from rlhf_ray.models.facts import weight_bytes
 from rlhf_ray.scoring.kinds import kind_of
@@ -162,10 +162,10 @@ class RewardSources:
 
     def submit(self, samples: Sequence[Sample]) -> PendingRewards:
         """Send samples to all sources, divided among the copies of each."""
-        answers = [Answered(sample.prompt, sample.response, sample.columns) for sample in samples]
+        answers = [AnsweredPrompt(sample.prompt, sample.response, sample.columns) for sample in samples]
         return self.submit_answers(answers, [len(s.prompt_ids) + len(s.response_ids) for s in samples])
 
-    def submit_answers(self, answers: Sequence[Answered], lengths: Sequence[int]) -> PendingRewards:
+    def submit_answers(self, answers: Sequence[AnsweredPrompt], lengths: Sequence[int]) -> PendingRewards:
         """Send answered prompts to all sources; by `lengths`, in any unit, copies get equal shares."""
         return PendingRewards(
             self,
@@ -214,7 +214,7 @@ def _shares(lengths: Sequence[int], copies: int) -> list[list[int]]:
     return [order[copy::copies] for copy in range(min(copies, len(order)))]
 
 
-def _batch(answers: Sequence[Answered]) -> Batch:
+def _batch(answers: Sequence[AnsweredPrompt]) -> Batch:
     # A column that only some rows have is None for the others.
     names = dict.fromkeys(name for answer in answers for name in answer.columns)
     columns = {name: [answer.columns.get(name) for answer in answers] for name in names}

@@ -9,7 +9,7 @@ from typing import Self
 
 from rlhf_ray.cluster.errors import DeadlineExceeded
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.dispatch import Answered, EngineLost, Event, GroupFinished, StepFailed
+from rlhf_ray.rollout.dispatch import EngineLost, Event, GroupFinished, RequestEnded, StepFailed
 from rlhf_ray.rollout.interfaces import RolloutTask
 
 OWN_ERROR_SECONDS = 60.0
@@ -17,7 +17,7 @@ OWN_ERROR_SECONDS = 60.0
 
 
 @dataclass(slots=True)
-class Progress:
+class CollectionProgress:
     """Progress of a collection."""
 
     groups: int
@@ -55,7 +55,7 @@ class Collection:
         engine_lost: Callable[[], None],
         deadline_seconds: float,
     ) -> None:
-        self.progress = Progress(groups=len(tasks))
+        self.progress = CollectionProgress(groups=len(tasks))
         self._events = events
         self._running = running
         self._in_order = in_order
@@ -129,7 +129,7 @@ class Collection:
 
     def _handle(self, event: Event) -> None:
         match event:
-            case Answered():
+            case RequestEnded():
                 pass
             case GroupFinished(order, samples):
                 self._ready[order] = samples

@@ -24,7 +24,7 @@ class GroupFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
+class RequestEnded:
     """A request came to its end, by an answer or an error: a sign of life of a rollout that has several turns."""
 
 
@@ -40,7 +40,7 @@ class StepFailed:
     error: BaseException
 
 
-Event = GroupFinished | Answered | EngineLost | StepFailed
+Event = GroupFinished | RequestEnded | EngineLost | StepFailed
 
 
 class Dispatch:
@@ -96,7 +96,7 @@ class Dispatch:
             try:
                 return await generate(request)
             finally:
-                self.events.put(Answered())
+                self.events.put(RequestEnded())
 
         return heard
 

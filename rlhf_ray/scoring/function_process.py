@@ -24,7 +24,7 @@ from rlhf_ray.redaction.texts import redact_text
 
 PARENT_CHECK_SECONDS = 1.0
 
-Answer = tuple[str, Any]
+Reply = tuple[str, Any]
 """("values", Values), ("ready", None), or (kind of failure, message)."""
 
 Values = tuple[list[float | None], list[tuple[str, int, str]]]
@@ -90,7 +90,7 @@ def load_function(file: str, name: str) -> Callable[..., Any]:
 
 def _call(
     function: Callable[..., Any], file: str, name: str, prompts: list[Any], completions: list[Any], columns: dict
-) -> Answer:
+) -> Reply:
     try:
         result = function(prompts=prompts, completions=completions, **_accepted(function, columns))
         if inspect.iscoroutine(result):

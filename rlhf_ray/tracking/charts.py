@@ -64,7 +64,7 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class TimeShare:
     """One part's share of the run's time."""
 
     part: str
@@ -169,11 +169,11 @@ def shorten(steps: list[int], values: list[float]) -> tuple[list[float], list[fl
     )
 
 
-def time_shares(times: StepTimes) -> list[Share]:
+def time_shares(times: StepTimes) -> list[TimeShare]:
     """Return each part's share of the time of all steps, in the order of a step."""
     totals = times.totals()
     whole = sum(totals.values()) or 1.0
-    return [Share(part, part_colour(part), seconds, seconds / whole) for part, seconds in totals.items()]
+    return [TimeShare(part, part_colour(part), seconds, seconds / whole) for part, seconds in totals.items()]
 
 
 def time_bars(times: StepTimes, width: float, height: float) -> list[Bar]:

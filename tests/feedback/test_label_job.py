@@ -16,7 +16,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.labelling import CompareConfig, FileAnswers, LabelConfig
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.feedback.labelling.desk import Desk, Settings
+from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings
 from rlhf_ray.feedback.labelling.items import NewItem
 from rlhf_ray.feedback.labelling.writers import AnswerFile, NoAnswers, different_answers
 from rlhf_ray.jobs.people import compare, label
@@ -234,7 +234,7 @@ def test_pairs_that_say_the_same_are_not_shown(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(compare, "serve", lambda desk, _: seen.append(desk))
     compare.run(_compare(**{key: {"kind": "file", "path": f"{key}.jsonl", "version": key.upper()} for key in "ab"}))
     store = Database("labels.db")
-    sheet = Desk(store, "compare", [], Settings()).draw("anna")
+    sheet = Desk(store, "compare", [], DeskSettings()).draw("anna")
     assert sheet
     assert sheet.item.answers == ("x", "y")
     assert sheet.item.versions == ("A", "B")
@@ -264,7 +264,7 @@ def test_a_model_is_asked_until_answers_differ() -> None:
 
 def test_a_prompt_that_was_drawn_is_answered_once_for_all_its_annotators(tmp_path: Path) -> None:
     desk = Desk(
-        Database(str(tmp_path / "l.db")), "label", [_Writer(["a", "b"], ["c", "d"])], Settings(answers_per_prompt=2)
+        Database(str(tmp_path / "l.db")), "label", [_Writer(["a", "b"], ["c", "d"])], DeskSettings(answers_per_prompt=2)
     )
     desk.items.add([NewItem("p", "chat", "fake")])
     first = desk.draw("anna")
@@ -277,13 +277,13 @@ def test_a_prompt_that_was_drawn_is_answered_once_for_all_its_annotators(tmp_pat
 
 @pytest.mark.parametrize(("typed", "words"), [(" ", "empty"), ("x" * 20_001, "at most 20000")])
 def test_typed_prompts_have_a_length(typed: str, words: str, tmp_path: Path) -> None:
-    desk = Desk(Database(str(tmp_path / "l.db")), "label", [_Writer()], Settings())
+    desk = Desk(Database(str(tmp_path / "l.db")), "label", [_Writer()], DeskSettings())
     with pytest.raises(BadInput, match=words):
         desk.typed("anna", typed)
 
 
 def test_a_file_answers_no_other_prompts(tmp_path: Path) -> None:
-    desk = Desk(Database(str(tmp_path / "l.db")), "label", [], Settings())
+    desk = Desk(Database(str(tmp_path / "l.db")), "label", [], DeskSettings())
     desk.items.add([NewItem("known", "chat", "file", ("a", "b"), ("v", "v"))])
     assert desk.typed("anna", "known").answers == ("a", "b")
     with pytest.raises(NoAnswers, match="come from a file"):

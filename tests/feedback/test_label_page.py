@@ -12,7 +12,7 @@ from rlhf_ray.feedback.app import sheet_view
 from rlhf_ray.feedback.app.session import seat
 from rlhf_ray.feedback.app.texts import TEXTS
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.feedback.labelling.desk import Desk, Settings
+from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings
 from rlhf_ray.feedback.labelling.items import NewItem
 from tests.feedback.labelling_cases import HOSTILE, label_all, prompts
 from tests.feedback.labelling_cases import Desk as Parts
@@ -28,7 +28,7 @@ def _own_main(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     database = Database(str(tmp_path / "labels.db"))
-    desk = Desk(database, "label", [], Settings(language="en"))
+    desk = Desk(database, "label", [], DeskSettings(language="en"))
     desk.items.add(prompts(4))
     seat(desk)
     yield desk
@@ -241,7 +241,7 @@ def test_the_data_set_is_browsed(desk: Desk) -> None:
 @pytest.fixture
 def comparison(tmp_path: Path) -> Iterator[Desk]:
     database = Database(str(tmp_path / "comparison.db"))
-    desk = Desk(database, "compare", [], Settings(language="en"))
+    desk = Desk(database, "compare", [], DeskSettings(language="en"))
     desk.items.add(prompts(6, answers=2))
     seat(desk)
     yield desk

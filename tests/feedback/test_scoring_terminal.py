@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_ray.feedback.terminal import Interrupted, ScoringTerminal, interruptible, shown
+from rlhf_ray.feedback.terminal import InputInterrupted, ScoringTerminal, interruptible, shown
 
 PROMPT = "Reward (-2.0 ~ 2.0): "
 
@@ -144,7 +144,7 @@ def test_in_another_thread_no_handler_is_touched() -> None:
     thread.start()
     thread.join()
     assert found == [before]
-    assert issubclass(Interrupted, Exception)
+    assert issubclass(InputInterrupted, Exception)
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:

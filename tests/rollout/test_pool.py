@@ -17,7 +17,7 @@ from rlhf_ray.cluster.errors import DeadlineExceeded, RoleRaised
 from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout import collection
 from rlhf_ray.rollout import pool as pool_module
-from rlhf_ray.rollout.dispatch import Answered, EngineLost, StepFailed
+from rlhf_ray.rollout.dispatch import EngineLost, RequestEnded, StepFailed
 from rlhf_ray.rollout.interfaces import BadRollout, Generate, NoEngineLeft, PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import Restore, RolloutPool, make_tasks, prompt_seed
 from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
@@ -235,7 +235,7 @@ class Waits(SimpleQueue):
 
 def test_each_answer_of_a_rollout_of_many_turns_begins_the_deadline_anew() -> None:
     events, running = Waits(), Future()
-    for event in (Answered(), EngineLost(), Answered()):
+    for event in (RequestEnded(), EngineLost(), RequestEnded()):
         events.put(event)
     lost: list[bool] = []
     groups = collection.Collection(
@@ -259,7 +259,7 @@ def test_every_answer_and_every_lost_request_is_a_sign_of_life() -> None:
     with RolloutPool([silent], NeverEnds(answers=2), deadline_seconds=1) as pool:
         running = pool.run(PromptBatch(prompts(1), step=3, version=1, samples_per_prompt=1, seed=0))
         events = [running._events.get(timeout=60) for _ in range(4)]
-    assert [type(event) for event in events] == [Answered, Answered, EngineLost, StepFailed]
+    assert [type(event) for event in events] == [RequestEnded, RequestEnded, EngineLost, StepFailed]
 
 
 def test_a_rollout_that_blocks_the_pool_does_not_hold_its_owner_up(

@@ -15,7 +15,7 @@ from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.placement import ClusterConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 
-Judged = Literal["answer", "answers", "prompt", "row"]
+TextChoice = Literal["answer", "answers", "prompt", "row"]
 """Which texts of a row a rule looks at. A row without answers is judged by its prompt."""
 
 USE_CASES = (
@@ -72,7 +72,7 @@ class PrivacyConfig(Section):
 class LengthConfig(Section):
     """Rows whose texts are too short or too long are removed."""
 
-    of: Judged = "answer"
+    of: TextChoice = "answer"
     """Texts that are measured."""
 
     min_characters: NonNegativeInt = 2
@@ -91,7 +91,7 @@ class LengthConfig(Section):
 class PunctuationConfig(Section):
     """Rows whose texts are mostly punctuation, or have too little of it, are removed."""
 
-    of: Judged = "answer"
+    of: TextChoice = "answer"
     """Texts that are looked at."""
 
     max_share: Share = 0.5
@@ -107,7 +107,7 @@ class PunctuationConfig(Section):
 class QualityConfig(Section):
     """Rows whose texts look like no writing are removed."""
 
-    of: Judged = "answer"
+    of: TextChoice = "answer"
     """Texts that are looked at."""
 
     min_letters: Share = 0.2
@@ -126,7 +126,7 @@ class QualityConfig(Section):
 class LanguageConfig(Section):
     """Rows in other languages are removed."""
 
-    of: Judged = "answer"
+    of: TextChoice = "answer"
     """Texts that are looked at."""
 
     keep: list[
@@ -141,7 +141,7 @@ class LanguageConfig(Section):
 class ClassifierConfig(Section):
     """Rows that a classifier of high and low quality scores low are removed; it is trained here or read from a file."""
 
-    of: Judged = "answer"
+    of: TextChoice = "answer"
     """Texts that are scored; of several the lowest score counts."""
 
     path: PathText | None = None

@@ -11,11 +11,11 @@ from jaxtyping import Bool
 
 from rlhf_ray.config.jobs.cleaning import (
     DataJobConfig,
-    Judged,
     LanguageConfig,
     LengthConfig,
     PunctuationConfig,
     QualityConfig,
+    TextChoice,
 )
 from rlhf_ray.data.cleaning.characters import LETTERS, Characters
 from rlhf_ray.data.cleaning.language import languages_of
@@ -106,7 +106,7 @@ class Rules:
     """The rules that a config asks for."""
 
     def __init__(self, config: DataJobConfig) -> None:
-        self._rules: list[tuple[Judged, Callable[[Pack], Iterator[Broken]]]] = []
+        self._rules: list[tuple[TextChoice, Callable[[Pack], Iterator[Broken]]]] = []
         if (length := config.length) is not None:
             self._rules.append((length.of, lambda pack: length_rules(length, pack)))
         if (punctuation := config.punctuation) is not None:
@@ -118,7 +118,7 @@ class Rules:
 
     def judge(self, rows: Sequence[Texts]) -> list[tuple[str, str] | None]:
         """Find the first rule that each row breaks, with a detail, or None; one text that breaks it is enough."""
-        packs: dict[Judged, tuple[Pack, np.ndarray]] = {}
+        packs: dict[TextChoice, tuple[Pack, np.ndarray]] = {}
         verdicts: list[tuple[str, str] | None] = [None] * len(rows)
         for which, rule in self._rules:
             if which not in packs:
@@ -134,7 +134,7 @@ class Rules:
         return verdicts
 
 
-def _pack(rows: Sequence[Texts], which: Judged) -> tuple[Pack, np.ndarray]:
+def _pack(rows: Sequence[Texts], which: TextChoice) -> tuple[Pack, np.ndarray]:
     judged = [texts.judged(which) for texts in rows]
     flat = [text for texts in judged for text in texts]
     return Pack(flat, Characters.of(flat)), np.repeat(np.arange(len(rows)), [len(texts) for texts in judged])

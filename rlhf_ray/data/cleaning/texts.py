@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rlhf_ray.config.jobs.cleaning import Judged
+from rlhf_ray.config.jobs.cleaning import TextChoice
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import completion_column, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import PLAIN_TEXT, RANKED_TEXTS, Row
@@ -27,7 +27,7 @@ class Texts:
     best: str
     """The answer of the best rank, the first of them."""
 
-    def judged(self, which: Judged) -> list[str]:
+    def judged(self, which: TextChoice) -> list[str]:
         """Return the texts that a rule looks at; those of a row without answers are its prompt."""
         if which == "row":
             return [text for text in (self.prompt, *self.answers) if text]

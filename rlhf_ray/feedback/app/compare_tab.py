@@ -15,7 +15,7 @@ from rlhf_ray.feedback.app.sheet_view import (
     skip_action,
     undo_action,
 )
-from rlhf_ray.feedback.labelling.agreement import ALL, WinRate, win_rates
+from rlhf_ray.feedback.labelling.agreement import ALL, CheckpointWinRate, win_rates
 
 RANKS = {"left": (1, 2), "equal": (1, 1), "right": (2, 1)}
 """Ranks of the left and the right answer, by choice."""
@@ -91,7 +91,7 @@ def show_results_tab() -> None:
         st.dataframe(rows, hide_index=True, key="reasons")
 
 
-def _row(line: WinRate) -> dict[str, object]:
+def _row(line: CheckpointWinRate) -> dict[str, object]:
     return {
         say("class"): say("everyone") if line.prompt_class == ALL else line.prompt_class,
         say("win_rate"): f"{line.rate.value:.1%}",

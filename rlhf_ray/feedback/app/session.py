@@ -12,8 +12,8 @@ from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.app.texts import Language, text
 from rlhf_ray.feedback.clips.desk import ClipDesk, ClipSettings, ClipSheet
-from rlhf_ray.feedback.labelling.desk import Desk, Settings, Sheet
-from rlhf_ray.feedback.labelling.labels import Progress
+from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings, Sheet
+from rlhf_ray.feedback.labelling.labels import WorkProgress
 
 NoticeKind = Literal["success", "info", "warning", "error"]
 
@@ -30,7 +30,7 @@ class AnyDesk(Protocol):
         ...
 
     @property
-    def settings(self) -> Settings | ClipSettings:
+    def settings(self) -> DeskSettings | ClipSettings:
         """With the language in which the page opens."""
         ...
 
@@ -42,7 +42,7 @@ class AnyDesk(Protocol):
         """Take an annotator's last judgement back; None where there is none."""
         ...
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has judged, and what all annotators have."""
         ...
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from rlhf_ray.feedback.clips.clips import Choice, Clips
 from rlhf_ray.feedback.clips.store import AlreadyChosen, ClipPair, ClipStore
-from rlhf_ray.feedback.labelling.labels import Progress
+from rlhf_ray.feedback.labelling.labels import WorkProgress
 
 Draw = Callable[[Clips], str]
 """A clip as a picture that moves: SVG."""
@@ -71,7 +71,7 @@ class ClipDesk:
         """Take the annotator's last choice back; return its clips, None if there are none."""
         return self._sheet(self._store.undo(annotator))
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has judged, and what all annotators have."""
         return self._store.progress(annotator)
 

@@ -14,7 +14,7 @@ from rlhf_ray.feedback.clips.clips import CHOICES, Choice, Clips
 from rlhf_ray.feedback.labelling.assignment import SAVED, UNDONE
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.items import DONE, LEASED, OPEN, Clock
-from rlhf_ray.feedback.labelling.labels import Progress
+from rlhf_ray.feedback.labelling.labels import WorkProgress
 from rlhf_ray.feedback.labelling.tables import clip_choices, clip_pairs
 
 
@@ -156,7 +156,7 @@ class ClipStore:
             self._lend(connection, found.pair_id, annotator)
             return _pair(connection.execute(select(clip_pairs).where(clip_pairs.c.id == found.pair_id)).one())
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has judged, and what all annotators have."""
         mine = (
             select(clip_choices.c.time, clip_choices.c.seconds)
@@ -172,7 +172,7 @@ class ClipStore:
                 str(state): int(count) for state, count in connection.execute(counted.group_by(clip_pairs.c.state))
             }
         last = sorted(row.seconds for row in own[-20:])
-        return Progress(
+        return WorkProgress(
             mine=len(own),
             mine_today=sum(row.time > self._clock() - 86400 for row in own),
             median_seconds=last[len(last) // 2] if last else None,

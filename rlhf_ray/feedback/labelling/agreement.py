@@ -123,7 +123,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
-class WinRate:
+class CheckpointWinRate:
     """Share of prompts on which the second checkpoint (b) was preferred to the first (a)."""
 
     prompt_class: str
@@ -134,7 +134,7 @@ class WinRate:
     """Share of b's wins, an equal one counting half, with Wilson's interval at 95 %."""
 
 
-def win_rates(labels: Iterable[Label]) -> list[WinRate]:
+def win_rates(labels: Iterable[Label]) -> list[CheckpointWinRate]:
     """Compute win rates over all prompts, and then for each class in the order of their names."""
     counts: dict[str, list[int]] = {ALL: [0, 0, 0]}
     for label in labels:
@@ -146,6 +146,6 @@ def win_rates(labels: Iterable[Label]) -> list[WinRate]:
     return [_rate(ALL, total), *(_rate(name, counts[name]) for name in sorted(counts))]
 
 
-def _rate(name: str, counts: list[int]) -> WinRate:
+def _rate(name: str, counts: list[int]) -> CheckpointWinRate:
     b_wins, a_wins, equal = counts
-    return WinRate(name, b_wins, a_wins, equal, proportion(b_wins + equal / 2, sum(counts)))
+    return CheckpointWinRate(name, b_wins, a_wins, equal, proportion(b_wins + equal / 2, sum(counts)))

@@ -14,16 +14,16 @@ from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.labelling.assignment import Assignment, Assignments
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.items import Item, Items, NewItem, Overlap, Task
-from rlhf_ray.feedback.labelling.labels import Labels, Progress
+from rlhf_ray.feedback.labelling.labels import Labels, WorkProgress
 from rlhf_ray.feedback.labelling.ranking import Draft, shown_order
-from rlhf_ray.feedback.labelling.writers import NoAnswers, Writer, different_answers
+from rlhf_ray.feedback.labelling.writers import AnswerWriter, NoAnswers, different_answers
 
 LONGEST_PROMPT = 20_000
 """Characters of a prompt that is typed."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class DeskSettings:
     """Settings of the pages, from the config."""
 
     language: Literal["zh", "en"] = "zh"
@@ -57,7 +57,7 @@ class Sheet:
 class Desk:
     """One task of a store with its writers; all pages of a process share it."""
 
-    def __init__(self, database: Database, task: Task, writers: Sequence[Writer], settings: Settings) -> None:
+    def __init__(self, database: Database, task: Task, writers: Sequence[AnswerWriter], settings: DeskSettings) -> None:
         """Serve a task; no writers where all answers are in the store, for a comparison one for each side."""
         self.task = task
         self.settings = settings
@@ -120,7 +120,7 @@ class Desk:
         assignment = self.assignments.undo(annotator)
         return None if assignment is None else self._sheet(annotator, assignment)
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has labelled, and what all annotators have."""
         return self.labels.progress(annotator)
 
@@ -165,7 +165,7 @@ class Desk:
             return self.items.answer(item.id, answers, [writer.version] * len(answers))
 
 
-def _one(writer: Writer, prompt: Prompt) -> str:
+def _one(writer: AnswerWriter, prompt: Prompt) -> str:
     answers = writer.write(prompt, 1)
     if not answers:
         raise NoAnswers(f"{writer.version} has no answer to {joined(prompt)[:60]!r}")

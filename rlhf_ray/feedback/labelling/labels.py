@@ -61,7 +61,7 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class WorkProgress:
     """Counts of finished and of open work."""
 
     mine: int
@@ -154,7 +154,7 @@ class Labels:
                 .values(state=OPEN, annotator=None, draft=None, leased=None, expires=None)
             )
 
-    def progress(self, annotator: str) -> Progress:
+    def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has labelled, and what all annotators have."""
         mine = (labels.c.task == self._task, labels.c.annotator == annotator, labels.c.state == SAVED)
         with self._database.reading() as connection:
@@ -164,7 +164,7 @@ class Labels:
             today = connection.scalar(select(func.count()).where(*mine, labels.c.time > self._clock() - 86400)) or 0
             query = select(labels.c.seconds).where(*mine).order_by(labels.c.id.desc()).limit(20)
             last = sorted(connection.scalars(query))
-        return Progress(
+        return WorkProgress(
             mine=int(total),
             mine_today=int(today),
             median_seconds=last[len(last) // 2] if last else None,

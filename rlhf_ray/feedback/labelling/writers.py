@@ -28,7 +28,7 @@ class NoAnswers(RlhfError):
     """A source cannot answer a prompt; the message says why."""
 
 
-class Writer(Protocol):
+class AnswerWriter(Protocol):
     """Writes answers. Safe to call from several threads."""
 
     @property
@@ -45,7 +45,7 @@ class Writer(Protocol):
         ...
 
 
-def different_answers(writer: Writer, prompt: Prompt, count: int) -> list[str]:
+def different_answers(writer: AnswerWriter, prompt: Prompt, count: int) -> list[str]:
     """Ask for answers until so many differ; at least two, or the prompt cannot be ranked.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.config.jobs.cleaning import DataJobConfig, Judged
+from rlhf_ray.config.jobs.cleaning import DataJobConfig, TextChoice
 from rlhf_ray.data.bad_rows import ReadReport
 from rlhf_ray.data.cleaning.classifier import Purpose, TextClassifier, area_under_curve
 from rlhf_ray.data.cleaning.texts import texts_of
@@ -98,7 +98,7 @@ def _keep(classifier: TextClassifier, file: Path, purpose: Purpose) -> TextClass
     return classifier
 
 
-def _texts(source: RowSource, of: Judged, key: str) -> list[str]:
+def _texts(source: RowSource, of: TextChoice, key: str) -> list[str]:
     return [text for row in _rows(source, key) for text in texts_of(row).judged(of)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from rlhf_ray.config.jobs.evaluate import EvaluateConfig
 from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.rewards import ORACLE, TOTAL_COLUMN, RewardConfig
-from rlhf_ray.data.columns import Answered
+from rlhf_ray.data.columns import AnsweredPrompt
 from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.evaluation.answers import Answer
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
@@ -88,7 +88,9 @@ def _score(
             rows = logs.open(f"scores/{name}")
             for start in range(0, len(answers), ROWS_AT_ONCE):
                 batch = answers[start : start + ROWS_AT_ONCE]
-                asked = [Answered(one.prompt, one.completion, columns[name][one.prompt_id].columns) for one in batch]
+                asked = [
+                    AnsweredPrompt(one.prompt, one.completion, columns[name][one.prompt_id].columns) for one in batch
+                ]
                 found = scorers.submit_answers(asked, [len(one.response_ids) for one in batch]).result()
                 for place, one in enumerate(batch):
                     scores = {source: values[place] for source, values in found.items()}

@@ -13,10 +13,10 @@ from rlhf_ray.evaluation.answers import ModelResult
 from rlhf_ray.evaluation.page import ShownVerdict
 from rlhf_ray.evaluation.row_log import RowLogs, key_of
 from rlhf_ray.evaluation.service_judge import Opinion, Pair, ServiceJudging, check_failures
-from rlhf_ray.evaluation.verdicts import Judged, Verdict, by_scores, check_people, judged, read_people
+from rlhf_ray.evaluation.verdicts import Judgement, Verdict, by_scores, check_people, judged, read_people
 from rlhf_ray.jobs.inference.rows import RowProgress
 
-WinRates = dict[str, dict[str, Judged]]
+WinRates = dict[str, dict[str, Judgement]]
 """By judge and model."""
 
 
@@ -66,13 +66,13 @@ def judge_all(
     return rates, shown
 
 
-def _of_people(judge: PeopleJudge, name: str, baseline: str) -> tuple[Judged, list[ShownVerdict]]:
+def _of_people(judge: PeopleJudge, name: str, baseline: str) -> tuple[Judgement, list[ShownVerdict]]:
     verdicts = read_people(Path(judge.path).expanduser(), name, baseline)
     words = [ShownVerdict(judge.name, name, json.loads(one.prompt), one.winner, one.reason) for one in verdicts]
     return judged(verdicts), words
 
 
-def _of_service(judge: ServiceJudge, name: str, opinions: Sequence[Opinion]) -> tuple[Judged, list[ShownVerdict]]:
+def _of_service(judge: ServiceJudge, name: str, opinions: Sequence[Opinion]) -> tuple[Judgement, list[ShownVerdict]]:
     verdicts = [Verdict(one.pair.key[0], one.winner) for one in opinions if one.winner is not None]
     silent = [one.reason for one in opinions if one.winner is None]
     check_failures(judge, len(silent), len(opinions), silent[0] if silent else "")

@@ -11,7 +11,7 @@ from rich.table import Table
 from rlhf_ray.cluster.connect import connect
 from rlhf_ray.config.jobs.inference import ScoreConfig
 from rlhf_ray.config.rewards import TOTAL_COLUMN, ModelReward
-from rlhf_ray.data.columns import Answered, as_given
+from rlhf_ray.data.columns import AnsweredPrompt, as_given
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import read_answered
 from rlhf_ray.data.row_files import set_apart
@@ -74,12 +74,12 @@ def run(config: ScoreConfig) -> None:
     console.print(f"{len(known)} rows in {config.output}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _known(answer: Answered, names: Sequence[str]) -> Row:
+def _known(answer: AnsweredPrompt, names: Sequence[str]) -> Row:
     given = {"prompt": answer.prompt, "completion": as_given(answer.prompt, answer.completion)}
     return given | set_apart(answer.columns, [*given, *names])
 
 
-def _scored(sources: RewardSources, rows: Sequence[Answered], batch_size: int) -> Iterator[Scored]:
+def _scored(sources: RewardSources, rows: Sequence[AnsweredPrompt], batch_size: int) -> Iterator[Scored]:
     """Yield the scores of batches of rows in their order; later batches are on their way meanwhile."""
     waiting: deque[PendingRewards] = deque()
     for start in range(0, len(rows), batch_size):
@@ -96,7 +96,7 @@ def _with_total(sources: RewardSources, pending: PendingRewards) -> Scored:
     return scores | {TOTAL_COLUMN: list(sources.combine(scores))}
 
 
-def _length(answer: Answered) -> int:
+def _length(answer: AnsweredPrompt) -> int:
     prompt = answer.prompt
     turns = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
     return sum(map(len, turns)) + len(answer.completion)

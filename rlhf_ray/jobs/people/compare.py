@@ -13,7 +13,7 @@ from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk
 from rlhf_ray.feedback.labelling.items import NewItem
 from rlhf_ray.feedback.labelling.labels import Labels
-from rlhf_ray.feedback.labelling.writers import AnswerFile, Writer
+from rlhf_ray.feedback.labelling.writers import AnswerFile, AnswerWriter
 from rlhf_ray.jobs.people.page import Door, export, open_door, open_writers, read_pool, serve, settings_of
 from rlhf_ray.tracking.terminal import say
 
@@ -58,7 +58,7 @@ def _prompts(config: CompareConfig) -> list[tuple[Prompt, str]]:
     return shared
 
 
-def _written(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[Writer]) -> Iterator[NewItem]:
+def _written(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[AnswerWriter]) -> Iterator[NewItem]:
     versions = tuple(writer.version for writer in writers)
     same = 0
     for prompt, name in prompts:
@@ -71,11 +71,11 @@ def _written(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[Writer]) -
         say(f"  {same} prompts left out: both sides say the same")
 
 
-def _to_write(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[Writer]) -> Iterator[NewItem]:
+def _to_write(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[AnswerWriter]) -> Iterator[NewItem]:
     return (NewItem(prompt, name, _source(writers)) for prompt, name in prompts)
 
 
-def _source(writers: Sequence[Writer]) -> str:
+def _source(writers: Sequence[AnswerWriter]) -> str:
     return " against ".join(writer.version for writer in writers)
 
 

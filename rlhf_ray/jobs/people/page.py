@@ -18,11 +18,11 @@ from rlhf_ray.data.loading import usable_rows
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.feedback.app.server import listen, serve_page
 from rlhf_ray.feedback.labelling.database import Database
-from rlhf_ray.feedback.labelling.desk import Desk, Settings
+from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings
 from rlhf_ray.feedback.labelling.exports import write_export
 from rlhf_ray.feedback.labelling.items import Overlap, Task
 from rlhf_ray.feedback.labelling.labels import Labels
-from rlhf_ray.feedback.labelling.writers import AnswerFile, Writer, prompt_class
+from rlhf_ray.feedback.labelling.writers import AnswerFile, AnswerWriter, prompt_class
 from rlhf_ray.jobs.inference.rows import check_output
 from rlhf_ray.tracking.terminal import say
 
@@ -31,9 +31,9 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 """Hosts that stand for all addresses of this machine."""
 
 
-def settings_of(config: FeedbackPageConfig, answers_per_prompt: int) -> Settings:
+def settings_of(config: FeedbackPageConfig, answers_per_prompt: int) -> DeskSettings:
     """Take what the pages need out of a config."""
-    return Settings(
+    return DeskSettings(
         language=config.language,
         answers_per_prompt=answers_per_prompt,
         seed=config.seed,
@@ -139,7 +139,7 @@ def _token(file: str | None) -> str:
 @contextmanager
 def open_writers(
     sources: Sequence[FileAnswers | ModelAnswers | RolloutAnswers], config: FeedbackPageConfig
-) -> Iterator[list[Writer]]:
+) -> Iterator[list[AnswerWriter]]:
     """Open whoever writes answers, in the order of the sources; engines stop when the block ends.
 
     Raises:
@@ -148,7 +148,7 @@ def open_writers(
     with ExitStack() as stack:
         engines = [source for source in sources if isinstance(source, RolloutAnswers)]
         pools = iter(stack.enter_context(_pools(engines, config)) if engines else [])
-        writers: list[Writer] = []
+        writers: list[AnswerWriter] = []
         for source in sources:
             if isinstance(source, FileAnswers):
                 writers.append(AnswerFile(source).writer())
@@ -162,14 +162,14 @@ def open_writers(
 # A page over a file starts in a second; torch, Ray and vLLM would take ten.
 
 
-def _model_writer(source: ModelAnswers, seed: int) -> Writer:
+def _model_writer(source: ModelAnswers, seed: int) -> AnswerWriter:
     from rlhf_ray.feedback.labelling.model_writer import ModelWriter
 
     return ModelWriter(source, seed)
 
 
 @contextmanager
-def _pools(sources: Sequence[RolloutAnswers], config: FeedbackPageConfig) -> Iterator[list[Writer]]:
+def _pools(sources: Sequence[RolloutAnswers], config: FeedbackPageConfig) -> Iterator[list[AnswerWriter]]:
     from rlhf_ray.jobs.people.engines import open_rollout_writers
 
     with open_rollout_writers(sources, config) as writers:

@@ -125,7 +125,7 @@ class PendingScores:
             role: _joined([chunk.values[role].result() for chunk in chunks]) for role in self.roles.critics if chunks
         }
         samples = [sample for chunk in chunks for sample in chunk.samples]
-        measured = RoleOutputs(
+        outputs = RoleOutputs(
             logprobs=behaviour_logprobs(samples) if self.engine_logprobs else _joined(logprobs),
             reference_logprobs=_joined(references) if references else None,
             values=values.get("critic"),
@@ -133,7 +133,7 @@ class PendingScores:
             greedy=Greedy(greedy_samples, torch.tensor(greedy_scores)) if self.greedy_last else None,
             costs=self._costs(samples, values[COST_CRITIC_ROLE]) if COST_CRITIC_ROLE in values else None,
         )
-        return samples, measured
+        return samples, outputs
 
     def _costs(self, samples: Sequence[Sample], values: Tensor) -> Costs:
         scores = self.roles.rewards.combine_costs(rewards_of(samples))

@@ -65,7 +65,7 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
     rewards = start.rewards()
 
     trainers = {role.name: role for role in (policy, *critics.values(), reference) if role is not None}
-    if engines.name in start.crowded:
+    if engines.name in start.sharing:
         engines.begin("start")
     ready = ready_together([*(role.actors for role in trainers.values()), *rewards.groups.values(), engines])
 
@@ -106,7 +106,7 @@ class _Start:
         self.asleep: set[str] = set()
         """Roles that have left their devices."""
         self._config, self._cluster = config, cluster
-        self.crowded = turn_takers(config)
+        self.sharing = turn_takers(config)
         """Roles that share devices and take turns on them."""
 
     def policy(self) -> TrainerGroup:
@@ -160,7 +160,7 @@ class _Start:
             max_tokens=config.longest_sample(),
             lora=config.policy.lora if config.rollout.adapter == "reload" else None,
         )
-        if engines.name not in self.crowded:
+        if engines.name not in self.sharing:
             engines.begin("start")
         return engines
 
@@ -194,7 +194,7 @@ class _Start:
         return role
 
     def _settle(self, name: str, role: TrainerGroup | RewardSources) -> None:
-        if name in self.crowded:
+        if name in self.sharing:
             role.ready()
             role.clear()
             self.asleep.add(name)

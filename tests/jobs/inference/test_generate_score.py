@@ -19,7 +19,7 @@ from rlhf_ray.data.records import PromptRecord
 from rlhf_ray.jobs.inference import generate
 from rlhf_ray.jobs.inference.rows import RowProgress
 from rlhf_ray.redaction.texts import HIDDEN
-from rlhf_ray.rollout.collection import Progress
+from rlhf_ray.rollout.collection import CollectionProgress
 from rlhf_ray.rollout.interfaces import PromptBatch
 from tests.jobs.actors_here import actors_here, engines_kept
 from tests.jobs.ppo_runs import write_config, write_rows
@@ -256,7 +256,7 @@ class Answer:
 
 
 class BackwardsGroups:
-    progress = Progress(groups=0)
+    progress = CollectionProgress(groups=0)
 
     def __init__(self, groups: list[list[Answer]]) -> None:
         self._groups = groups
