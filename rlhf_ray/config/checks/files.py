@@ -1,6 +1,5 @@
 """Whether this machine has what a config names: local files, CPUs. Hub names are left to the hub."""
 
-import ast
 import glob
 import json
 import os
@@ -8,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rlhf_ray.config.checks.functions import check_function
 from rlhf_ray.config.data import special_file
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ClusterConfig
@@ -113,31 +113,19 @@ def _data_problem(name: str) -> Iterator[str]:
 
 
 def function_problem(key: KeyPath, function: str) -> Iterator[Problem]:
-    """Find out whether `file.py:name` is there, and a function."""
+    """Find out whether `file.py:name` is there, and may be a function."""
     yield from _allowed(key, _function_problem(function))
 
 
 def _function_problem(function: str) -> Iterator[str]:
-    file, _, name = function.rpartition(":")
-    path = Path(file).expanduser()
-    if not path.is_file():
+    file = function.rpartition(":")[0]
+    if not Path(file).expanduser().is_file():
         yield f"no such file: {file}"
         return
     try:
-        module = ast.parse(path.read_text(encoding="utf-8"), filename=file)
-    except (SyntaxError, UnicodeDecodeError) as error:
-        yield f"{file} is not valid Python: {error}"
-        return
-    names = {node.name for node in ast.walk(module) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
-    names |= {node.id for node in ast.walk(module) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-    names |= {
-        alias.asname or alias.name
-        for node in ast.walk(module)
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    if name not in names:
-        yield f"{file} has no function {name}"
+        check_function(function)
+    except BadInput as error:
+        yield str(error)
 
 
 def absent_file(key: KeyPath, name: str | None) -> Iterator[Problem]:

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from rlhf_ray.config.checks.functions import check_function
 from rlhf_ray.config.errors import BadInput
-from rlhf_ray.scoring.function import check_function
+from rlhf_ray.config.rewards import FunctionReward
 
 REFUSED = {
     "syntax error": ("def reward(prompts, completions)\n    pass", r"r\.py:1: SyntaxError: expected ':'"),
@@ -48,3 +49,4 @@ def test_what_may_work_is_accepted(tmp_path, case):
     (tmp_path / "neighbour.py").write_text("def reward(prompts, completions): ...")
     (tmp_path / "r.py").write_text(ACCEPTED[case])
     check_function(f"{tmp_path}/r.py:reward")
+    assert list(FunctionReward(function=f"{tmp_path}/r.py:reward").missing()) == []
