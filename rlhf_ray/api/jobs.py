@@ -10,6 +10,7 @@ from rlhf_ray.api.results import Run
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
 from rlhf_ray.config.errors import BadInput, perhaps
+from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.reading.documents import Document, read_document
 from rlhf_ray.config.reading.verbs import deduce_verb, load_document, verb_of
 from rlhf_ray.redaction.process import secrets_hidden
@@ -37,7 +38,7 @@ def run(config: Config, overrides: Mapping[str, Any] | None = None, *, verb: str
     with secrets_hidden():
         verb, read = _read(config, overrides, verb)
         start_job(verb, read)
-        return Run(_output_of(read))
+        return Run(Path(read.results()).expanduser())
 
 
 def read_config(config: Config, overrides: Mapping[str, Any] | None = None, *, verb: str | None = None) -> Section:
@@ -50,7 +51,7 @@ def read_config(config: Config, overrides: Mapping[str, Any] | None = None, *, v
         return _read(config, overrides, verb)[1]
 
 
-def _read(config: Config, overrides: Mapping[str, Any] | None, verb: str | None) -> tuple[str, Section]:
+def _read(config: Config, overrides: Mapping[str, Any] | None, verb: str | None) -> tuple[str, JobConfig]:
     if verb is not None and verb not in JOBS:
         hint = perhaps(verb, JOBS) or f"; they are {', '.join(JOBS)}"
         raise BadInput(f"verb: no job is called {verb!r}{hint}")
@@ -76,9 +77,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return os.fspath(value) if isinstance(value, PathLike) else value
-
-
-def _output_of(config: Section) -> Path:
-    """Find where a job wrote: its run folder, its file, or the store of the labelling pages."""
-    settings = config.model_dump()
-    return Path(settings["output"] if "output" in settings else settings["store"]).expanduser()

@@ -73,6 +73,11 @@ class JobConfig(Section):
         """Return the files that the job writes outside of a folder of its own."""
         return {}
 
+    def results(self) -> str:
+        """Return where the job leaves what it makes: its folder, else its file."""
+        folder, files = self.output_folder(), self.output_files()
+        return folder if folder is not None else next(iter(files.values()))
+
     def files_read(self) -> dict[str, str]:
         """Return the files that an output must not replace, by what names them."""
         return {".".join(map(str, (*key, "path"))): data.path for key, data in self.data_sets().items()}

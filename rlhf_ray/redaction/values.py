@@ -29,7 +29,7 @@ _PEM_FRAME = "-----"
 
 NAMES = "RLHF_SECRET_VARIABLES"
 """Variable in which a process tells those that it starts which further variables are secret. No setting: configs name
-them."""
+them. Nothing but the environment reaches all of them: vLLM starts those of its engines itself, and runs start runs."""
 
 _remembered: set[str] = set()
 

@@ -17,12 +17,11 @@ from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.facts import checkpoint_shapes
 from rlhf_ray.models.loading import engine_tokenizer
 from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
-from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles
+from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles, replace_adapter
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
     GenerationResult,
     generation_result,
-    replace_adapter,
     sampling_params,
 )
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError

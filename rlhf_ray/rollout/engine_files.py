@@ -1,21 +1,30 @@
-"""Files of an engine's processes that nobody else would remove: sockets, shared memory, and where its workers met.
+"""Files of an engine's processes: an adapter that they read; sockets, shared memory, and where its workers met.
 
-vLLM hands sockets on as open files, which no library takes for its own then, and a process of `multiprocessing` ends
-without the destructors that unlink shared memory; what is killed unlinks nothing at all.
+Nobody else would remove the latter. vLLM hands sockets on as open files, which no library takes for its own then, and a
+process of `multiprocessing` ends without the destructors that unlink shared memory; what is killed unlinks nothing at
+all.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine.async_llm import AsyncLLM
 
 END_SECONDS = 2.0
 """In which an engine's processes end when they are told to. Then they are killed: there is nothing they would lose."""
 
 SHARED_MEMORY = Path("/dev/shm")
+
+ADAPTER_ID = 1
+"""Number of the only adapter of an engine."""
 
 
 class EngineFiles:
@@ -62,3 +71,25 @@ def _mapped_inodes(process: psutil.Process) -> Iterator[int]:
 
 def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
+
+
+async def replace_adapter(llm: "AsyncLLM", files: Mapping[str, bytes], version: int) -> "LoRARequest":
+    """Load an adapter over the one before; returns what each request must carry to be answered with it.
+
+    vLLM reads adapters from a directory only, on the machine of its workers; this one is gone when they have read it.
+
+    Args:
+        llm: the engine, which generates nothing meanwhile.
+        files: of the adapter as PEFT writes them, by name.
+        version: of the weights; it names the adapter, so that no cached prefix of an older one counts as its own.
+    """
+    from vllm.lora.request import LoRARequest
+
+    memory = SHARED_MEMORY if SHARED_MEMORY.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="rlhf_ray_adapter_", dir=memory) as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        name = f"version_{version}"
+        await llm.add_lora(LoRARequest(name, ADAPTER_ID, folder, load_inplace=True))
+        # Without `load_inplace`, for which each request would read the files again.
+        return LoRARequest(name, ADAPTER_ID, folder)

@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 import yaml
 from pydantic import ValidationError
 
-from rlhf_ray.checkpoint.checkpoints import Checkpoints
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.config.errors import BadInput, Interrupted
 from rlhf_ray.config.reading.loading import dump_config, dumped
 from rlhf_ray.config.run import RunConfig
@@ -20,6 +20,7 @@ from rlhf_ray.runs.changes import Change, changes_between
 from rlhf_ray.runs.snapshot import FolderSnapshot, holds_steps
 from rlhf_ray.tracking.run_record import RunRecord
 from rlhf_ray.tracking.terminal import Terminal
+from rlhf_ray.tracking.tracker import Tracker
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -226,6 +227,36 @@ def lock_folder(folder: Path) -> Iterator[None]:
         except OSError:
             raise BadInput(f"output: another process works in {folder}; wait for it, or choose another") from None
         yield
+
+
+@contextmanager
+def tracked_run(
+    config: RunConfig, saved: Checkpoint | None, *, total_steps: int | None = None, terminal: Terminal | None = None
+) -> "Iterator[tuple[RunFolder, Tracker]]":
+    """Open the folder of a run, and track into it until the block ends; what resumes from a checkpoint is one run.
+
+    Args:
+        config: of the run.
+        saved: the checkpoint that it resumes from; None where it begins.
+        total_steps: of the whole run, for the bar.
+        terminal: where to show progress; standard output by default.
+
+    Raises:
+        RlhfError: the folder is another run's, or cannot be written.
+    """
+    with (
+        RunFolder.open(config) as folder,
+        Tracker.open(
+            folder.path,
+            config.tracking,
+            config.model_dump(mode="json"),
+            run_id=saved.state["tracker_run"] if saved else None,
+            total_steps=total_steps,
+            notes=folder.notes,
+            terminal=terminal,
+        ) as tracker,
+    ):
+        yield folder, tracker
 
 
 def finished_before(

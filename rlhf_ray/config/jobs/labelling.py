@@ -157,6 +157,10 @@ class FeedbackPageConfig(JobConfig):
         found: dict[KeyPath, RowSource] = {key: source for key, source in sources if isinstance(source, FileAnswers)}
         return found | ({("prompts",): self.prompts} if self.prompts is not None else {})
 
+    def results(self) -> str:
+        """Return the store of labels."""
+        return self.store
+
     def output_files(self) -> dict[KeyPath, str]:
         """Return the export."""
         return {} if self.export is None else {("export",): self.export}

@@ -54,6 +54,19 @@ def load_job(verb: str, arguments: Sequence[str], *, check_files: bool = True) -
     return load_document(verb, read_document(arguments[0]), arguments[1:], check_files=check_files)
 
 
+def split_command(words: Sequence[str], how: str) -> tuple[str, list[str]]:
+    """Split `[VERB] CONFIG.yaml [--key value ...]` into the verb, deduced where it is left out, and its arguments.
+
+    Args:
+        words: at least one.
+        how: see `deduce_verb`.
+
+    Raises:
+        BadInput: no verb is given, and the config fits several.
+    """
+    return (words[0], list(words[1:])) if words[0] in SCHEMAS else (deduce_verb(words[0], how), list(words))
+
+
 def load_document(
     verb: str, document: Document, overrides: Iterable[str] | Mapping[str, Any] = (), *, check_files: bool = True
 ) -> JobConfig:

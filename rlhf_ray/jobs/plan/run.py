@@ -15,7 +15,7 @@ from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.phases import Phases
 from rlhf_ray.config.placement import PlacementConfig
-from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
+from rlhf_ray.config.reading.verbs import load_job, split_command
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
@@ -134,11 +134,8 @@ def run(config: PlanConfig) -> int:
     Raises:
         BadInput: the config is wrong, or its roles do not fit their groups.
     """
-    verb, *arguments = config.job
-    heading = ""
-    if verb not in SCHEMAS:
-        verb, arguments = deduce_verb(verb), list(config.job)
-        heading = f"{arguments[0]} is planned as a config of rlhf {verb}"
+    verb, arguments = split_command(config.job, "rlhf plan {verb} {path}")
+    heading = "" if verb == config.job[0] else f"{arguments[0]} is planned as a config of rlhf {verb}"
     job = load_job(verb, arguments, check_files=False)
     return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)), heading)
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
-from rlhf_ray.cluster.connect import connect
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.feedback import FeedbackConfig
 from rlhf_ray.feedback.scored_rows import (
@@ -21,18 +20,16 @@ from rlhf_ray.feedback.scored_rows import (
 )
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.ppo.data import PPOData
-from rlhf_ray.jobs.ppo.run import announce, begin_loop, check_models, export, policy_finished_before, recover
-from rlhf_ray.jobs.ppo.start import start_roles
+from rlhf_ray.jobs.ppo.run import begin_loop, check_models, export, policy_finished_before, recover, started_roles
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.rollout.recording import Replayed
-from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.folder import RunFolder, tracked_run
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
-from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
+from rlhf_ray.runs.stopping import StopRequest
 from rlhf_ray.schedule import TRAIN, Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
-from rlhf_ray.tracking.tracker import Tracker
 
 
 @dataclass(frozen=True)
@@ -122,36 +119,23 @@ def run(config: FeedbackConfig) -> None:
     schedule = Schedule(steps, 1, checkpoint_every=config.checkpoint.every_steps)
 
     with (
-        RunFolder.open(config) as folder,
-        Tracker.open(
-            folder.path,
-            config.tracking,
-            config.model_dump(mode="json"),
-            run_id=saved.state["tracker_run"] if saved else None,
-            notes=folder.notes,
-            terminal=Terminal(None, bars=False),
-        ) as tracker,
+        tracked_run(config, saved, terminal=Terminal(None, bars=False)) as (folder, tracker),
+        started_roles(config, data, tracker) as (roles, stop),
     ):
-        announce(config, data, tracker)
-        with (
-            connect(config.cluster, config.groups, tracker.message) as cluster,
-            start_roles(config, cluster) as roles,
-            stop_on_signals() as stop,
-        ):
-            terminal = ScoringTerminal(*config.reward_range, config.language)
-            session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
+        terminal = ScoringTerminal(*config.reward_range, config.language)
+        session = Session(terminal, rows, replayed, vocabulary, stop, folder.path / PICTURE_FILE)
 
-            make = partial(FeedbackDriver, session=session)
-            begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
-            done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
-            if done:
-                roles.turns.begin(TRAIN)
-                export(config, roles.policy, folder)
-                tracker.message(
-                    f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
-                )
-            else:
-                tracker.message("nothing was scored; the same command begins again")
+        make = partial(FeedbackDriver, session=session)
+        begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
+        done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
+        if done:
+            roles.turns.begin(TRAIN)
+            export(config, roles.policy, folder)
+            tracker.message(
+                f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
+            )
+        else:
+            tracker.message("nothing was scored; the same command begins again")
 
 
 def _replayed(config: FeedbackConfig, vocabulary: str) -> list[ScoredRow]:

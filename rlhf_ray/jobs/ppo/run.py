@@ -1,6 +1,7 @@
 """`rlhf ppo`: reinforcement learning from reward sources, on one page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
-from rlhf_ray.runs.folder import RunFolder, finished_before
+from rlhf_ray.runs.folder import RunFolder, finished_before, tracked_run
 from rlhf_ray.runs.model_checks import (
     LONGEST_SAMPLE,
     check_adapter,
@@ -31,7 +32,7 @@ from rlhf_ray.runs.model_checks import (
     text_lengths,
 )
 from rlhf_ray.runs.recovery import run_through_deaths
-from rlhf_ray.runs.stopping import stop_on_signals
+from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 from rlhf_ray.schedule import TRAIN, Loop, Schedule, Stop
 from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
@@ -53,39 +54,33 @@ def run(config: PPOConfig) -> None:
     refuse_fewer_steps(config, saved)  # before the folder's config is written anew
 
     with (
-        RunFolder.open(config) as folder,
-        Tracker.open(
-            folder.path,
-            config.tracking,
-            config.model_dump(mode="json"),
-            run_id=saved.state["tracker_run"] if saved else None,
-            total_steps=config.steps,
-            notes=folder.notes,
-        ) as tracker,
+        tracked_run(config, saved, total_steps=config.steps) as (folder, tracker),
+        started_roles(config, data, tracker) as (roles, stop),
     ):
-        announce(config, data, tracker)
-        with (
-            connect(config.cluster, config.groups, tracker.message) as cluster,
-            start_roles(config, cluster) as roles,
-            # After Ray, which sets handlers of its own; and until now there was nothing to save.
-            stop_on_signals() as stop,
-        ):
-            begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
-            done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
-            if done == config.steps:
-                roles.turns.begin(TRAIN)
-                export(config, roles.policy, folder)
-                tracker.message(f"finished: the policy is in {folder.final}")
-            else:
-                tracker.message(folder.stopped(done, config.steps))
+        begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
+        done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
+        if done == config.steps:
+            roles.turns.begin(TRAIN)
+            export(config, roles.policy, folder)
+            tracker.message(f"finished: the policy is in {folder.final}")
+        else:
+            tracker.message(folder.stopped(done, config.steps))
 
 
-def announce(config: PPOConfig, data: PPOData, tracker: Tracker) -> None:
-    """Say what was read, and what starts now, which takes a while."""
+@contextmanager
+def started_roles(config: PPOConfig, data: PPOData, tracker: Tracker) -> Iterator[tuple[PPORoles, StopRequest]]:
+    """Say what was read, and start Ray and the roles, which takes a while; then hear who asks to stop."""
     models = (source for source in config.rewards if isinstance(source, ModelReward))
     for line in (*data.report(), *map(units_of, models)):
         tracker.message(line)
     tracker.message(f"starting Ray and the roles: {', '.join(role_placements(config))}")
+    with (
+        connect(config.cluster, config.groups, tracker.message) as cluster,
+        start_roles(config, cluster) as roles,
+        # After Ray, which sets handlers of its own; and until now there was nothing to save.
+        stop_on_signals() as stop,
+    ):
+        yield roles, stop
 
 
 def schedule_of(config: PPOConfig) -> Schedule:

@@ -21,7 +21,7 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.cursor import Cursor, Passes
 from rlhf_ray.data.loading import Loaded
 from rlhf_ray.roles.trainer import Kind, SharedBatch, TrainerGroup
-from rlhf_ray.runs.folder import RunFolder, finished_before
+from rlhf_ray.runs.folder import RunFolder, finished_before, tracked_run
 from rlhf_ray.runs.recovery import RESTARTS, run_through_deaths
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 from rlhf_ray.tracking.tracker import Tracker
@@ -101,17 +101,7 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
     checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
     passes = Passes(len(task.train.rows), config.epochs, config.batch_size)
-    with RunFolder.open(config) as folder, ExitStack() as stack:
-        tracker = stack.enter_context(
-            Tracker.open(
-                folder.path,
-                config.tracking,
-                config.model_dump(mode="json"),
-                run_id=saved.state["tracker_run"] if saved else None,
-                total_steps=passes.steps,
-                notes=folder.notes,
-            )
-        )
+    with tracked_run(config, saved, total_steps=passes.steps) as (folder, tracker), ExitStack() as stack:
         for loaded in (task.train, task.held_out):
             for line in loaded.report.lines() if loaded else ():
                 tracker.message(line)

@@ -21,7 +21,7 @@ from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.config.placement import GroupConfig
-from rlhf_ray.config.reading.verbs import SCHEMAS, deduce_verb, load_job
+from rlhf_ray.config.reading.verbs import load_job, split_command
 from rlhf_ray.redaction.texts import hide_forms
 
 # Where the config file is within the containers of a rendered KubeRay job.
@@ -121,18 +121,16 @@ def run(config: SubmitConfig) -> None:
         BadInput: the job's config is wrong or cannot run on a cluster.
         RlhfError: the cluster cannot be reached or does not take the job, or the job failed.
     """
-    verb, *arguments = config.job
-    if verb not in SCHEMAS:
-        verb, arguments = deduce_verb(verb, "rlhf submit {verb} {path}"), list(config.job)
+    verb, arguments = split_command(config.job, "rlhf submit {verb} {path}")
     # The files are those of the cluster, which this machine need not have.
     job = load_job(verb, arguments, check_files=False)
-    check_output(job)
+    check_outlives(job)
     if config.render:
         print(render(config, job, verb, arguments), end="")
         return
     entrypoint = shlex.join(["rlhf", verb, *_relative(arguments, config.working_dir)])
     check_shown(entrypoint, "the job's command line, which the cluster shows to all its users")
-    client = connect(config)
+    client = dashboard_client(config)
     submission = submit(client, config, entrypoint)
     print(f"submitted {submission} to {config.address}: {entrypoint}", flush=True)
     if config.wait:
@@ -154,7 +152,7 @@ def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]
     return render_kuberay(name, verb, text, overrides, job.node_groups(), config.image)
 
 
-def check_output(job: JobConfig) -> None:
+def check_outlives(job: JobConfig) -> None:
     """Check that a job's results will outlive the copy of the working folder in which the cluster runs it.
 
     Raises:
@@ -194,7 +192,7 @@ def _relative(arguments: list[str], working_dir: str) -> list[str]:
     return [str(config.relative_to(root)), *overrides]
 
 
-def connect(config: SubmitConfig) -> "JobSubmissionClient":
+def dashboard_client(config: SubmitConfig) -> "JobSubmissionClient":
     """Make a client of the cluster's dashboard.
 
     Raises:
