@@ -2,14 +2,18 @@
 
 import asyncio
 import copy
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import rlhf_ray
 from tests.jobs.actors_here import actors_here, end_kept_engines
+from tests.jobs.bad_runs import Settings
 from tests.jobs.ppo_runs import write_rows
 from tests.leftovers import nothing_left
 
@@ -117,3 +121,88 @@ def learned(
     assert run.model_path == folder / "final"
     assert run.metrics.column("rewards/reward/mean")
     return run.path
+
+
+@pytest.fixture(scope="session")
+def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models, of which one is good (`base`) and each other has one thing wrong."""
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+    )
+
+    from rlhf_ray.models.tiny import build_tiny
+
+    folder = tmp_path_factory.mktemp("bad_models")
+    base = shutil.copytree(workspace / "base", folder / "base")
+
+    def changed(name: str, change: Callable[[Path], object]) -> None:
+        change(shutil.copytree(base, folder / name))
+
+    def write_settings(path: Path, **values: Any) -> None:
+        settings = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(settings | values))
+
+    def cut_embeddings(path: Path, rows: int) -> None:
+        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        network.resize_token_embeddings(rows)
+        network.save_pretrained(path)
+
+    changed("no_tokenizer", lambda path: [file.unlink() for file in path.glob("*token*")])
+    changed("pickled", lambda path: (path / "model.safetensors").rename(path / "pytorch_model.bin"))
+    changed(
+        "cut", lambda path: (path / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-9])
+    )
+    changed("not_json", lambda path: (path / "config.json").write_text("{"))
+    changed("short", lambda path: write_settings(path, max_position_embeddings=32))
+    changed("few_rows", lambda path: cut_embeddings(path, 280))
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-2-of-2.safetensors"}}
+    changed("shard", lambda path: (path / "model.safetensors.index.json").write_text(json.dumps(index)))
+    for width, heads in ((16, 4), (40, 2)):
+        build_tiny(folder / f"heads_{width}", ["text"], hidden=width * heads, heads=heads, vocab_size=270)
+    build_tiny(folder / "foreign", ["quite other words"] * 9, hidden=64, heads=2, vocab_size=300)
+    for name, source, labels in (("reward", "base", 1), ("labels", "base", 3), ("foreign_reward", "foreign", 1)):
+        network = AutoModelForSequenceClassification.from_pretrained(
+            folder / source, num_labels=labels, dtype=torch.float32
+        )
+        network.save_pretrained(folder / name)
+        AutoTokenizer.from_pretrained(folder / source).save_pretrained(folder / name)
+    experts = Qwen3MoeConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+    )
+    Qwen3MoeForCausalLM(experts).save_pretrained(folder / "experts")
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "experts")
+    shutil.copytree(folder / "reward", folder / "mute_reward", ignore=shutil.ignore_patterns("*token*"))
+    return folder
+
+
+@pytest.fixture
+def settings_of(
+    models: Path, workspace: Path, ppo_settings: Callable[..., Settings], tmp_path: Path
+) -> Callable[[str], Settings]:
+    """Good settings of a verb, whose output is `run` (or `rows.jsonl`) below `tmp_path`."""
+    model = {"path": str(models / "base"), "dtype": "float32"}
+    prompts = {"path": str(workspace / "prompts.jsonl"), "max_prompt_tokens": 32}
+    answers = [{"prompt": f"p{number}", "completion": "c"} for number in range(12)]
+    rows = write_rows(tmp_path / "answers.jsonl", answers)
+    reward = {"name": "taste", "kind": "model", "path": str(models / "reward"), "dtype": "float32"}
+    tracking = {"wandb": "off", "tensorboard": False}
+    every: dict[str, Settings] = {
+        "ppo": ppo_settings(tmp_path / "run", model=model, rewards=[reward]),
+        "sft": {"output": "run", "model": model, "data": {"path": str(rows), "max_tokens": 64}, "tracking": tracking},
+        "generate": {"output": "rows.jsonl", "model": model, "data": prompts, "rollout": {"max_new_tokens": 8}},
+        "score": {"output": "rows.jsonl", "data": {"path": str(rows)}, "rewards": [reward], "batch_size": 4},
+    }
+    return lambda verb: every[verb] | {"output": str(tmp_path / every[verb]["output"])}

@@ -6,145 +6,20 @@ Configs, data files and reward functions that are wrong in themselves have their
 import importlib.util
 import json
 import re
-import resource
-import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from rlhf_ray import cli
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.runs.model_checks import CPU_HEAD_SIZES, check_transfer
+from tests.jobs.bad_runs import Settings, fails, largest_file
 from tests.jobs.ppo_runs import write_config, write_rows
-
-LIMIT_SECONDS = 60.0
-"""Each case ends within this time, on a busy machine too."""
-
-Settings = dict[str, Any]
-
-
-@pytest.fixture(scope="session")
-def models(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of models, of which one is good (`base`) and each other has one thing wrong."""
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-        AutoTokenizer,
-        Qwen3MoeConfig,
-        Qwen3MoeForCausalLM,
-    )
-
-    from rlhf_ray.models.tiny import build_tiny
-
-    folder = tmp_path_factory.mktemp("bad_models")
-    base = shutil.copytree(workspace / "base", folder / "base")
-
-    def changed(name: str, change: Callable[[Path], object]) -> None:
-        change(shutil.copytree(base, folder / name))
-
-    def write_settings(path: Path, **values: Any) -> None:
-        settings = json.loads((path / "config.json").read_text())
-        (path / "config.json").write_text(json.dumps(settings | values))
-
-    def cut_embeddings(path: Path, rows: int) -> None:
-        network = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        network.resize_token_embeddings(rows)
-        network.save_pretrained(path)
-
-    changed("no_tokenizer", lambda path: [file.unlink() for file in path.glob("*token*")])
-    changed("pickled", lambda path: (path / "model.safetensors").rename(path / "pytorch_model.bin"))
-    changed(
-        "cut", lambda path: (path / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes()[:-9])
-    )
-    changed("not_json", lambda path: (path / "config.json").write_text("{"))
-    changed("short", lambda path: write_settings(path, max_position_embeddings=32))
-    changed("few_rows", lambda path: cut_embeddings(path, 280))
-    index = {"weight_map": {"a": "model.safetensors", "b": "model-2-of-2.safetensors"}}
-    changed("shard", lambda path: (path / "model.safetensors.index.json").write_text(json.dumps(index)))
-    for width, heads in ((16, 4), (40, 2)):
-        build_tiny(folder / f"heads_{width}", ["text"], hidden=width * heads, heads=heads, vocab_size=270)
-    build_tiny(folder / "foreign", ["quite other words"] * 9, hidden=64, heads=2, vocab_size=300)
-    for name, source, labels in (("reward", "base", 1), ("labels", "base", 3), ("foreign_reward", "foreign", 1)):
-        network = AutoModelForSequenceClassification.from_pretrained(
-            folder / source, num_labels=labels, dtype=torch.float32
-        )
-        network.save_pretrained(folder / name)
-        AutoTokenizer.from_pretrained(folder / source).save_pretrained(folder / name)
-    experts = Qwen3MoeConfig(
-        vocab_size=300,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-    )
-    Qwen3MoeForCausalLM(experts).save_pretrained(folder / "experts")
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder / "experts")
-    shutil.copytree(folder / "reward", folder / "mute_reward", ignore=shutil.ignore_patterns("*token*"))
-    return folder
-
-
-@pytest.fixture
-def settings_of(
-    models: Path, workspace: Path, ppo_settings: Callable[..., Settings], tmp_path: Path
-) -> Callable[[str], Settings]:
-    """Good settings of a verb, whose output is `run` (or `rows.jsonl`) below `tmp_path`."""
-    model = {"path": str(models / "base"), "dtype": "float32"}
-    prompts = {"path": str(workspace / "prompts.jsonl"), "max_prompt_tokens": 32}
-    answers = [{"prompt": f"p{number}", "completion": "c"} for number in range(12)]
-    rows = write_rows(tmp_path / "answers.jsonl", answers)
-    reward = {"name": "taste", "kind": "model", "path": str(models / "reward"), "dtype": "float32"}
-    tracking = {"wandb": "off", "tensorboard": False}
-    every: dict[str, Settings] = {
-        "ppo": ppo_settings(tmp_path / "run", model=model, rewards=[reward]),
-        "sft": {"output": "run", "model": model, "data": {"path": str(rows), "max_tokens": 64}, "tracking": tracking},
-        "generate": {"output": "rows.jsonl", "model": model, "data": prompts, "rollout": {"max_new_tokens": 8}},
-        "score": {"output": "rows.jsonl", "data": {"path": str(rows)}, "rewards": [reward], "batch_size": 4},
-    }
-    return lambda verb: every[verb] | {"output": str(tmp_path / every[verb]["output"])}
-
-
-def fails(
-    verb: str,
-    settings: Settings,
-    changes: dict[str, Any],
-    folder: Path,
-    capsys: pytest.CaptureFixture[str],
-    *,
-    code: int,
-) -> str:
-    """Run a verb with keys changed; returns its message, after checks that hold of every failure."""
-    settings = json.loads(json.dumps(settings))
-    for key, value in changes.items():
-        *outer, last = key.split(".")
-        section: Any = settings
-        for name in outer:
-            section = section[int(name) if isinstance(section, list) else name]
-        section[last] = value
-    config = write_config(folder / "config.yaml", settings)
-    before = sorted(folder.rglob("*"))
-    capsys.readouterr()
-    began = time.monotonic()
-    assert cli.main([verb, str(config)]) == code
-    assert time.monotonic() - began < LIMIT_SECONDS
-    assert sorted(folder.rglob("*")) == before, "nothing is left behind"
-    message = capsys.readouterr().err
-    said = "\n".join(line for line in message.splitlines() if line.startswith("rlhf: "))
-    assert said
-    assert "Traceback" not in message
-    return said
-
 
 BEFORE_START: dict[str, tuple[str, dict[str, str], list[str]]] = {
     # name: (verb, changed keys with models for values, words of the message)
@@ -369,17 +244,6 @@ def test_ctrl_c_before_the_first_step(
     assert message == "rlhf: interrupted before the first step; nothing was written"
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let this process write no file larger than `size` bytes, as on a full disk or at the end of a quota."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.usefixtures("no_ray")
 def test_no_space_for_a_run_folder(
     settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -392,80 +256,3 @@ def test_no_space_for_a_run_folder(
     assert code == 2
     assert sorted(tmp_path.rglob("*")) == before
     assert "cannot write to" in capsys.readouterr().err
-
-
-FUNCTIONS = """
-import os, time
-
-calls = 0
-
-def third_batch(completions):
-    global calls
-    calls += 1
-    return calls == 3
-
-def raises(prompts, completions, **columns):
-    if third_batch(completions):
-        raise KeyError("no such word")
-    return [1.0 for _ in completions]
-
-def hangs(prompts, completions, **columns):
-    if third_batch(completions):
-        time.sleep(600)
-    return [1.0 for _ in completions]
-
-def miscounts(prompts, completions, **columns):
-    return [1.0 for _ in completions][third_batch(completions):]
-
-def dies(prompts, completions, **columns):
-    # A process that takes its place is asked once more, and dies of the same batch.
-    # It knows by the date of this file, since nothing else may be left behind.
-    if os.stat(__file__).st_mtime == 0 or third_batch(completions):
-        os.utime(__file__, (0, 0))
-        os._exit(3)
-    return [1.0 for _ in completions]
-"""
-IN_THE_MIDDLE = {
-    "raises": "judge.py:13: KeyError: 'no such word'",
-    "hangs": "judge.py:hangs did not return within timeout_seconds 1",
-    "miscounts": "judge.py:miscounts returned 3 scores for 4 completions",
-    "dies": "judge.py:dies: its process ended with code 3",
-}
-
-
-@pytest.mark.parametrize("case", IN_THE_MIDDLE)
-@pytest.mark.usefixtures("roles_here")
-def test_reward_functions_that_fail_in_the_middle(
-    case: str, settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "judge.py").write_text(FUNCTIONS)
-    source = {"name": "judge", "kind": "function", "function": f"{tmp_path}/judge.py:{case}", "timeout_seconds": 1}
-    message = fails("score", settings_of("score"), {"rewards": [source]}, tmp_path, capsys, code=1)
-    assert IN_THE_MIDDLE[case] in message
-    assert "reward judge: scoring failed for 4 of 12 samples, more than its failed_scores 0.1" in message
-
-
-@pytest.mark.usefixtures("roles_here")
-def test_no_space_in_the_middle(
-    settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "judge.py").write_text(FUNCTIONS)
-    rows = [{"prompt": "p" * 500, "completion": "c"} for _ in range(200)]
-    settings = settings_of("score") | {"data": {"path": str(write_rows(tmp_path / "many.jsonl", rows))}}
-    source = {"name": "judge", "kind": "function", "function": f"{tmp_path}/judge.py:dies", "failed_scores": 1}
-    with largest_file(40_000):
-        message = fails("score", settings, {"rewards": [source]}, tmp_path, capsys, code=1)
-    assert "rows.jsonl: could not be written: the storage is full" in message
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_cluster_that_is_too_small(
-    settings_of: Callable[[str], Settings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changes = {
-        "groups": {"main": {"cpus_per_node": 64}},
-        "cluster": {"deadlines": {"start_seconds": 1}},
-    }
-    message = fails("score", settings_of("score"), changes, tmp_path, capsys, code=1)
-    assert "group 'main' asks 1 x (64 CPU" in message
-    assert "in all: 8 CPU" in message

@@ -10,37 +10,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_ray import cli
-from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.cleaning import DataJobConfig
-from rlhf_ray.data import pieces
 from rlhf_ray.data.cleaning.classifier import TextClassifier, area_under_curve
-from rlhf_ray.data.sources import read_rows as data_rows
 from rlhf_ray.jobs.data import run as data
 from rlhf_ray.jobs.data import sieve as data_sieve
-from rlhf_ray.jobs.data.run import run
+from tests.jobs.data.cleaning_jobs import job, preferences, read_rows, write_rows
 
 sys.path.append(str(Path(__file__).parents[2] / "data"))
 from planted_rows import SHORTEST, clean_text, nearly, plant, spam_text
 
 ROWS = 3000
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def read_rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
-
-
-def job(folder, sources, **settings):
-    """Run a job and return its folder."""
-    sources = [source if isinstance(source, dict) else {"kind": "files", "path": source} for source in sources]
-    run(DataJobConfig.model_validate({"output": str(folder), "sources": sources} | settings))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,17 +79,6 @@ def test_the_manifest_adds_up(planted, cleaned):
     assert hashlib.sha256((cleaned / part["file"]).read_bytes()).hexdigest() == part["sha256"]
     assert manifest["duplicate_index"]["bytes_per_kept_row"] < 1200, "the first table is for 3,855 rows"
     assert yaml.safe_load((cleaned / "config.yaml").read_text())["duplicates"]["near"] == 0.8
-
-
-def preferences(count, seed):
-    import random
-
-    source = random.Random(seed)
-    prompts = [clean_text(source) for _ in range(count // 3)]
-    return [
-        {"prompt": source.choice(prompts), "chosen": clean_text(source), "rejected": clean_text(source)}
-        for _ in range(count)
-    ]
 
 
 def test_parts_share_no_prompt(tmp_path):
@@ -193,97 +162,6 @@ def test_parts_of_prompts_hold_no_answers(tmp_path):
     path = write_rows(tmp_path / "d.jsonl", whole)
     asked = read_rows(job(tmp_path / "out", [path], splits=splits, duplicates=None) / "asked.jsonl")
     assert asked == [{"prompt": [{"role": "user", "content": row["instruction"]}]} for row in rows]
-
-
-EXTRAS = [
-    {"prompt": "写一首诗，关于春天的雨", "completion": "好雨知时节", "score": 1, "tags": ["a", "b"]},
-    {"prompt": "How do I boil an egg?", "completion": "In water, 8 minutes.", "score": 2.5, "source": {"page": 3}},
-    {"prompt": "Name a colour of the sky", "completion": "Blue.", "source": {"book": "b"}, "tags": []},
-    {"text": "A row of another kind, without a prompt.", "score": None},
-]
-
-
-def without_nulls(value):
-    if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return value
-
-
-def test_parquet_holds_the_same_rows(tmp_path):
-    numbered = [{**row, "number": number} for number in range(8) for row in EXTRAS]
-    path = write_rows(tmp_path / "d.jsonl", numbered + preferences(120, 3)[:40])
-    settings = {"classes": {}, "duplicates": None}
-    written = {}
-    for ending in (".jsonl", ".parquet"):
-        splits = {f"rows{ending}": {"share": 0.8}, f"asked{ending}": {"share": 0.2, "content": "prompts"}}
-        out = job(tmp_path / ending[1:], [path], splits=splits, **settings)
-        files = sorted(file.name for file in out.iterdir() if file.suffix == ending and file.stem != "audit")
-        assert files == [f"asked{ending}", f"rows{ending}"]
-        manifest = json.loads((out / "manifest.json").read_text())["splits"]
-        for name in splits:
-            content = (out / name).read_bytes()
-            assert (manifest[name]["file"], manifest[name]["bytes"]) == (name, len(content))
-            assert manifest[name]["sha256"] == hashlib.sha256(content).hexdigest()
-            read = [row for _, row in data_rows(RowSource(path=str(out / name)))]
-            assert len(read) == manifest[name]["rows"] > 0
-            written[name] = [without_nulls(row) for row in read]
-    for stem in ("rows", "asked"):
-        assert written[f"{stem}.parquet"] == written[f"{stem}.jsonl"]
-    assert {"text", "prompt", "score", "source", "tags", "chosen"} <= set().union(*written["rows.parquet"])
-
-
-def test_what_parquet_cannot_hold_is_named_before_all_is_cleaned(tmp_path):
-    rows = [{"text": f"今天天气很好 {number}", "note": number} for number in range(30)]
-    rows[17]["note"] = "seventeen"
-    path = write_rows(tmp_path / "d.jsonl", rows)
-    message = r"d\.jsonl:18: Parquet cannot hold column 'note', whose values differ in type .*; name the part \.jsonl"
-    with pytest.raises(BadInput, match=message):
-        job(tmp_path / "out", [path], splits={"train.parquet": {"share": 1}}, duplicates=None)
-    assert os.listdir(tmp_path) == ["d.jsonl"]
-
-
-def test_parquet_of_masked_numbers_and_of_objects_without_keys(tmp_path):
-    rows = [{"text": f"今天天气很好 {number}", "order": 4111111111110000 + number, "meta": {}} for number in range(200)]
-    path = write_rows(tmp_path / "d.jsonl", rows)
-    out = job(tmp_path / "out", [path], splits={"train.parquet": {"share": 1}}, duplicates=None)
-    masked = json.loads((out / "manifest.json").read_text())["masked"]["card"]
-    read = [row for _, row in data_rows(RowSource(path=str(out / "train.parquet")))]
-    orders = [row["order"] for row in read]
-    assert len(orders) == 200
-    assert orders.count("<CARD>") == masked > 0
-    assert all(order in ("<CARD>", str(row["order"])) for order, row in zip(orders, rows, strict=True))
-    assert all(row["meta"] is None for row in read)
-
-
-def test_what_a_later_batch_makes_inexact_is_named(tmp_path, small_pieces):
-    rows = [{"text": f"今天天气很好 {number}", "id": 2**53 + 1 + number} for number in range(1500)]
-    rows[1400]["id"] = 0.5
-    path = write_rows(tmp_path / "d.jsonl", rows)
-    with pytest.raises(BadInput, match=r"d\.jsonl:1401: Parquet cannot hold column 'id'.*above 2\^53"):
-        job(tmp_path / "out", [path], splits={"train.parquet": {"share": 1}}, duplicates=None, privacy=None)
-    assert os.listdir(tmp_path) == ["d.jsonl"]
-
-
-def test_parquet_of_nothing(tmp_path):
-    path = write_rows(tmp_path / "d.jsonl", [{"text": "short"}] * 3)
-    with pytest.raises(RlhfError, match="no row was kept"):
-        job(tmp_path / "out", [path], length={"min_characters": 100}, splits={"train.parquet": {"share": 1}})
-
-
-def test_message_tables_are_cleaned_as_trees(tmp_path, small_pieces):
-    rows = []
-    for number in range(400):
-        names = [f"{number}{letter}" for letter in "abc"]
-        rows.append({"message_id": names[0], "role": "prompter", "text": f"第{number}个问题是什么，谁知道呢？"})
-        for rank, name in enumerate(names[1:]):
-            answer = {"message_id": name, "parent_id": names[0], "role": "assistant", "rank": rank}
-            rows.append(answer | {"text": f"第{number}个回答，共两个，这是{rank}号"})
-    path = write_rows(tmp_path / "oasst.messages.jsonl", rows)
-    out = job(tmp_path / "out", [path], duplicates=None)
-    kept = read_rows(out / "train.jsonl")
-    assert len(kept) == 400
-    assert kept[7]["responses"] == ["第7个回答，共两个，这是0号", "第7个回答，共两个，这是1号"]
-    assert kept[7]["prompt"] == [{"role": "user", "content": "第7个问题是什么，谁知道呢？"}]
 
 
 def test_samples_by_class(tmp_path):
@@ -378,12 +256,6 @@ def test_bad_rows_are_masked_too(tmp_path):
     assert json.loads((out / "manifest.json").read_text())["sources"][0]["bad_rows"] == 2
 
 
-@pytest.fixture
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE_BYTES", 1 << 16)
-    monkeypatch.setattr(pieces, "BLOCK_BYTES", 1 << 14)
-
-
 def test_several_processes_give_the_same_bytes(planted, tmp_path, small_pieces):
     path = write_rows(tmp_path / "d.jsonl", planted.rows)
     settings = {
@@ -458,110 +330,3 @@ def test_http_sources_are_kept(tmp_path, monkeypatch):
     assert read_rows(out / "sources" / "api.jsonl") == rows == read_rows(out / "train.jsonl")
     [told] = json.loads((out / "manifest.json").read_text())["sources"]
     assert (told["name"], told["origin"], told["licence"]) == ("api", "http://127.0.0.1/x", "MIT")
-
-
-GOOD = {"output": "out", "sources": [{"kind": "files", "path": "d.jsonl"}]}
-CONFIGS = {
-    "no sources": ({"sources": []}, r"c\.yaml:\d+: sources: "),
-    "two of one name": ({"sources": GOOD["sources"] * 2}, r"sources: two are named 'd\.jsonl'; give each a `name`"),
-    "no such file": ({"sources": [{"kind": "files", "path": "e.jsonl"}]}, r"sources\.0\.path: no such file or direc"),
-    "unknown kind": ({"sources": [{"kind": "ftp", "path": "d"}]}, r"sources\.0.*kind.*files, http"),
-    "unknown layout": (
-        {"sources": [{"kind": "files", "path": "d.jsonl", "layout": "sharegtp"}]},
-        r"layout: .*sharegpt",
-    ),
-    "not a URL": (
-        {"sources": [{"kind": "http", "name": "x", "url": "example.com"}]},
-        r"sources\.0\.url: begins with http:// or https://",
-    ),
-    "name with a path": ({"sources": [{"kind": "http", "name": "../x", "url": "http://x"}]}, r"name: names a file"),
-    "pages in two ways": (
-        {"sources": [{"kind": "http", "name": "x", "url": "http://x", "next": "n", "offset_parameter": "o"}]},
-        r"offset_parameter: pages are found by `next` or by offset",
-    ),
-    "cursor from nowhere": (
-        {"sources": [{"kind": "http", "name": "x", "url": "http://x", "next_parameter": "n"}]},
-        r"next_parameter: takes the cursor that stands at `next`",
-    ),
-    "lengths crossed": ({"length": {"min_characters": 9, "max_characters": 3}}, r"length\.min_characters: 9 is above"),
-    "no languages": ({"language": {"keep": []}}, r"language\.keep: "),
-    "unknown language": ({"language": {"keep": ["cn"]}}, r"language\.keep\.0: .*zh"),
-    "share above one": ({"quality": {"min_letters": 20}}, r"quality\.min_letters: .*1"),
-    "similarity of one": ({"duplicates": {"near": 1}}, r"duplicates\.near: "),
-    "unknown rule": ({"lenght": {}}, r"c\.yaml:\d+: lenght: unknown key\. Perhaps you meant length"),
-    "classifier of nothing": ({"classifier": {}}, r"classifier\.path: give a trained classifier, or examples"),
-    "classifier of both": (
-        {"classifier": {"path": "x", "high": {"path": "d.jsonl"}, "low": {"path": "d.jsonl"}}},
-        r"classifier\.path: a trained classifier takes no examples",
-    ),
-    "classifier that is not there": ({"classifier": {"path": "x.safetensors"}}, r"classifier\.path: no such file"),
-    "examples that are not there": (
-        {"classes": {"examples": {"path": "x.jsonl"}}},
-        r"classes\.examples\.path: no such file or directory",
-    ),
-    "sample without classes": ({"sample": {"shares": {"chat": 1}}}, r"sample: goes by class, so `classes` must be set"),
-    "sample of an unknown class": (
-        {"classes": {}, "sample": {"shares": {"chats": 1}}},
-        r"sample: no class is named 'chats'; classes are generation, open_qa",
-    ),
-    "sample of nothing": ({"classes": {}, "sample": {"shares": {"chat": 0}}}, r"sample\.shares: are 0 or more"),
-    "splits that do not add up": (
-        {"splits": {"a": {"share": 0.5}, "b": {"share": 0.3}}},
-        r"splits: the shares add up to 0\.8, not 1",
-    ),
-    "split with a path": ({"splits": {"a/b": {"share": 1}}}, r"splits: 'a/b' cannot name a file here"),
-    "split as the audit": ({"splits": {"audit": {"share": 1}}}, r"splits: 'audit' cannot name a file here"),
-    "split of another format": (
-        {"splits": {"train.csv": {"share": 1}}},
-        r"splits: 'train\.csv': parts are written as \.jsonl or \.parquet",
-    ),
-    "splits of one file": (
-        {"splits": {"a": {"share": 0.5}, "a.jsonl": {"share": 0.5}}},
-        r"splits: 'a' and 'a\.jsonl' are one file, a\.jsonl",
-    ),
-    "prompts nearer than same": ({"near_prompts": 1.2}, r"near_prompts: .*less than 1"),
-    "output is there": ({"output": "."}, r"output: \S* exists; remove it"),
-    "output below a file": ({"output": "d.jsonl/out"}, r"output: cannot write to d\.jsonl/out: d\.jsonl is a file"),
-    "output far away": ({"output": "s3://bucket/out"}, r"output: .* is a URL; name a local folder"),
-    "too few examples": (
-        {"classifier": {"high": {"path": "d.jsonl"}, "low": {"path": "d.jsonl"}}},
-        r"class 'high' has 2 examples; at least 20 are needed",
-    ),
-    "examples without classes": (
-        {"classes": {"examples": {"path": "d.jsonl"}}},
-        r"classes\.examples: d\.jsonl: each row needs `prompt` and `class`",
-    ),
-    "too many bad rows": (
-        {"sources": [{"kind": "files", "path": "bad.jsonl"}]},
-        r"bad\.jsonl: 2 of 3 rows cannot be used.*\n.*bad\.jsonl:2: not JSON",
-    ),
-    "no rows": ({"sources": [{"kind": "files", "path": "empty.jsonl"}]}, r"empty\.jsonl: holds no rows"),
-}
-
-
-@pytest.mark.parametrize("case", CONFIGS)
-def test_bad_input_is_one_line_that_names_the_key(tmp_path, monkeypatch, capsys, case):
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "d.jsonl", [{"text": "今天天气很好"}, {"text": "The weather is fine"}])
-    (tmp_path / "bad.jsonl").write_text('{"text": "a b c"}\noops\n{"no": 1}\n')
-    (tmp_path / "empty.jsonl").write_text("\n")
-    changes, message = CONFIGS[case]
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(GOOD | changes))
-    assert cli.main(["data", "c.yaml"]) == 2
-    told = capsys.readouterr().err
-    assert re.search(message, told), told
-    assert "Traceback" not in told
-    left = {"c.yaml", "d.jsonl", "bad.jsonl", "empty.jsonl"}
-    assert set(os.listdir(tmp_path)) == left, "nothing is left behind"
-
-
-def test_the_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    write_rows(tmp_path / "d.jsonl", [{"text": "今天天气很好 a@b.co"}] * 3)
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(GOOD))
-    assert cli.main(["data", "c.yaml", "--seed", "3"]) == 0
-    told = capsys.readouterr().out
-    assert "3 rows in" in told
-    assert "2 removed: duplicates.exact" in told
-    assert "3 masked: email" in told
-    assert read_rows(tmp_path / "out" / "train.jsonl") == [{"text": "今天天气很好 <EMAIL>"}]
