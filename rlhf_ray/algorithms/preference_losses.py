@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rlhf_ray.algorithms.losses import Metrics, weighted_metrics, weighted_sum, where_weighted
-from rlhf_ray.algorithms.preferences import Pairs, PreferenceObjective
+from rlhf_ray.algorithms.preferences import Pairs, PairValues, PreferenceObjective
 from rlhf_ray.algorithms.ranking import ordered_pairs
 from rlhf_ray.algorithms.segments import row_sums
 from rlhf_ray.algorithms.shapes import check_shapes
@@ -167,9 +167,6 @@ class KTOLoss:
         if self.kind == "kto":
             seen["kl"] = baseline / self.beta
         return loss, {"loss": loss.detach(), **weighted_metrics(weight, seen)}
-
-
-PairValues = Float[Tensor, " pairs"]
 
 
 @check_shapes

@@ -9,7 +9,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.numbers import PositiveInt, Share, Tokens
 from rlhf_ray.config.paths import PathText
 
-Layout = Literal[
+RowLayout = Literal[
     "auto",
     "trl",
     "sharegpt",
@@ -52,7 +52,7 @@ class RowSource(Section):
     path: PathText
     """File (.jsonl, .json, .csv, .parquet, .txt, .tsv), a glob of them, a directory, or a hub name (`name:subset`)."""
 
-    layout: Layout = "auto"
+    layout: RowLayout = "auto"
     """How rows are written; auto knows it by each row's columns. trl takes them as they are."""
 
     split: str = "train"

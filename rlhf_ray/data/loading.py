@@ -7,12 +7,12 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from rlhf_ray.config.data import DataConfig, Layout, PromptDataConfig, RankingDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.data import DataConfig, PromptDataConfig, RankingDataConfig, RowLayout, RowSource, TextDataConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow, ReadReport
 from rlhf_ray.data.columns import AnsweredPrompt, Demonstration, answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import Row
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.messages import extra_keys
 from rlhf_ray.data.records import PromptRecord, Ranking
 from rlhf_ray.data.rows import GRADES, MARGIN, RankedRow, SupervisedRow, grades_of
@@ -182,12 +182,12 @@ def usable_rows(source: RowSource, report: ReadReport, convert: Callable[[Row], 
     report.check()
 
 
-def _laid_out(row: Row | BadRow, layout: Layout, report: ReadReport) -> Sequence[Row | BadRow]:
+def _laid_out(row: Row | BadRow, layout: RowLayout, report: ReadReport) -> Sequence[Row | BadRow]:
     """Return the rows that a row of the data set holds, or why it cannot be used; one that holds none is counted."""
     try:
         if isinstance(row, BadRow):
             raise row
-        rows = lay_out(row, layout)
+        rows = own_rows(row, layout)
     except BadRow as error:
         return [error]
     if not rows:

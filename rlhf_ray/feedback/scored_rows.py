@@ -12,7 +12,7 @@ from typing import Any
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import Sample
-from rlhf_ray.rollout.recording import json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import record_line, sample_from_json, sample_to_json
 
 FORMAT = "rlhf_ray feedback 1"
 PERSON = "person"
@@ -83,7 +83,7 @@ class ScoredRows:
             RlhfError: the storage is full; the file is as before.
         """
         row = replace(row, time=row.time or datetime.now(UTC).isoformat(timespec="seconds"))
-        line = json_line(row.to_json(), f"step {row.step}")
+        line = record_line(row.to_json(), f"step {row.step}")
         try:
             with self._path.open("r+b" if self._path.exists() else "wb") as file:
                 file.truncate(self._size)

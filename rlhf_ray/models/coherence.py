@@ -126,7 +126,7 @@ def _weights(text: Any, shapes: Shapes) -> Iterator[tuple[str, str]]:
         yield "num_hidden_layers", f"{layers}, but the weights have {max(there) + 1} layers; mend the config"
 
 
-def check_shapes(path: str, network: Any, shapes: Shapes | None) -> None:
+def check_weight_shapes(path: str, network: Any, shapes: Shapes | None) -> None:
     """Check that weights have the shapes that the sizes of the config make.
 
     Args:

@@ -15,7 +15,7 @@ from torch import nn
 from rlhf_ray.config.checks.files import MERGE_FIRST, is_adapter
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_shapes
+from rlhf_ray.models.coherence import CONFIG_FILE, check_coherence, check_weight_shapes
 from rlhf_ray.models.facts import checkpoint_shapes, facts_of
 from rlhf_ray.models.heads import ENCODERS, is_encoder
 from rlhf_ray.models.lora import keep_layout, quantization_settings
@@ -94,7 +94,7 @@ def policy_config(model: ModelConfig) -> Any:
     Raises:
         BadInput: missing directory, not a language model, no safetensors, an architecture that is not supported here.
     """
-    config = read_config(model.path, model.trust_remote_code)
+    config = read_model_config(model.path, model.trust_remote_code)
     if _is_classifier(config):
         raise BadInput(
             f"{model.path}: is a classifier ({', '.join(config.architectures)}), such as a reward model, and not a "
@@ -130,7 +130,7 @@ def outline(model: ModelConfig, scalar: bool = False) -> Any:
     except Exception as error:  # whatever layers say to sizes that do not fit one another
         raise BadInput(f"{model.path}: no network follows from its config.json: {_first_line(error)}") from error
     if kind not in facts.sound:
-        check_shapes(model.path, network, checkpoint_shapes(model.path))
+        check_weight_shapes(model.path, network, checkpoint_shapes(model.path))
         facts.sound.add(kind)
     return network
 
@@ -165,7 +165,7 @@ def scalar_config(model: ModelConfig, must_have_head: bool = False, per_token: b
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    config = read_config(model.path, model.trust_remote_code)
+    config = read_model_config(model.path, model.trust_remote_code)
     if per_token and is_encoder(config):
         raise BadInput(
             f"{model.path}: is an encoder ({config.model_type}), which can be a reward model but no critic: each "
@@ -318,10 +318,10 @@ def _loaded_tokenizer(path: str, trust_remote_code: bool) -> Any:
     try:
         # Not by mistral-common, which knows no chat template, where a Mistral has files of both kinds.
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, mistral_format=False)
-    except Exception as error:  # as in read_config
+    except Exception as error:  # as in read_model_config
         if (Path(path) / CONFIG_FILE).is_file():
             # It is read on the way to the tokenizer, and what is wrong with it has a message of its own.
-            read_config(path, trust_remote_code)
+            read_model_config(path, trust_remote_code)
         raise BadInput(f"{path}: {_unloaded(path, 'no usable tokenizer')}: {_first_line(error)}") from error
 
 
@@ -334,7 +334,7 @@ def _template_text(template: str) -> str:
     return template
 
 
-def read_config(path: str, trust_remote_code: bool) -> Any:
+def read_model_config(path: str, trust_remote_code: bool) -> Any:
     """Return the Transformers configuration of a model, a copy of the caller's own.
 
     Raises:

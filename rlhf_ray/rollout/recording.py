@@ -13,7 +13,7 @@ from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
 from rlhf_ray.rollout.interfaces import Groups, GroupSource, PromptBatch
 
 
-def json_line(value: dict[str, Any], where: str) -> bytes:
+def record_line(value: dict[str, Any], where: str) -> bytes:
     """Return one line; raises BadInput, naming `where`, for values that JSON cannot hold."""
     try:
         text = json.dumps(value, ensure_ascii=False)
@@ -132,7 +132,7 @@ class Recording:
 
     def _encode(self, group: list[Sample]) -> None:
         # Before anybody adds rewards to it: what is recorded is what was generated.
-        self._lines += [json_line(sample_to_json(sample), f"prompt {sample.prompt_id}") for sample in group]
+        self._lines += [record_line(sample_to_json(sample), f"prompt {sample.prompt_id}") for sample in group]
 
     def close(self) -> None:
         """End what still runs; the step is not written."""
@@ -144,7 +144,7 @@ class Recording:
             return
         self._written = True
         body = b"".join(self._lines)
-        header = json_line(self._header | {"samples": len(self._lines), "bytes": len(body)}, "header")
+        header = record_line(self._header | {"samples": len(self._lines), "bytes": len(body)}, "header")
         before = self._path.stat().st_size
         try:
             with self._path.open("ab") as file:

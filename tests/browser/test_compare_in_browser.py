@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_ray.data.columns import ranking_of
 from rlhf_ray.data.file_formats import READERS
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from tests.browser.site import serving
 from tests.browser.test_label_in_browser import (
     LOOK_MS,
@@ -93,7 +93,7 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
         winners = {(0, 1): "a", (1, 0): "b", (0, 0): "tie"}
         assert [row["winner"] for row in rows] == [winners[label.ranks] for label in labels]
         decided = [row for row in rows if row["winner"] != "tie"]
-        pairs = [ranking_of(one) for row in decided for one in lay_out(row, "compare")]
+        pairs = [ranking_of(one) for row in decided for one in own_rows(row, "compare")]
         assert [pair.responses[0] for pair in pairs] == [row[row["winner"]] for row in decided]
         said = site.stop()
         wins = sum(label.ranks == (1, 0) for label in labels) + 0.5 * sum(label.ranks == (0, 0) for label in labels)

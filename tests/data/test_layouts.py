@@ -12,7 +12,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import answered_of, demonstration_of, prompt_of, ranking_of
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, escape, unescape
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.layouts.transcripts import split_transcript
 from rlhf_ray.data.loading import read_answered, read_rankings
 from rlhf_ray.data.sources import read_rows
@@ -160,30 +160,30 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_auto_knows_the_layout(name):
     row, expected = CASES[name]
-    assert lay_out(row, "auto") == ([row] if expected is None else expected)
+    assert own_rows(row, "auto") == ([row] if expected is None else expected)
     layout = name.split()[0].rstrip(",")
     if layout not in ("trl", "rank"):
-        assert lay_out(row, layout) == expected
+        assert own_rows(row, layout) == expected
 
 
 def test_read_rows_are_understood_by_the_jobs():
-    ranked = [lay_out(CASES[name][0], "auto")[0] for name in ("medicalgpt, old rewards", "hh", "safe_rlhf")]
+    ranked = [own_rows(CASES[name][0], "auto")[0] for name in ("medicalgpt, old rewards", "hh", "safe_rlhf")]
     assert [ranking_of(row).responses[ranking_of(row).ranks.index(0)] for row in ranked] == ["好", "good", "b"]
-    [alpaca] = lay_out(CASES["alpaca"][0], "auto")
+    [alpaca] = own_rows(CASES["alpaca"][0], "auto")
     assert demonstration_of(alpaca).completion == answer("你好")
     assert answered_of(alpaca).completion == "你好"
     assert prompt_of(alpaca)[0] == say("翻译\nhello")
 
 
 def test_trees_as_conversations():
-    assert lay_out(TREE, "open_assistant_conversations") == [
+    assert own_rows(TREE, "open_assistant_conversations") == [
         {"messages": say("q", "first", "more?", "yes"), "message_tree_id": "t1", "lang": "en"}
     ]
 
 
 def test_the_safer_answer():
     row = CASES["safe_rlhf"][0]
-    assert lay_out(row, "safe_rlhf_safer")[0]["ranks"] == [0, 1]
+    assert own_rows(row, "safe_rlhf_safer")[0]["ranks"] == [0, 1]
 
 
 BAD = {
@@ -238,7 +238,7 @@ BAD = {
 def test_bad_rows_say_why(name):
     row, layout, message = BAD[name]
     with pytest.raises(BadRow, match=message):
-        lay_out(row, layout)
+        own_rows(row, layout)
 
 
 def test_bad_rows_are_named_by_file_and_line(tmp_path, tokenizer):

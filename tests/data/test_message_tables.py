@@ -13,7 +13,7 @@ import pytest
 from rlhf_ray.config.data import DataConfig, RowSource
 from rlhf_ray.data import pieces
 from rlhf_ray.data.bad_rows import BadRow
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.pieces import read_piece, survey
 from rlhf_ray.data.sources import read_rows
 
@@ -72,7 +72,7 @@ def read(path: str, layout: Any = "auto") -> tuple[list[Message], list[str]]:
         if isinstance(row, BadRow):
             bad.append(f"{place}: {row}")
         else:
-            found += lay_out(row, layout)
+            found += own_rows(row, layout)
     return sorted(found, key=lambda row: str(row.get("message_tree_id"))), bad
 
 

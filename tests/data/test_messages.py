@@ -11,7 +11,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.cleaning.texts import texts_of
 from rlhf_ray.data.columns import answered_of, demonstration_of, prompt_of, ranking_of
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.loading import read_answered, read_prompts, read_rankings, read_supervised
 from rlhf_ray.data.sources import read_rows
 
@@ -231,7 +231,7 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("case", QUESTIONS)
 def test_questions_with_a_better_and_a_worse_answer(case: str) -> None:
-    [row] = lay_out(QUESTIONS[case], "auto")
+    [row] = own_rows(QUESTIONS[case], "auto")
     found = ranking_of(row)
     assert (found.prompt, found.responses) == ([USER], ["good", "bad"])
 
@@ -247,7 +247,7 @@ def test_questions_with_a_better_and_a_worse_answer(case: str) -> None:
     ],
 )
 def test_questions_with_an_answer(row: Any, prompt: Any) -> None:
-    [laid] = lay_out(row, "auto")
+    [laid] = own_rows(row, "auto")
     assert demonstration_of(laid).prompt == answered_of(laid).prompt == prompt_of(laid)[0] == prompt
     assert answered_of(laid).completion == "a"
     assert not demonstration_of(laid).columns
@@ -263,7 +263,7 @@ def test_an_implicit_prompt_that_is_empty_is_refused() -> None:
 
 def test_tasks_with_several_instances() -> None:
     row = {"instruction": "add", "instances": [{"input": "1 1", "output": "2"}, {"input": "", "output": "3"}], "id": 7}
-    found = [demonstration_of(one) for one in lay_out(row, "auto")]
+    found = [demonstration_of(one) for one in own_rows(row, "auto")]
     assert [one.prompt[0]["content"] for one in found] == ["add\n1 1", "add"]
     assert [one.columns for one in found] == [{"id": 7}] * 2
 

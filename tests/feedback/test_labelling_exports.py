@@ -12,7 +12,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.columns import ranking_of
 from rlhf_ray.data.file_formats import READERS
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.loading import read_rankings
 from rlhf_ray.data.records import Message, Ranking
 from rlhf_ray.data.sources import read_rows
@@ -187,7 +187,7 @@ def test_choices_are_what_an_evaluation_and_a_reward_model_read(kind: str, tmp_p
     assert judged(verdicts).outcome.rate.value == win_rates(labels)[0].rate.value
     rows = [row for _, row in read_rows(RowSource(path=str(path)))]
     assert list(rows[0])[:6] == ["prompt", "a", "b", "winner", "model_a", "model_b"]
-    pairs = [ranking_of(pair) for row in rows for pair in lay_out(row, "auto")]
+    pairs = [ranking_of(pair) for row in rows for pair in own_rows(row, "auto")]
     assert [(pair.prompt, pair.responses) for pair in pairs] == [
         (turns, ["a0", "b0"]),
         (turns, ["b1", "a1"]),

@@ -12,7 +12,7 @@ import yaml
 from rlhf_ray import cli
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.models.coherence import check_coherence
-from rlhf_ray.models.loading import read_config
+from rlhf_ray.models.loading import read_model_config
 
 CASES: list[tuple[str, dict[str, Any], str]] = [
     # key, changes of config.json, words of the line
@@ -116,7 +116,7 @@ def test_shapes_of_other_weights_are_compared(
 
 def test_a_width_of_heads_may_be_said(changed: Callable[[dict[str, Any]], Path]) -> None:
     file = changed({"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 32})
-    check_coherence(str(file.parent), read_config(str(file.parent), False), None)
+    check_coherence(str(file.parent), read_model_config(str(file.parent), False), None)
 
 
 def test_keys_have_the_names_of_the_file(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_keys_have_the_names_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"model_type": "gpt2", "n_embd": 64, "n_head": 5}))
     with pytest.raises(BadInput, match=r"config.json: n_embd: 64 is no multiple of n_head, 5"):
-        check_coherence(str(tmp_path), read_config(str(tmp_path), False), None)
+        check_coherence(str(tmp_path), read_model_config(str(tmp_path), False), None)
 
 
 def test_a_part_that_is_null_is_no_part(changed: Callable[[dict[str, Any]], Path]) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.models import facts
 from rlhf_ray.models.facts import facts_of, weight_bytes
-from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, read_config, scalar_config
+from rlhf_ray.models.loading import load_tokenizer, outline, policy_config, read_model_config, scalar_config
 from tests.conftest import TinyModel
 
 
@@ -48,9 +48,9 @@ def test_all_checks_read_a_model_once(model: ModelConfig, readings: Counter[str]
 
 
 def test_a_configuration_is_the_callers_own(model: ModelConfig) -> None:
-    changed = read_config(model.path, trust_remote_code=False)
+    changed = read_model_config(model.path, trust_remote_code=False)
     changed.num_labels = 7
-    assert read_config(model.path, trust_remote_code=False).num_labels != 7
+    assert read_model_config(model.path, trust_remote_code=False).num_labels != 7
 
 
 def test_each_chat_template_has_a_tokenizer(model: ModelConfig) -> None:

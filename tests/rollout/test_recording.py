@@ -15,7 +15,7 @@ from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
 from rlhf_ray.rollout.interfaces import GroupSource, PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.recording import Recorder, Replay, json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import Recorder, Replay, record_line, sample_from_json, sample_to_json
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
@@ -72,14 +72,14 @@ def test_a_sample_comes_back_bit_for_bit(
         extras={"double": extra, "flags": written, "ids": np.arange(5)},
         columns={"label": text, "scores": [1, 2.5, None]},
     )
-    line = json_line(sample_to_json(sample), "here")
+    line = record_line(sample_to_json(sample), "here")
     assert line.count(b"\n") == 1
     assert exactly(sample_from_json(json.loads(line))) == exactly(sample)
 
 
 def test_infinite_log_probabilities_survive() -> None:
     values = np.array([-np.inf, -0.0, np.float32(1e-45)], np.float32)
-    line = json_line({"values": values.tolist()}, "here")
+    line = record_line({"values": values.tolist()}, "here")
     assert np.array(json.loads(line)["values"], np.float32).tobytes() == values.tobytes()
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import Layout, RowSource
+from rlhf_ray.config.data import RowLayout, RowSource
 from rlhf_ray.config.numbers import PositiveInt, Retries, Seconds, Share
 from rlhf_ray.config.secret_variables import SecretVariable
 from rlhf_ray.redaction.texts import quoted_address
@@ -66,7 +66,7 @@ class HttpSource(Section):
     retries: Retries = 5
     """Further attempts of a request that failed (no connection, 408, 425, 429, 5xx), with growing pauses."""
 
-    layout: Layout = "auto"
+    layout: RowLayout = "auto"
     """How rows are written; auto knows it by each row's columns."""
 
     limit: PositiveInt | None = None

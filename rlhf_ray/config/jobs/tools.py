@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, field_validator
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.data import Layout
+from rlhf_ray.config.data import RowLayout
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.numbers import Seconds, Share
 from rlhf_ray.config.paths import OnePath, PathText, only
@@ -72,7 +72,7 @@ class ConvertConfig(Section):
     output: PathText
     """File to write: .jsonl, .parquet, or .tsv for rank lists, which hold no prompts of their own and no ties."""
 
-    layout: Layout = "auto"
+    layout: RowLayout = "auto"
     """How rows are written; auto knows it by each row's columns."""
 
     split: str = "train"

@@ -134,10 +134,10 @@ def type_text(annotation: Any, metadata: list[Any] | tuple[Any, ...] = ()) -> st
 
 def doc_text(info: FieldInfo) -> str:
     """Return the documentation of a field on one line."""
-    return one_line(info.description or "")
+    return without_breaks(info.description or "")
 
 
-def one_line(text: str) -> str:
+def without_breaks(text: str) -> str:
     """Return a documentation on one line, with YAML's word for None."""
     return re.sub(r"\bNone\b", "null", " ".join(text.split()))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlhf_ray.config.data import Layout
+from rlhf_ray.config.data import RowLayout
 from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.data.bad_rows import BadRow, Place
 from rlhf_ray.data.cleaning.classifier import TextClassifier
@@ -22,7 +22,7 @@ from rlhf_ray.data.cleaning.rules import Rules
 from rlhf_ray.data.cleaning.selection import prompt_key
 from rlhf_ray.data.cleaning.texts import Texts, map_strings, normal, texts_of
 from rlhf_ray.data.file_formats import RawRow, Row
-from rlhf_ray.data.layouts.reading import lay_out
+from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.row_files import json_line, set_apart
 
 CLASS_COLUMN = "class"
@@ -108,7 +108,7 @@ class Cleaner:
         self._masked = frozenset(kind for kind in MASKS if actions.get(kind) == "mask")
         self._refused = frozenset(kind for kind in MASKS if actions.get(kind) == "drop")
 
-    def clean(self, raw: Sequence[RawRow], layout: Layout) -> Cleaned:
+    def clean(self, raw: Sequence[RawRow], layout: RowLayout) -> Cleaned:
         """Clean a batch of rows as they were read."""
         done = Cleaned()
         candidates = self._candidates(raw, layout, done)
@@ -116,14 +116,14 @@ class Cleaner:
         self._finish(candidates, done)
         return done
 
-    def _candidates(self, raw: Sequence[RawRow], layout: Layout, done: Cleaned) -> list[_Candidate]:
+    def _candidates(self, raw: Sequence[RawRow], layout: RowLayout, done: Cleaned) -> list[_Candidate]:
         """Return rows in this project's columns, without private data."""
         candidates = []
         for place, read in raw:
             try:
                 if isinstance(read, BadRow):
                     raise read
-                rows = lay_out(read, layout)
+                rows = own_rows(read, layout)
             except BadRow as error:
                 self._bad(done, place, error)
                 continue

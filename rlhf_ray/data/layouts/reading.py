@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from rlhf_ray.config.data import Layout
+from rlhf_ray.config.data import RowLayout
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.file_formats import RANKED_TEXTS, Row
 from rlhf_ray.data.layouts.questions import (
@@ -121,7 +121,7 @@ SHAPES: dict[str, list[_Shape]] = {
 ALL_SHAPES = [shape for shapes in SHAPES.values() for shape in shapes]
 
 
-def lay_out(row: Row, layout: Layout) -> list[Row]:
+def own_rows(row: Row, layout: RowLayout) -> list[Row]:
     """Return the rows, in columns of `rlhf_ray.data.columns`, that one row holds; a tree may hold none.
 
     Raises:

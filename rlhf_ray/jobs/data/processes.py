@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlhf_ray.config.data import Layout
+from rlhf_ray.config.data import RowLayout
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.config.placement import GroupConfig
@@ -51,7 +51,7 @@ def open_processes(config: DataJobConfig, cleaner: Cleaner, folder: Path) -> Ite
             shared.unlink(missing_ok=True)
 
 
-def clean_piece(cleaner: Cleaner, piece: Piece, layout: Layout) -> Iterator[Cleaned]:
+def clean_piece(cleaner: Cleaner, piece: Piece, layout: RowLayout) -> Iterator[Cleaned]:
     """Clean the rows of a piece.
 
     Raises:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf_ray.checkpoint.storage import writing
-from rlhf_ray.config.data import Layout, RowSource
+from rlhf_ray.config.data import RowLayout, RowSource
 from rlhf_ray.config.jobs.cleaning import DataJobConfig
 from rlhf_ray.config.jobs.row_sources import FileSource, HttpSource
 from rlhf_ray.data.acquisition import http_rows
@@ -25,7 +25,7 @@ class OpenSource:
     licence: str
     origin: str
     """Path, hub name or URL, as in the config, without credentials."""
-    layout: Layout
+    layout: RowLayout
     survey: Survey
     report: ReadReport
 

@@ -41,7 +41,7 @@ def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
 
 def _long_texts(config: JobConfig) -> Iterator[str]:
     """Find texts that are longer than those that a model was made for, which it reads all the same."""
-    from rlhf_ray.models.loading import read_config
+    from rlhf_ray.models.loading import read_model_config
     from rlhf_ray.models.positions import described_positions
     from rlhf_ray.runs.model_checks import LONGEST_SAMPLE, text_lengths
 
@@ -49,7 +49,7 @@ def _long_texts(config: JobConfig) -> Iterator[str]:
     if model is None:
         return
     lengths = text_lengths(config) | ({LONGEST_SAMPLE: longest} if longest is not None else {})
-    described = described_positions(read_config(model.path, model.trust_remote_code))
+    described = described_positions(read_model_config(model.path, model.trust_remote_code))
     for key, tokens in lengths.items():
         if described is not None and tokens > described:
             yield f"{key}: {tokens} tokens, but {model.path} was made for {described} (max_position_embeddings)"
