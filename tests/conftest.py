@@ -53,6 +53,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_reward_model(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a reward model that learned nothing yet, with the tokenizer of `tiny_model`."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    directory = tmp_path_factory.mktemp("models") / "reward"
+    set_seed(1)
+    network = AutoModelForSequenceClassification.from_pretrained(tiny_model.tied, num_labels=1, dtype="float32")
+    network.score.weight.data.mul_(2)
+    network.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model.tied).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT that learned nothing yet, with a tokenizer of its own."""
     from tests.tiny_encoder import build_tiny_encoder

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from rich.table import Table
 
 from rlhf_ray.config.rewards import TOTAL_COLUMN
@@ -20,6 +18,7 @@ from rlhf_ray.evaluation.summary import Summary
 from rlhf_ray.redaction.texts import redact
 from rlhf_ray.tracking.panels import short_number
 from rlhf_ray.tracking.records import replace_file
+from rlhf_ray.tracking.report import html_template
 from rlhf_ray.tracking.sample_pairs import cut, prompt_text
 from rlhf_ray.tracking.text import harmless, one_line
 
@@ -75,7 +74,7 @@ def write_page(
 ) -> None:
     """Write the page, replacing `path` whole. Text of models, people and services is shown as text, whatever it is."""
     colours = {name: colour_of(index) for index, name in enumerate(summary.models)}
-    page = _template().render(
+    page = html_template("evaluation.html.j2", "rlhf_ray.evaluation").render(
         title=harmless(title),
         baseline=summary.baseline,
         reference=summary.reference,
@@ -96,16 +95,6 @@ def write_page(
         config=harmless(yaml.safe_dump(redact(dict(config)), sort_keys=False, allow_unicode=True)),
     )
     replace_file(path, page.encode("utf-8", "replace"))
-
-
-@cache
-def _template() -> Template:
-    # The frame of the page is that of a run's report.
-    loaders = [PackageLoader("rlhf_ray.evaluation", "templates"), PackageLoader("rlhf_ray.tracking", "templates")]
-    environment = Environment(
-        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.get_template("evaluation.html.j2")
 
 
 def _sources(summary: Summary) -> list[tuple[str, list[str]]]:

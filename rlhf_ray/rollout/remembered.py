@@ -11,7 +11,7 @@ from typing import Self
 from rlhf_ray.checkpoint.parts import HashingStream, Part
 from rlhf_ray.checkpoint.storage import join, reading, writing
 from rlhf_ray.rollout.interfaces import Group, Groups, GroupSource, PromptBatch
-from rlhf_ray.rollout.recording import json_line, sample_from_json, sample_to_json
+from rlhf_ray.rollout.recording import record_line, sample_from_json, sample_to_json
 
 FILE = "groups.jsonl"
 
@@ -68,10 +68,10 @@ class RememberedSource:
             hashing = HashingStream(stream)
             for (step, seed), memory in self._memory.items():
                 header = {"step": step, "seed": seed, "groups": len(memory.groups), "whole": memory.whole}
-                hashing.write(json_line(header, "checkpoint"))
+                hashing.write(record_line(header, "checkpoint"))
                 for group in memory.groups.values():
                     rows = [sample_to_json(replace(one, prompt="", columns={}, rewards={})) for one in group]
-                    hashing.write(json_line({"samples": rows}, "checkpoint"))
+                    hashing.write(record_line({"samples": rows}, "checkpoint"))
         return [hashing.part(FILE)]
 
     def load(self, directory: str | None) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 
 from rlhf_ray.redaction.texts import redact
 from rlhf_ray.tracking.charts import make_chart, time_bars, time_shares
@@ -72,7 +72,7 @@ def write_report(folder: Path, history: History, path: Path) -> None:
     times = step_times(history)
     panels, left_out = worth_drawing(make_panels({folder.name: history}))
     pairs = read_sample_pairs(folder)
-    page = _template("report.html.j2").render(
+    page = html_template("report.html.j2").render(
         title=harmless(folder.name),
         facts=_facts(record, history),
         status=record.status if record else "",
@@ -99,7 +99,7 @@ def write_comparison(histories: Mapping[str, History], path: Path) -> None:
     """Write a page that lays runs (name -> history) over one another, replacing `path` whole."""
     names = list(dict.fromkeys(name for history in histories.values() for name in history.series))
     panels, left_out = worth_drawing(make_panels(histories))
-    page = _template("comparison.html.j2").render(
+    page = html_template("comparison.html.j2").render(
         title=harmless("  |  ".join(histories)),
         charts=[make_chart(panel) for panel in panels],
         left_out="; ".join(left_out),
@@ -110,8 +110,9 @@ def write_comparison(histories: Mapping[str, History], path: Path) -> None:
 
 
 @cache
-def _template(name: str) -> Template:
-    loader = PackageLoader("rlhf_ray.tracking", "templates")
+def html_template(name: str, package: str = "rlhf_ray.tracking") -> Template:
+    """Load a page's template of a package; its frame is that of a run's report."""
+    loader = ChoiceLoader([PackageLoader(one, "templates") for one in (package, "rlhf_ray.tracking")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -12,41 +12,29 @@ from tests.conftest import TinyModel
 
 
 @pytest.fixture(scope="module")
-def directory(tiny_model: TinyModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
-    path = tmp_path_factory.mktemp("reward") / "final"
-    set_seed(1)
-    network = AutoModelForSequenceClassification.from_pretrained(tiny_model.tied, num_labels=1, dtype="float32")
-    network.save_pretrained(path)
-    AutoTokenizer.from_pretrained(tiny_model.tied).save_pretrained(path)
-    return path
+def model(tiny_reward_model: Path) -> rlhf_ray.RewardModel:
+    return rlhf_ray.RewardModel(tiny_reward_model)
 
 
-@pytest.fixture(scope="module")
-def model(directory: Path) -> rlhf_ray.RewardModel:
-    return rlhf_ray.RewardModel(directory)
-
-
-def expected(directory: Path, texts: Sequence[str]) -> list[float]:
+def expected(tiny_reward_model: Path, texts: Sequence[str]) -> list[float]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    network = AutoModelForSequenceClassification.from_pretrained(directory, dtype="float32").eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    network = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype="float32").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reward_model)
     with torch.inference_mode():
         return [network(**tokenizer(text, return_tensors="pt")).logits.item() for text in texts]
 
 
-def test_texts_and_prompts_with_completions(model: rlhf_ray.RewardModel, directory: Path) -> None:
+def test_texts_and_prompts_with_completions(model: rlhf_ray.RewardModel, tiny_reward_model: Path) -> None:
     texts = ["The film was wonderful.<|end|>", "质量一般，有点失望。<|end|>"]
     scores = model.score(["The film", "质量一般，"], [" was wonderful.", "有点失望。"])
-    assert scores == pytest.approx(expected(directory, texts), abs=1e-5)
+    assert scores == pytest.approx(expected(tiny_reward_model, texts), abs=1e-5)
     assert model.score(["The film was wonderful.", "质量一般，有点失望。"]) == pytest.approx(scores, abs=1e-6)
 
 
-def test_conversations(model: rlhf_ray.RewardModel, directory: Path) -> None:
+def test_conversations(model: rlhf_ray.RewardModel, tiny_reward_model: Path) -> None:
     asked = [{"role": "user", "content": "How was it?"}]
-    wanted = expected(directory, ["<|user|>How was it?<|end|><|assistant|>Great!<|end|>"])
+    wanted = expected(tiny_reward_model, ["<|user|>How was it?<|end|><|assistant|>Great!<|end|>"])
     assert model.score([asked], ["Great!"]) == pytest.approx(wanted, abs=1e-5)
     assert model.score([[*asked, {"role": "assistant", "content": "Great!"}]]) == pytest.approx(wanted, abs=1e-5)
 
@@ -66,8 +54,8 @@ def test_what_cannot_be_scored_is_refused(
         model.score(prompts, completions)
 
 
-def test_a_score_that_is_no_number_is_never_returned(directory: Path) -> None:
-    model = rlhf_ray.RewardModel(directory)
+def test_a_score_that_is_no_number_is_never_returned(tiny_reward_model: Path) -> None:
+    model = rlhf_ray.RewardModel(tiny_reward_model)
     model._scorer._networks[0].network.score.weight.data.fill_(math.nan)
     with pytest.raises(rlhf_ray.RlhfError, match="text 0: the reward model gave nan"):
         model.score(["text"])

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.data.records import PromptRecord, WeightSpan
 from rlhf_ray.evaluation.held_out import evaluate
 from rlhf_ray.tracking.names import describe
+from tests.samples import make_sample
 
 
 def prompt(name):
@@ -15,21 +16,9 @@ def prompt(name):
 
 
 def sample(name, index, length, finish="stop"):
-    ids = np.arange(length, dtype=np.int32)
-    return Sample(
-        prompt_id=name,
-        group_id=name,
-        index=index,
-        attempt=0,
-        seed=0,
-        prompt=name,
-        response="x" * length,
-        prompt_ids=np.array([1], np.int32),
-        response_ids=ids,
-        written=np.ones(length, bool),
-        behaviour_logprobs=np.zeros(length, np.float32),
-        weight_versions=[WeightSpan(0, length, 1)],
-        finish_reason=finish,
+    versions = [WeightSpan(0, length, 1)]
+    return make_sample(
+        length, name, index, prompt=name, response="x" * length, weight_versions=versions, finish_reason=finish
     )
 
 

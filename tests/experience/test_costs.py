@@ -17,6 +17,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import CostConstraint, Costs, constraint_of
 from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
 from rlhf_ray.tracking.names import describe
+from tests.samples import make_sample
 
 BETA = 0.3
 GAMMA, DECAY = 0.97, 0.9
@@ -48,21 +49,11 @@ class Batch:
     def samples(self) -> list[Sample]:
         ends = np.cumsum(self.lengths)
         return [
-            Sample(
-                prompt_id=str(row),
-                group_id=str(row),
-                index=0,
-                attempt=0,
-                seed=0,
-                prompt="",
-                response="",
-                prompt_ids=np.arange(2, dtype=np.int32),
-                response_ids=np.arange(length, dtype=np.int32),
+            make_sample(
+                length,
+                row,
                 written=self.written[end - length : end],
                 behaviour_logprobs=self.logprobs[end - length : end],
-                weight_versions=[],
-                finish_reason="stop",
-                rewards={},
             )
             for row, (length, end) in enumerate(zip(self.lengths, ends, strict=True))
         ]

@@ -14,6 +14,7 @@ from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.experience import Experience, Greedy, RoleOutputs, estimate
+from tests.samples import make_sample
 
 COEFFICIENT = 0.3
 NAMES = ["grpo", "dr_grpo", "rloo", "opo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "remax"]
@@ -52,22 +53,13 @@ def samples_of(rows: list[Row]) -> list[Sample]:
     for row in rows:
         index = seen.setdefault(row.group, 0)
         seen[row.group] += 1
-        length = len(row.written)
         samples.append(
-            Sample(
-                prompt_id=str(row.group),
-                group_id=str(row.group),
-                index=index,
-                attempt=0,
-                seed=0,
-                prompt="",
-                response="",
-                prompt_ids=np.zeros(2, np.int32),
-                response_ids=np.zeros(length, np.int32),
+            make_sample(
+                len(row.written),
+                row.group,
+                index,
                 written=np.array(row.written),
                 behaviour_logprobs=row.logprobs - 0.25,
-                weight_versions=[],
-                finish_reason="stop",
                 rewards={"reward": row.score},
             )
         )

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
+from tests.samples import make_sample
 
 KL_COEFFICIENT = 0.3
 LONGEST = 8
@@ -57,20 +57,12 @@ def rows(draw: st.DrawFn) -> list[Row]:
 
 def estimated(made: list[Row], algorithm: AlgorithmConfig, reference: bool = True) -> Experience:
     samples = [
-        Sample(
-            prompt_id=str(number),
-            group_id=str(number),
-            index=0,
-            attempt=0,
-            seed=0,
-            prompt="",
-            response="",
-            prompt_ids=np.arange(3, dtype=np.int32),
-            response_ids=np.arange(len(row.written), dtype=np.int32),
+        make_sample(
+            len(row.written),
+            number,
             written=np.array(row.written),
             behaviour_logprobs=row.behaviour,
-            weight_versions=[],
-            finish_reason=row.finish_reason,  # type: ignore[arg-type]
+            finish_reason=row.finish_reason,
             rewards={"taste": row.score, "other": None},
         )
         for number, row in enumerate(made)

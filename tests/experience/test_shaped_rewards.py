@@ -2,9 +2,7 @@
 
 import math
 import statistics
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,23 +12,13 @@ from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.experience import shape_rewards
+from tests.samples import make_sample
 
 LONGEST = 10
 
 
 def sample(length: int, finish_reason: str) -> Sample:
-    ids = np.zeros(length, np.int32)
-    fields: dict[str, Any] = {"prompt_id": "0", "group_id": "0", "index": 0, "attempt": 0, "seed": 0, "prompt": ""}
-    return Sample(
-        **fields,
-        response="",
-        prompt_ids=ids[:1],
-        response_ids=ids,
-        written=np.ones(length, bool),
-        behaviour_logprobs=np.zeros(length, np.float32),
-        weight_versions=[],
-        finish_reason=finish_reason,  # type: ignore[arg-type]
-    )
+    return make_sample(length, finish_reason=finish_reason)
 
 
 rows = st.lists(

@@ -12,18 +12,13 @@ import pytest
 import torch
 
 import rlhf_ray
+import tests.conftest
 from tests.jobs.actors_here import actors_here, end_kept_engines
 from tests.jobs.bad_runs import Settings
 from tests.jobs.ppo_runs import write_rows
 from tests.leftovers import nothing_left
 
-TEXTS = [
-    "The film was wonderful and I would watch it again.",
-    "这部电影很好看，演员也很棒。",
-    "刚收到货，感觉质量一般，有点失望。",
-    "The package arrived late and the box was broken.",
-    "Great value for the money, my family loves it!",
-]
+TEXTS = tests.conftest.TEXTS[:5]
 PROMPTS = [text[: 3 + cut] for cut in range(8) for text in TEXTS]
 
 # Most tokens of a fresh model are other bytes, so that the share of letters has far to rise.

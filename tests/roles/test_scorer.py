@@ -11,10 +11,10 @@ from rlhf_ray.cluster.errors import RoleRaised
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.placement import ClusterConfig, GroupConfig
 from rlhf_ray.config.rewards import FunctionReward, ModelReward
-from rlhf_ray.data.records import Sample
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.scoring.model import ModelScorer
 from rlhf_ray.scoring.source import TooManyFailures
+from tests.samples import make_sample
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -28,42 +28,13 @@ def broken(prompts, completions, **columns):
 COMPLETIONS = ["好看。", " wonderful and I would watch it again.", "4", "5", "y"]
 
 
-@pytest.fixture(scope="module")
-def reward_model(tiny_model, tmp_path_factory):
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer, set_seed
-
-    directory = tmp_path_factory.mktemp("models") / "reward"
-    set_seed(1)
-    network = AutoModelForSequenceClassification.from_pretrained(tiny_model.tied, num_labels=1, dtype="float32")
-    network.save_pretrained(directory)
-    AutoTokenizer.from_pretrained(tiny_model.tied).save_pretrained(directory)
-    return directory
-
-
 def sample(index, completion, columns):
-    nothing = np.zeros(0, np.float32)
-    ids = np.arange(len(completion), dtype=np.int32)
-    return Sample(
-        prompt_id="0",
-        group_id="0",
-        index=index,
-        attempt=0,
-        seed=0,
-        prompt="这部电影很",
-        response=completion,
-        prompt_ids=ids[:2],
-        response_ids=ids,
-        written=np.ones(len(ids), bool),
-        behaviour_logprobs=nothing,
-        weight_versions=[],
-        finish_reason="stop",
-        columns=columns,
-    )
+    return make_sample(len(completion), "0", index, prompt="这部电影很", response=completion, columns=columns)
 
 
-def test_sources_together(reward_model, tmp_path):
+def test_sources_together(tiny_reward_model, tmp_path):
     (tmp_path / "rewards.py").write_text(FUNCTION)
-    taste = ModelReward(name="taste", path=str(reward_model), dtype="float32", workers=2, weight=2.0)
+    taste = ModelReward(name="taste", path=str(tiny_reward_model), dtype="float32", workers=2, weight=2.0)
     right = FunctionReward(name="right", function=f"{tmp_path}/rewards.py:right", weight=10.0)
     broken = FunctionReward(name="broken", function=f"{tmp_path}/rewards.py:broken")
     harm = FunctionReward(name="harm", function=f"{tmp_path}/rewards.py:right", weight=2.0, measures="cost")

@@ -17,16 +17,16 @@ COMPLETIONS = ["好看，演员也很棒。", " wonderful and I would watch it a
 
 
 @pytest.fixture(scope="module")
-def scorer(reward_model):
-    return ModelScorer(ModelReward(path=str(reward_model), dtype="float32"), tokens_per_microbatch=4096)
+def scorer(tiny_reward_model):
+    return ModelScorer(ModelReward(path=str(tiny_reward_model), dtype="float32"), tokens_per_microbatch=4096)
 
 
-def test_score_is_that_of_transformers_at_the_last_token(scorer, reward_model):
+def test_score_is_that_of_transformers_at_the_last_token(scorer, tiny_reward_model):
     """Oracle: the classifier itself on each text alone, without padding."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(reward_model)
-    network = AutoModelForSequenceClassification.from_pretrained(reward_model, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reward_model)
+    network = AutoModelForSequenceClassification.from_pretrained(tiny_reward_model, dtype=torch.float32).eval()
     scores = scorer.score(PROMPTS, COMPLETIONS, {})
     assert not scores.failures
     for prompt, completion, score in zip(PROMPTS, COMPLETIONS, scores.values, strict=True):
@@ -38,8 +38,8 @@ def test_score_is_that_of_transformers_at_the_last_token(scorer, reward_model):
 
 
 @pytest.mark.parametrize("budget", [1, 40, 100_000])
-def test_company_and_padding_do_not_matter(scorer, reward_model, budget):
-    other = ModelScorer(ModelReward(path=str(reward_model), dtype="float32"), tokens_per_microbatch=budget)
+def test_company_and_padding_do_not_matter(scorer, tiny_reward_model, budget):
+    other = ModelScorer(ModelReward(path=str(tiny_reward_model), dtype="float32"), tokens_per_microbatch=budget)
     alone = [scorer.score([p], [c], {}).values[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     together = other.score(PROMPTS, COMPLETIONS, {}).values
     np.testing.assert_allclose(together, alone, atol=1e-5)
@@ -74,12 +74,12 @@ def test_a_long_text_keeps_the_token_that_an_encoder_reads_first(encoder_reward_
 
 
 @pytest.fixture(scope="module")
-def members(reward_model, tmp_path_factory):
+def members(tiny_reward_model, tmp_path_factory):
     """Three reward models of one tokenizer whose heads differ, each with statistics of its own."""
     folder = tmp_path_factory.mktemp("members")
     paths = []
     for number in range(3):
-        path = shutil.copytree(reward_model, folder / str(number))
+        path = shutil.copytree(tiny_reward_model, folder / str(number))
         network = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
         torch.manual_seed(number)
         network.score.weight.data.normal_(0, 0.2)
@@ -104,7 +104,7 @@ def test_an_ensemble_scores_the_mean_less_the_disagreement(members, penalty):
     assert normal.std(0).min() > 1e-3
 
 
-def test_scores_are_in_units_of_their_training_deviation_where_the_model_keeps_it(members, reward_model):
+def test_scores_are_in_units_of_their_training_deviation_where_the_model_keeps_it(members, tiny_reward_model):
     def scored(path, **settings):
         return (
             ModelScorer(ModelReward(path=str(path), dtype="float32", **settings), 4096)
@@ -118,15 +118,15 @@ def test_scores_are_in_units_of_their_training_deviation_where_the_model_keeps_i
     # The zero of a cost model parts what is safe from what is not: it may not move.
     np.testing.assert_array_equal(scored(members[2], measures="cost"), raw)
     # A model of somebody else keeps no statistics: its scores stay as they are, unless units are asked for.
-    np.testing.assert_array_equal(scored(reward_model), scored(reward_model, normalise=False))
+    np.testing.assert_array_equal(scored(tiny_reward_model), scored(tiny_reward_model, normalise=False))
     with pytest.raises(BadInput, match=r"has no score_statistics.json, .* `normalise: true` need"):
-        scored(reward_model, normalise=True)
+        scored(tiny_reward_model, normalise=True)
 
 
-def test_a_start_says_in_which_units_a_model_scores(members, reward_model):
+def test_a_start_says_in_which_units_a_model_scores(members, tiny_reward_model):
     said = [
         units_of(ModelReward(path=path, ensemble=others, name="taste"))
-        for path, others in ((members[2], []), (members[0], members[1:]), (str(reward_model), []))
+        for path, others in ((members[2], []), (members[0], members[1:]), (str(tiny_reward_model), []))
     ]
     assert said == [
         "taste: scores in units of 2.5, their deviation over 9 training texts, from their mean 2",
@@ -135,18 +135,18 @@ def test_a_start_says_in_which_units_a_model_scores(members, reward_model):
     ]
 
 
-def test_members_that_do_not_belong_together(members, encoder_reward_model, reward_model, tmp_path):
+def test_members_that_do_not_belong_together(members, encoder_reward_model, tiny_reward_model, tmp_path):
     stranger = shutil.copytree(encoder_reward_model, tmp_path / "stranger")
     ScoreStatistics(9, 0.0, 1.0, 0.0).write(stranger)
-    constant = shutil.copytree(reward_model, tmp_path / "constant")
+    constant = shutil.copytree(tiny_reward_model, tmp_path / "constant")
     ScoreStatistics(9, 0.0, 0.0, 0.0).write(constant)
-    broken = shutil.copytree(reward_model, tmp_path / "broken")
+    broken = shutil.copytree(tiny_reward_model, tmp_path / "broken")
     (broken / STATISTICS_FILE).write_text("{}")
     for path, words in (
         (stranger, "another vocabulary"),
         (constant, "gives all texts the same score"),
         (broken, "is no file of score statistics"),
-        (reward_model, "has no score_statistics.json, which `rlhf reward` writes"),
+        (tiny_reward_model, "has no score_statistics.json, which `rlhf reward` writes"),
     ):
         with pytest.raises(BadInput, match=words):
             ModelScorer(ModelReward(path=members[0], ensemble=[str(path)], dtype="float32"), 4096)
@@ -160,8 +160,8 @@ def test_padding_that_is_eos_does_not_move_the_score(scorer):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_long_texts_lose_their_beginning_not_the_response(reward_model):
-    short = ModelScorer(ModelReward(path=str(reward_model), dtype="float32", max_tokens=24), 4096)
+def test_long_texts_lose_their_beginning_not_the_response(tiny_reward_model):
+    short = ModelScorer(ModelReward(path=str(tiny_reward_model), dtype="float32", max_tokens=24), 4096)
     filler = "The package arrived late and the box was broken. " * 5
     good, bad = short.score([filler, filler], ["Great!", "Awful?"], {}).values
     assert good != bad
@@ -169,10 +169,10 @@ def test_long_texts_lose_their_beginning_not_the_response(reward_model):
     assert longer == pytest.approx(good, abs=1e-5), "what was cut away must not matter"
 
 
-def test_messages_go_through_the_reward_models_own_template(scorer, reward_model):
+def test_messages_go_through_the_reward_models_own_template(scorer, tiny_reward_model):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(reward_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_reward_model)
     prompt = [{"role": "user", "content": "How is the film?"}]
     rendered = tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": "Good."}], tokenize=False)
     ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
@@ -181,10 +181,10 @@ def test_messages_go_through_the_reward_models_own_template(scorer, reward_model
     assert scorer.score([prompt], ["Good."], {}).values[0] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_a_row_that_the_template_refuses_fails_alone(reward_model, tmp_path):
+def test_a_row_that_the_template_refuses_fails_alone(tiny_reward_model, tmp_path):
     import shutil
 
-    directory = shutil.copytree(reward_model, tmp_path / "strict")
+    directory = shutil.copytree(tiny_reward_model, tmp_path / "strict")
     template = "{{ raise_exception('no system turns') if messages[0]['role'] == 'system' else messages[0]['content'] }}"
     (directory / "chat_template.jinja").write_text(template)
     strict = ModelScorer(ModelReward(path=str(directory), dtype="float32"), 4096)
@@ -195,8 +195,8 @@ def test_a_row_that_the_template_refuses_fails_alone(reward_model, tmp_path):
     assert [(f.kind, f.rows) for f in scores.failures] == [("bad input", (1,))]
 
 
-def test_scores_that_are_no_numbers_are_failures(reward_model):
-    broken = ModelScorer(ModelReward(path=str(reward_model), dtype="float32"), 4096)
+def test_scores_that_are_no_numbers_are_failures(tiny_reward_model):
+    broken = ModelScorer(ModelReward(path=str(tiny_reward_model), dtype="float32"), 4096)
     broken._networks[0].network.score.weight.data.fill_(float("nan"))
     scores = broken.score(["a", "b"], ["c", "d"], {})
     assert [failure.kind for failure in scores.failures] == ["not a number", "not a number"]

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 
 from rlhf_ray.config.jobs.inference import SafetyConfig
@@ -13,16 +12,13 @@ from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.inference.safety import SafetyFilter
 from rlhf_ray.scoring.source import Failure, FailureTally, Scores, TooManyFailures
+from tests.samples import make_sample
 
 COSTS = {"good": -1.0, "edge": 0.5, "bad": 2.0, "worse": 9.0, "other": None, "broken": float("nan")}
 
 
 def sample(prompt_id: str, index: int, response: str) -> Sample:
-    nothing = np.zeros(1, np.int32)
-    return Sample(
-        *(prompt_id, prompt_id, index, 0, index, "p", response, nothing, nothing),
-        *(nothing.astype(bool), nothing.astype(np.float32), [], "stop"),
-    )
+    return make_sample(1, prompt_id, index, seed=index, prompt="p", response=response)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo import scoring as measuring
 from rlhf_ray.jobs.ppo.scoring import PendingScores
 from rlhf_ray.roles.trainer import SharedBatch
+from tests.samples import make_sample
 
 GROUPS, SAMPLES = 5, 3
 
@@ -49,21 +50,13 @@ class Network:
 
 def sample(group: int, index: int, length: int) -> Sample:
     random = np.random.default_rng([group, index])
-    return Sample(
-        prompt_id=str(group),
-        group_id=str(group),
-        index=index,
-        attempt=0,
-        seed=0,
-        prompt="p",
-        response="r",
-        prompt_ids=np.arange(2, dtype=np.int32),
+    return make_sample(
+        length,
+        group,
+        index,
         response_ids=random.integers(0, 100, length).astype(np.int32),
         written=random.random(length) < 0.7,
         behaviour_logprobs=-random.random(length).astype(np.float32),
-        weight_versions=[],
-        finish_reason="stop",
-        rewards={},
     )
 
 
