@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from rlhf_ray.config import phases
+from rlhf_ray.config import placement
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.tracking.timings import Timings
 
-GENERATE, SCORE, TRAIN, SYNC = phases.GENERATE, phases.SCORE, phases.TRAIN, phases.SYNC
+GENERATE, SCORE, TRAIN, SYNC = placement.GENERATE, placement.SCORE, placement.TRAIN, placement.SYNC
 EVALUATE, CHECKPOINT = "evaluate", "checkpoint"
 
 

@@ -9,8 +9,7 @@ from rlhf_ray.config.checks.roles import adapter_problems, engine_problems, grou
 from rlhf_ray.config.data import RowSource
 from rlhf_ray.config.lora import ALL_LINEAR
 from rlhf_ray.config.model import HeldModel, ModelConfig
-from rlhf_ray.config.phases import Phases
-from rlhf_ray.config.placement import GroupConfig, PlacementConfig
+from rlhf_ray.config.placement import GroupConfig, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import RewardConfig, reward_problems
 from rlhf_ray.config.training import TrainerConfig

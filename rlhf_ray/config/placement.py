@@ -1,5 +1,6 @@
-"""Where roles run: named groups of nodes, and what each worker of a role takes of its group."""
+"""Where roles run, and when: named groups of nodes, what each worker of a role takes of its group, and phases."""
 
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -7,6 +8,13 @@ from pydantic import Field, field_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.numbers import CPUs, GPUs, Seconds, Workers
+
+GENERATE, SCORE, TRAIN, SYNC = "generate", "score", "train", "sync"
+LOGPROBS = "log-probabilities"
+"""Names of the phases in which roles work."""
+
+Phases = Mapping[str, tuple[str, ...]]
+"""Sections of the config whose roles are awake, by phase."""
 
 
 class GroupConfig(Section):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 import ray
@@ -21,10 +21,11 @@ from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.microbatch import ExtraBatch
 from rlhf_ray.training.process import RankDeadlines, ThreadDemand
 from rlhf_ray.training.rank import Kind, TrainerRank
-from rlhf_ray.transfer.group import TransferGroup, Transport
-from rlhf_ray.transfer.manifest import Manifest
-from rlhf_ray.transfer.sender import WeightSender
-from rlhf_ray.transfer.source import DeepSpeedWeightSource
+
+if TYPE_CHECKING:
+    from rlhf_ray.transfer.group import TransferGroup, Transport
+    from rlhf_ray.transfer.manifest import Manifest
+    from rlhf_ray.transfer.sender import WeightSender
 
 Columns = Mapping[str, Shaped[np.ndarray, " values"]]
 
@@ -45,13 +46,17 @@ class TrainerActor(TrainerRank):
         """Load the model and meet the other ranks."""
         super().__init__(**self._arguments)
 
-    def prepare_transfer(self, transport: Transport, dtype: Dtype, bucket_bytes: int, seconds: float) -> Manifest:
+    def prepare_transfer(self, transport: "Transport", dtype: Dtype, bucket_bytes: int, seconds: float) -> "Manifest":
         """Make the sending end; returns what every transfer carries."""
+        # Here, as only policies whose engines take their weights send any.
+        from rlhf_ray.transfer.sender import WeightSender
+        from rlhf_ray.transfer.source import DeepSpeedWeightSource
+
         source = DeepSpeedWeightSource(self.weight_source(), dtype, bucket_bytes)
         self._sender = WeightSender(source, transport, rank=self.rank, seconds=seconds)
         return self._sender.manifest
 
-    def open_transfer(self, generation: int, engine_workers: Sequence[int], host: str) -> TransferGroup:
+    def open_transfer(self, generation: int, engine_workers: Sequence[int], host: str) -> "TransferGroup":
         """Make a new transfer group, on rank 0."""
         return self._prepared().open(generation, engine_workers, host)
 
@@ -83,7 +88,7 @@ class TrainerActor(TrainerRank):
         if self._sender is not None:
             self._sender.close()
 
-    def _prepared(self) -> WeightSender:
+    def _prepared(self) -> "WeightSender":
         if self._sender is None:
             raise RuntimeError("weight transfer: call prepare_transfer first")
         return self._sender

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlhf_ray.config.phases import GENERATE, SCORE, SYNC, TRAIN
+from rlhf_ray.config.placement import GENERATE, SCORE, SYNC, TRAIN
 
 Clock = Callable[[], float]
 

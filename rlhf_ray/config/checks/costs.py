@@ -1,4 +1,4 @@
-"""Settings of safe RLHF that contradict each other: cost models, cost sources, their critic, and lambda."""
+"""Settings of safe RLHF that contradict each other: cost sources, their critic, and lambda."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -10,7 +10,6 @@ from rlhf_ray.config.training import COST_CRITIC
 
 if TYPE_CHECKING:
     from rlhf_ray.config.jobs.ppo import PPOConfig
-    from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 
 OF_A_LEARNED_LAMBDA = ("cost_limit", "learning_rate", "maximum", "delay_steps", "window")
 
@@ -21,14 +20,6 @@ def untrained_cost_problems(sources: Mapping[KeyPath, RewardConfig]) -> Iterator
         if source.measures == "cost":
             text = "cost has no meaning where nothing is trained; leave it out, or give a negative weight"
             yield Problem((*key, "measures"), text)
-
-
-def cost_model_problems(config: "RewardTrainingConfig") -> Iterator[Problem]:
-    """Find settings of reward models that have no effect on a cost model."""
-    if config.cost is not None:
-        for name in ("loss", "aggregation", "centering_coefficient", "members"):
-            if dict(config)[name] != type(config).model_fields[name].default:
-                yield Problem((name,), "has no effect beside cost, which learns from pairs and has a zero of its own")
 
 
 def cost_problems(config: "PPOConfig") -> Iterator[Problem]:

@@ -16,8 +16,7 @@ from rlhf_ray.config.jobs.judges import JudgeConfig, PeopleJudge
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import Samples, Seed, Tokens
 from rlhf_ray.config.paths import PathText
-from rlhf_ray.config.phases import GENERATE, LOGPROBS, SCORE, Phases
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig, PlacementConfig
+from rlhf_ray.config.placement import GENERATE, LOGPROBS, SCORE, ClusterConfig, GroupConfig, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import FunctionReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig

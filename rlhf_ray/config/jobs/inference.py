@@ -13,8 +13,7 @@ from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import AnyFloat, NonNegativeInt, PositiveInt, Samples, Seed
 from rlhf_ray.config.paths import PathText
-from rlhf_ray.config.phases import GENERATE, SCORE, Phases
-from rlhf_ray.config.placement import ClusterConfig, GroupConfig, PlacementConfig
+from rlhf_ray.config.placement import GENERATE, SCORE, ClusterConfig, GroupConfig, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig

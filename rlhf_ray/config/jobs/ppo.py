@@ -15,8 +15,7 @@ from rlhf_ray.config.checks.roles import attention_problems, policy_adapter_prob
 from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import PositiveFloat, PositiveInt, Samples, Tokens
-from rlhf_ray.config.phases import GENERATE, SCORE, SYNC, TRAIN, Phases
-from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.placement import GENERATE, SCORE, SYNC, TRAIN, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import ModelReward, RewardConfig
 from rlhf_ray.config.rollout import RolloutConfig

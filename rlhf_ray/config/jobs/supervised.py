@@ -6,13 +6,11 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.costs import cost_model_problems
 from rlhf_ray.config.checks.roles import attention_problems
 from rlhf_ray.config.data import RankingDataConfig, RowSource, TextDataConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import LearningRate, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, Tokens
-from rlhf_ray.config.phases import TRAIN, Phases
-from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.placement import TRAIN, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import TrainerConfig
@@ -162,4 +160,10 @@ class RewardTrainingConfig(SupervisedConfig):
     def problems(self) -> Iterator[Problem]:
         """Find what is wrong between the sections."""
         yield from super().problems()
-        yield from cost_model_problems(self)
+        if self.cost is not None:
+            text = "has no effect beside cost, which learns from pairs and has a zero of its own"
+            for name in ("loss", "aggregation", "centering_coefficient", "members"):
+                if dict(self)[name] != type(self).model_fields[name].default:
+                    yield Problem(
+                        (name,), "has no effect beside cost, which learns from pairs and has a zero of its own"
+                    )

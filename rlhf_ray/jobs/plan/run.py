@@ -13,8 +13,7 @@ from rlhf_ray.config.checks.files import missing_files
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
-from rlhf_ray.config.phases import Phases
-from rlhf_ray.config.placement import PlacementConfig
+from rlhf_ray.config.placement import Phases, PlacementConfig
 from rlhf_ray.config.reading.verbs import load_job, split_command
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.jobs.plan.footprints import role_footprints

@@ -10,7 +10,7 @@ from rlhf_ray import cli
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.phases import LOGPROBS
+from rlhf_ray.config.placement import LOGPROBS
 from rlhf_ray.config.reading.verbs import deduce_verb, load_job
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
