@@ -164,6 +164,4 @@ class RewardTrainingConfig(SupervisedConfig):
             text = "has no effect beside cost, which learns from pairs and has a zero of its own"
             for name in ("loss", "aggregation", "centering_coefficient", "members"):
                 if dict(self)[name] != type(self).model_fields[name].default:
-                    yield Problem(
-                        (name,), "has no effect beside cost, which learns from pairs and has a zero of its own"
-                    )
+                    yield Problem((name,), text)
