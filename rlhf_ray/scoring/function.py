@@ -78,8 +78,9 @@ class FunctionScorer:
         if rows == 0:
             return Scores([])
         given = [as_given(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        beside = {name: list(values) for name, values in columns.items() if name not in ("prompts", "completions")}
         try:
-            kind, answer = self._ask(list(prompts), given, _lists(columns))
+            kind, answer = self._ask(list(prompts), given, beside)
         except TimeoutError:
             self._end()
             message = f"{self._file}:{self._name} did not return within timeout_seconds {self._seconds:g}"
@@ -210,7 +211,3 @@ def _limit_sending(connection: Connection, seconds: float) -> None:
         whole = int(seconds)
         limit = struct.pack("ll", whole, int((seconds - whole) * 1e6) or 1)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-
-
-def _lists(columns: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    return {name: list(values) for name, values in columns.items() if name not in ("prompts", "completions")}

@@ -149,12 +149,9 @@ class PromptGroups:
             compared += 1
             if compared > MOST_COMPARED:
                 self.unchecked += self._join(number, other)
-            elif self._similarity(number, other) >= self._threshold:
+            elif jaccard(self._ngrams_of(number), self._ngrams_of(other)) >= self._threshold:
+                # Of prompts shorter than a shingle it is 0 or 1.
                 self._join(number, other)
-
-    def _similarity(self, one: int, other: int) -> float:
-        """Return the Jaccard similarity of two prompts; 0 or 1 for such as are shorter than a shingle."""
-        return jaccard(self._ngrams_of(one), self._ngrams_of(other))
 
     def _ngrams_of(self, number: int) -> set[str]:
         found = self._ngrams.pop(number, None)

@@ -44,7 +44,7 @@ def run(config: GenerateConfig) -> None:
     if config.safety is not None:
         added |= SAFETY_COLUMNS
     taken = ("prompt", *added)
-    known = [_known(record, taken) for record in prompts.rows]
+    known = [{"prompt": record.prompt, **set_apart(record.columns, taken)} for record in prompts.rows]
     if any(not isinstance(record.prompt, str) for record in prompts.rows):
         # The form of completions is that of their prompts.
         known = [row | {"completion": as_given(row["prompt"], "")} for row in known]
@@ -75,10 +75,6 @@ def run(config: GenerateConfig) -> None:
             for line in safety.lines():
                 progress.message(line)
     print(f"{config.output}: {tally.line(len(prompts.rows), time.monotonic() - began)}")
-
-
-def _known(record: PromptRecord, taken: Container[str]) -> Row:
-    return {"prompt": record.prompt, **set_apart(record.columns, taken)}
 
 
 def _row(sample: Sample, taken: Container[str]) -> Row:

@@ -38,7 +38,8 @@ def _show(config: CompareConfig, door: Door) -> None:
     with closing(Database(config.store)) as database, open_writers([config.a, config.b], config) as writers:
         desk = Desk(database, "compare", writers, settings_of(config, answers_per_prompt=2))
         both = all(isinstance(side, FileAnswers) for side in (config.a, config.b))
-        desk.items.add(_written(prompts, writers) if both else _to_write(prompts, writers))
+        to_write = (NewItem(prompt, name, _source(writers)) for prompt, name in prompts)
+        desk.items.add(_written(prompts, writers) if both else to_write)
         serve(desk, door)
         report_win_rates(desk.labels)
 
@@ -69,10 +70,6 @@ def _written(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[AnswerWrit
             same += 1
     if same:
         say(f"  {same} prompts left out: both sides say the same")
-
-
-def _to_write(prompts: Sequence[tuple[Prompt, str]], writers: Sequence[AnswerWriter]) -> Iterator[NewItem]:
-    return (NewItem(prompt, name, _source(writers)) for prompt, name in prompts)
 
 
 def _source(writers: Sequence[AnswerWriter]) -> str:

@@ -44,7 +44,8 @@ def run(config: MergeConfig) -> None:
         raise BadInput(f"{error} (the model of this adapter; --base names it if it has moved)") from error
     merged = merge(network, settings, tensors, config.adapter)
     merged.to(getattr(torch, config.dtype) if config.dtype else described.dtype or torch.float32)
-    words = model.model_copy(update={"tokenizer": config.adapter if _has_tokenizer(adapter) else None})
+    has_tokenizer = (adapter / "tokenizer_config.json").is_file()
+    words = model.model_copy(update={"tokenizer": config.adapter if has_tokenizer else None})
 
     def save(folder: Path) -> None:
         tokenizer = load_tokenizer(words)
@@ -139,7 +140,3 @@ def _fit_embeddings(network: Any, settings: Any, tensors: Mapping[str, Tensor]) 
     if changed and output is not None and output.weight is embedding.weight and not settings.ensure_weight_tying:
         output.weight = nn.Parameter(output.weight.detach().clone())
         network.config.tie_word_embeddings = network.config.get_text_config().tie_word_embeddings = False
-
-
-def _has_tokenizer(directory: Path) -> bool:
-    return (directory / "tokenizer_config.json").is_file()

@@ -17,7 +17,9 @@ def run(config: PlotConfig) -> None:
         RlhfError: the output cannot be written.
     """
     histories = {folder: _history(folder) for folder in (Path(run).expanduser().resolve() for run in config.runs)}
-    output = Path(config.output).expanduser() if config.output else _own_folder(list(histories))
+    folder, *others = histories
+    own = folder.parent / "comparison" if others else folder
+    output = Path(config.output).expanduser() if config.output else own
     try:
         output.mkdir(parents=True, exist_ok=True)
         _draw(histories, output)
@@ -34,10 +36,6 @@ def _history(folder: Path) -> History:
     if not history.series:
         raise BadInput(f"runs: {folder / METRICS_FILE} has no metrics yet")
     return history
-
-
-def _own_folder(folders: list[Path]) -> Path:
-    return folders[0] if len(folders) == 1 else folders[0].parent / "comparison"
 
 
 def _draw(histories: dict[Path, History], output: Path) -> None:
