@@ -6,7 +6,7 @@ from typing import Any
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.jobs.tools import SchemaConfig
-from rlhf_ray.config.reading.schema import one_line
+from rlhf_ray.config.reading.schema import without_breaks
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 
 
@@ -33,7 +33,7 @@ def _without_titles(node: Any, names: bool = False) -> Any:
     if not isinstance(node, dict):
         return node
     return {
-        key: one_line(value)
+        key: without_breaks(value)
         if key == "description" and isinstance(value, str)
         else _without_titles(value, names=not names and key in {"properties", "$defs"})
         for key, value in node.items()
