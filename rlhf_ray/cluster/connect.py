@@ -16,6 +16,7 @@ from rlhf_ray.cluster.errors import DeadlineExceeded, ResourcesUnavailable
 from rlhf_ray.cluster.outcome import wait
 from rlhf_ray.cluster.placement import Layout, Slot
 from rlhf_ray.cluster.session import Say, ray_session, silent
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig
 
 if TYPE_CHECKING:
@@ -48,11 +49,14 @@ class Cluster:
         deadlines: DeadlineConfig,
         placed: dict[str, PlacementGroup],
         say: Say = silent,
+        environment: EnvironmentConfig | None = None,
     ) -> None:
         self.say = say
         """Takes words for the person who watches."""
         self.layout = Layout(groups)
         self.deadlines = deadlines
+        self.environment = environment or EnvironmentConfig()
+        """Variables that the user gives to workers."""
         self.placement_groups = placed
         self.turns: list[tuple[str, str]] = []
         """(role, "wake" or "sleep"), in the order in which they happened."""
@@ -192,7 +196,12 @@ def _wait_for(ending: list[ray.ObjectRef], seconds: float) -> None:
 
 
 @contextmanager
-def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say = silent) -> Iterator[Cluster]:
+def connect(
+    cluster: ClusterConfig,
+    groups: Mapping[str, GroupConfig],
+    say: Say = silent,
+    environment: EnvironmentConfig | None = None,
+) -> Iterator[Cluster]:
     """Join or start Ray and reserve the groups; on leaving, all workers end, and a Ray that was started here too.
 
     Joined is, in this order: a session that this process has open, `cluster.address`, the cluster that the job was
@@ -202,6 +211,7 @@ def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say 
         cluster: which Ray, and deadlines.
         groups: what to reserve, by name.
         say: takes a line for the person who watches when Ray is ready, and one as each role is.
+        environment: variables that the user gives to workers; None: none.
 
     Raises:
         ClusterUnreachable: no Ray answers at the address.
@@ -211,7 +221,7 @@ def connect(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say 
     with ExitStack() as stack:
         stack.enter_context(ray_session(cluster, groups, say))
         placed = _reserve(groups, cluster.deadlines.start_seconds, stack)
-        joined = Cluster(groups, cluster.deadlines, placed, say)
+        joined = Cluster(groups, cluster.deadlines, placed, say, environment)
         stack.callback(joined.close)
         yield joined
 

@@ -395,7 +395,9 @@ class ActorGroup:
             num_gpus=0,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": variables | named_secrets() | self._environment},
+            runtime_env={
+                "env_vars": variables | named_secrets() | self.cluster.environment.of(self.name) | self._environment
+            },
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 self.cluster.placement_groups[slot.group], placement_group_bundle_index=slot.bundle
             ),

@@ -7,6 +7,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.addresses import hidden_credentials
 from rlhf_ray.config.checks.roles import adapter_problems, engine_problems, group_problems, trainer_problems
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.lora import ALL_LINEAR
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.placement import GroupConfig, Phases, PlacementConfig
@@ -30,6 +31,10 @@ class JobConfig(Section):
     def node_groups(self) -> Mapping[str, GroupConfig]:
         """Return the groups of nodes, by name."""
         return {}
+
+    def worker_environment(self) -> EnvironmentConfig:
+        """Return the environment variables of the workers."""
+        return EnvironmentConfig()
 
     def placements(self) -> dict[KeyPath, PlacementConfig]:
         """Return the roles in the order in which they are placed, on which it depends who shares a device with whom."""
@@ -86,6 +91,8 @@ class JobConfig(Section):
         yield from hidden_credentials(self.model_dump(mode="json"))
         placements = self.placements()
         yield from group_problems(placements, self.node_groups())
+        for problem in self.worker_environment().problems({str(key[0]) for key in placements}):
+            yield Problem(("environment", *problem.key), problem.message)
         yield from trainer_problems(placements)
         yield from engine_problems(placements, self.learns_from_samples)
         yield from reward_problems(self.reward_sources())

@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.numbers import NonNegativeInt, PositiveInt, Seed
 from rlhf_ray.config.paths import PathText
@@ -56,6 +57,9 @@ class RunConfig(JobConfig):
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; roles say which one they are on."""
 
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    """Environment variables of the workers."""
+
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     """Checkpoints."""
 
@@ -65,6 +69,10 @@ class RunConfig(JobConfig):
     def node_groups(self) -> Mapping[str, GroupConfig]:
         """Return `groups`."""
         return self.groups
+
+    def worker_environment(self) -> EnvironmentConfig:
+        """Return `environment`."""
+        return self.environment
 
     def output_folder(self) -> str | None:
         """Return the run folder."""

@@ -4,6 +4,7 @@ import _thread
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from rlhf_ray.cluster.connect import Cluster, connect
 from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
 from rlhf_ray.cluster.group import ActorGroup, Mesh, ready_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ClusterConfig, DeadlineConfig, GroupConfig, PlacementConfig
 from rlhf_ray.redaction.texts import HIDDEN
@@ -51,6 +53,11 @@ class Worker:
     def variables(self) -> dict[str, str | None]:
         names = ("CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "OMP_NUM_THREADS", "OF_THE_ROLE")
         return {name: os.environ.get(name) for name in names}
+
+    def child_variables(self) -> list[str]:
+        """Those of a process that the worker starts, as an engine starts vLLM's."""
+        names = ["NCCL_SOCKET_IFNAME", "NCCL_DEBUG"]
+        return subprocess.run(["printenv", *names], capture_output=True, text=True, check=False).stdout.split()
 
     def say(self, variable: str) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -104,7 +111,8 @@ class Worker:
 def cluster(ray_session: None) -> Iterator[Cluster]:
     groups = {"cpu": GroupConfig(cpus_per_node=2), "gpu": GroupConfig(cpus_per_node=2, gpus_per_node=4)}
     deadlines = DeadlineConfig(start_seconds=60, call_seconds=30)
-    with connect(ClusterConfig(deadlines=deadlines), groups) as joined:
+    environment = EnvironmentConfig(all={"NCCL_SOCKET_IFNAME": "eth7"}, roles={"critics": {"NCCL_DEBUG": "INFO"}})
+    with connect(ClusterConfig(deadlines=deadlines), groups, environment=environment) as joined:
         yield joined
 
 
@@ -158,6 +166,11 @@ def test_workers_see_their_devices_and_threads(cluster: Cluster):
         "OMP_NUM_THREADS": "1",
         "OF_THE_ROLE": "reward",
     }
+
+
+def test_workers_and_what_they_start_have_the_variables_of_the_config(cluster: Cluster):
+    assert start(cluster, "policy", 1).call("child_variables") == [["eth7"]]
+    assert start(cluster, "critic", 1).call("child_variables") == [["eth7", "INFO"]]
 
 
 def test_roles_on_one_device_take_turns(cluster: Cluster):

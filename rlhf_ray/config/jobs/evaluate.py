@@ -10,6 +10,7 @@ from rlhf_ray.config.checks.evaluate import evaluate_problems
 from rlhf_ray.config.checks.files import absent_file
 from rlhf_ray.config.checks.inference import sampling_problems
 from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.inference import SamplingConfig
 from rlhf_ray.config.jobs.judges import JudgeConfig, PeopleJudge
@@ -46,6 +47,9 @@ class EvaluateConfig(JobConfig):
 
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; roles say which one they are on."""
+
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    """Environment variables of the workers."""
 
     models: dict[str, ComparedModel] = Field(min_length=1)
     """The models by name, in the order in which they are shown. One at a time is loaded."""
@@ -89,6 +93,10 @@ class EvaluateConfig(JobConfig):
     def node_groups(self) -> Mapping[str, GroupConfig]:
         """Return `groups`."""
         return self.groups
+
+    def worker_environment(self) -> EnvironmentConfig:
+        """Return `environment`."""
+        return self.environment
 
     def placements(self) -> dict[KeyPath, PlacementConfig]:
         """Return all roles; log-probabilities are measured only where there is a reference, or texts."""

@@ -9,6 +9,7 @@ from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.costs import untrained_cost_problems
 from rlhf_ray.config.checks.inference import safety_problems, sampling_problems, score_column_problems
 from rlhf_ray.config.data import DataConfig, PromptDataConfig, RowSource
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import AnyFloat, NonNegativeInt, PositiveInt, Samples, Seed
@@ -67,9 +68,16 @@ class InferenceConfig(JobConfig):
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; roles say which one they are on."""
 
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    """Environment variables of the workers."""
+
     def node_groups(self) -> Mapping[str, GroupConfig]:
         """Return `groups`."""
         return self.groups
+
+    def worker_environment(self) -> EnvironmentConfig:
+        """Return `environment`."""
+        return self.environment
 
     def output_files(self) -> dict[KeyPath, str]:
         """Return `output`."""

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.checks.roles import recording_problems
 from rlhf_ray.config.data import RowSource
+from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import Seed, Share, Temperature, Tokens, WrittenAsList
@@ -124,6 +125,9 @@ class FeedbackPageConfig(JobConfig):
     groups: dict[str, GroupConfig] = Field(default_factory=lambda: {"main": GroupConfig()})
     """Named groups of nodes; engines say which one they are on."""
 
+    environment: EnvironmentConfig = Field(default_factory=EnvironmentConfig)
+    """Environment variables of the workers."""
+
     def answer_sources(self) -> dict[KeyPath, AnswerConfig]:
         """Return where answers come from."""
         return {}
@@ -136,6 +140,10 @@ class FeedbackPageConfig(JobConfig):
     def node_groups(self) -> Mapping[str, GroupConfig]:
         """Return `groups`."""
         return self.groups
+
+    def worker_environment(self) -> EnvironmentConfig:
+        """Return `environment`."""
+        return self.environment
 
     def placements(self) -> dict[KeyPath, PlacementConfig]:
         """Return the engines."""

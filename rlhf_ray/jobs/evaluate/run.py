@@ -79,7 +79,7 @@ class _Start:
         if not self._began:
             self._stack.enter_context(ray_session(self._config.cluster, self._config.groups, say))
             self._began = True
-        return connect(self._config.cluster, self._config.groups, say)
+        return connect(self._config.cluster, self._config.groups, say, self._config.environment)
 
 
 def cost_of(model: ComparedModel) -> tuple[float | None, int | None]:

@@ -53,7 +53,7 @@ def run(config: GenerateConfig) -> None:
     turn = SingleTurn(Encoder(tokenizer), sampling_of(config))
     with (
         row_output(config.output, known, added) as file,
-        connect(config.cluster, config.groups, say) as cluster,
+        connect(config.cluster, config.groups, say, config.environment) as cluster,
         fixed_pool(
             cluster, config.model, config.rollout, turn, seed=config.seed, max_tokens=config.longest_sample()
         ) as pool,

@@ -50,7 +50,10 @@ def run(config: ScoreConfig) -> None:
     known = [_known(answer, names) for answer in answers.rows]
     found: Scored = {name: [] for name in names}
     with row_output(config.output, known, dict.fromkeys(names, float)) as file:
-        with connect(config.cluster, config.groups, say) as cluster, RowProgress("scoring", len(known)) as progress:
+        with (
+            connect(config.cluster, config.groups, say, config.environment) as cluster,
+            RowProgress("scoring", len(known)) as progress,
+        ):
             models = (source for source in config.rewards if isinstance(source, ModelReward))
             for line in (*answers.report.lines(), *map(units_of, models)):
                 progress.message(line)

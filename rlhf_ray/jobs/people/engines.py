@@ -31,7 +31,7 @@ def open_rollout_writers(
         RlhfError: a model cannot be used, or engines do not start.
     """
     with ExitStack() as stack:
-        cluster = stack.enter_context(connect(config.cluster, config.groups, say))
+        cluster = stack.enter_context(connect(config.cluster, config.groups, say, config.environment))
         # As the plan calls them.
         names = ["rollout"] if len(sources) == 1 else [f"{side}.rollout" for side in ("a", "b")]
         yield [

@@ -75,7 +75,7 @@ def started_roles(config: PPOConfig, data: PPOData, tracker: Tracker) -> Iterato
         tracker.message(line)
     tracker.message(f"starting Ray and the roles: {', '.join(role_placements(config))}")
     with (
-        connect(config.cluster, config.groups, tracker.message) as cluster,
+        connect(config.cluster, config.groups, tracker.message, config.environment) as cluster,
         start_roles(config, cluster) as roles,
         # After Ray, which sets handlers of its own; and until now there was nothing to save.
         stop_on_signals() as stop,

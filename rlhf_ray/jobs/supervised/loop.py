@@ -106,7 +106,7 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
             for line in loaded.report.lines() if loaded else ():
                 tracker.message(line)
         tracker.message("starting Ray and the trainer")
-        cluster = stack.enter_context(connect(config.cluster, config.groups, tracker.message))
+        cluster = stack.enter_context(connect(config.cluster, config.groups, tracker.message, config.environment))
         trainer = TrainerGroup(
             cluster,
             "trainer",
