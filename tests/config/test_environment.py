@@ -31,7 +31,7 @@ def test_those_of_a_role_win() -> None:
         ({"all": {"SOME_NAME": PLANTED["PLANTED_API_KEY"]}}, "all", "holds the value of the environment variable"),
         ({"secrets": ["hf_" + "aB3" * 12]}, "secrets.0", "is the name of an environment variable"),
         ({"all": {"A B": "x"}}, "all.A B", "is no name of an environment variable"),
-        ({"roles": {"trainer": {"NCCL_DEBUG": "INFO"}}}, "roles.trainer", "no role of this name (roles: policy, rew"),
+        ({"roles": {"trainer": {"NCCL_DEBUG": "INFO"}}}, "roles.trainer", "the job has no role of this name"),
     ],
 )
 def test_what_would_break_a_job_or_tell_a_secret_is_refused(
