@@ -1,4 +1,4 @@
-"""The one loop of policy-gradient jobs, the admission rule, and whose turn it is on shared devices.
+"""The one loop of policy-gradient jobs, and the admission rule.
 
 Nothing here calls Ray or a model: the loop calls a job's driver, and what a test sees is the order of its acts.
 
@@ -8,10 +8,9 @@ from at version s, in order, so that nothing is older than k versions, thrown aw
 """
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from rlhf_ray.config import placement
@@ -82,72 +81,6 @@ class Admission:
         self.accepted += prompts
 
 
-class Sleeper(Protocol):
-    """A role that can give its devices away for a while."""
-
-    def wake(self) -> None:
-        """Take the devices again."""
-        ...
-
-    def sleep(self) -> None:
-        """Free the devices."""
-        ...
-
-
-@dataclass
-class DeviceTurns:
-    """Turns of roles that share devices: for a phase, those it does not use sleep, then those it uses wake.
-
-    Without roles nothing is shared and nothing happens.
-    """
-
-    roles: Mapping[str, Sleeper] = field(default_factory=dict)
-    """Roles that share devices, in the order in which they wake."""
-    uses: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Roles that each phase needs."""
-    asleep: set[str] = field(default_factory=set)
-    """Roles that have given their devices away; at first none has, unless said."""
-    _phase: str | None = None
-
-    def begin(self, phase: str) -> None:
-        """Let the roles of `phase` have the devices."""
-        self._phase = phase
-        for name, role in self.roles.items():
-            if name not in self.uses[phase] and name not in self.asleep:
-                role.sleep()
-                self.asleep.add(name)
-        for name, role in self.roles.items():
-            if name in self.uses[phase] and name in self.asleep:
-                role.wake()
-                self.asleep.remove(name)
-
-    @contextmanager
-    def during(self, phase: str) -> Iterator[None]:
-        """Let the roles of `phase` have the devices for a while, within another phase."""
-        before = self._phase
-        self.begin(phase)
-        yield
-        if before is not None:  # not after an error, which may come from a role that died
-            self.begin(before)
-
-    def clear_for(self, started: Collection[str]) -> None:
-        """Let all roles sleep but those that are about to start anew, which wake up by that."""
-        for name, role in self.roles.items():
-            if name not in started and name not in self.asleep:
-                role.sleep()
-                self.asleep.add(name)
-        self.asleep -= set(started)
-
-    def hand_over(self, groups: Iterable[Group], phase: str) -> Iterator[Group]:
-        """Pass groups on to `phase`: each as it comes, or, where devices are shared, all once the last has come."""
-        if not self.roles:
-            yield from groups
-            return
-        finished = list(groups)
-        self.begin(phase)
-        yield from finished
-
-
 @dataclass
 class RunProgress:
     """Steps that are done, saved and evaluated."""
@@ -162,6 +95,8 @@ class RunProgress:
 
 class Driver(Protocol):
     """Hooks of a job in each phase. Steps are counted from 0: step s learns from weights of version s.
+
+    Where roles share devices, each act gives them to those that it needs.
 
     Nothing that a checkpoint holds may change before `update`, except that prompts are handed out; those that were, and
     were not learned from, are part of a checkpoint and are handed out again first. So a run may leave between any two
@@ -193,7 +128,7 @@ class Driver(Protocol):
         ...
 
     def evaluate(self, done: int) -> None:
-        """Answer and score the same prompts after `done` steps, in the turns of GENERATE and SCORE."""
+        """Answer and score the same prompts after `done` steps."""
         ...
 
     def log(self, done: int, metrics: Mapping[str, float], seconds: Mapping[str, float]) -> None:
@@ -233,7 +168,6 @@ class Loop:
         schedule: how many steps, and what is due when.
         progress: how far an earlier part of the run came; the loop counts on in it.
         stop: looked at between phases and as groups come; once true, the run saves what is done and leaves.
-        turns: the roles that share devices.
         timings: where time goes; a driver may open parts of it, such as IDLE for its own arithmetic.
     """
 
@@ -244,14 +178,12 @@ class Loop:
         progress: RunProgress | None = None,
         *,
         stop: Stop = False,
-        turns: DeviceTurns | None = None,
         timings: Timings | None = None,
     ) -> None:
         self.driver = driver
         self.progress = progress or RunProgress()
         self._schedule = schedule
         self._stop = stop
-        self._turns = turns or DeviceTurns()
         self._timings = timings or Timings()
         done = self.progress.done
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
@@ -260,7 +192,7 @@ class Loop:
 
     def again(self) -> "Loop":
         """Return a loop that goes on from where this one is, in a step that broke off before anything was learned."""
-        return Loop(self.driver, self._schedule, self.progress, stop=self._stop, turns=self._turns)
+        return Loop(self.driver, self._schedule, self.progress, stop=self._stop)
 
     def run(self) -> int:
         """Make the steps that are left; returns how many are done. Ends what still runs when an act fails."""
@@ -286,15 +218,15 @@ class Loop:
 
     def _step(self) -> None:
         step = self.progress.done
-        with self._phase(GENERATE):
+        with self._timings.part(GENERATE):
             self._collect(step)
         if self._stop:
             return
-        with self._phase(SCORE):
+        with self._timings.part(SCORE):
             experience = self.driver.make_experience(step)
         if self._stop:
             return
-        with self._phase(TRAIN):
+        with self._timings.part(TRAIN):
             metrics = self._update(step, experience)
         self.progress.done, self.progress.evaluated = step + 1, False
         if self._schedule.ends_requests and (self._schedule.exact or not self._stop):
@@ -314,7 +246,7 @@ class Loop:
             self._under_way.append(_UnderWay(self._started, self.driver.rollout(self._started, size)))
             self._started += 1
         batch = self._under_way[0]
-        for group in self._turns.hand_over(batch.groups, SCORE):
+        for group in batch.groups:
             self._take(batch, group)
             if self._stop:
                 return
@@ -353,23 +285,17 @@ class Loop:
         return dict(update.result())
 
     def _sync(self) -> Mapping[str, float]:
-        with self._phase(SYNC):
+        with self._timings.part(SYNC):
             return self.driver.sync(version=self.progress.done)
 
     def _evaluate_if_due(self) -> None:
         if self._schedule.evaluation_due(self.progress.done):
-            with self._phase(EVALUATE, turn=GENERATE):
+            with self._timings.part(EVALUATE):
                 self.driver.evaluate(self.progress.done)
             self.progress.evaluated = True
 
     def _checkpoint(self) -> None:
         self._take_what_came()
-        with self._phase(CHECKPOINT, turn=TRAIN):
+        with self._timings.part(CHECKPOINT):
             self.driver.checkpoint(self.progress.done, evaluated=self.progress.evaluated)
         self.progress.saved = self.progress.done
-
-    @contextmanager
-    def _phase(self, name: str, turn: str | None = None) -> Iterator[None]:
-        with self._timings.part(name):
-            self._turns.begin(turn or name)
-            yield

@@ -1,4 +1,4 @@
-"""The loop's order, what it does when asked to stop, the admission rule, turns on shared devices, timings."""
+"""The loop's order, what it does when asked to stop, the admission rule, timings."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +14,6 @@ from rlhf_ray.schedule import (
     SYNC,
     TRAIN,
     Admission,
-    DeviceTurns,
     Loop,
     RunProgress,
     Schedule,
@@ -287,75 +286,3 @@ def test_admission_with_staleness_0_is_one_batch_at_a_time() -> None:
     assert admission.room(version=1) == 4
     with pytest.raises(ValueError, match="1 prompts end where 0 run"):
         admission.accept(1)
-
-
-class RecordingRole:
-    def __init__(self, name: str, events: list[str]) -> None:
-        self._name, self._events = name, events
-
-    def wake(self) -> None:
-        self._events.append(f"wake {self._name}")
-
-    def sleep(self) -> None:
-        self._events.append(f"sleep {self._name}")
-
-
-USES = {
-    SYNC: ["policy", "rollout"],
-    GENERATE: ["rollout"],
-    SCORE: ["policy", "critic", "reference", "reward"],
-    TRAIN: ["policy", "critic"],
-}
-ROLES = ["policy", "critic", "reference", "reward", "rollout"]
-
-
-def test_roles_that_share_devices_sleep_before_others_wake_and_scoring_waits_for_the_last_group() -> None:
-    driver = RecordingDriver()
-    turns = DeviceTurns({name: RecordingRole(name, driver.events) for name in ROLES}, USES)
-    Loop(driver, Schedule(steps=1, prompts_per_step=2), turns=turns).run()
-    assert driver.events == [
-        *["sleep critic", "sleep reference", "sleep reward", "sync 0"],
-        *["sleep policy", "rollout 0", "group 0.0", "group 0.1"],
-        *["sleep rollout", "wake policy", "wake critic", "wake reference", "wake reward", "score 0.0", "score 0.1"],
-        *["experience 0.0,0.1", "sleep reference", "sleep reward", "update 0.0,0.1"],
-        *["sleep critic", "wake rollout", "sync 1", "log 1"],
-        *["sleep rollout", "wake critic", "checkpoint 1"],
-    ]
-
-
-def test_a_phase_within_a_phase_gives_the_devices_back() -> None:
-    events: list[str] = []
-    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
-    turns.begin(GENERATE)
-    events.clear()
-    with turns.during(SYNC):
-        assert events == ["wake policy"]
-    assert events == ["wake policy", "sleep policy"]
-
-
-def test_a_role_that_starts_anew_finds_its_devices_free_and_is_awake_then() -> None:
-    events: list[str] = []
-    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
-    turns.begin(SCORE)
-    events.clear()
-    turns.clear_for(["critic", "rollout"])
-    assert events == ["sleep policy", "sleep reference", "sleep reward"], "not the dead one, nor one that sleeps"
-    events.clear()
-    turns.begin(TRAIN)
-    assert events == ["sleep rollout", "wake policy"]
-
-
-@given(st.lists(st.sampled_from(list(USES)), max_size=30))
-def test_whatever_the_order_of_phases_exactly_the_roles_in_use_are_awake(phases: list[str]) -> None:
-    events: list[str] = []
-    turns = DeviceTurns({name: RecordingRole(name, events) for name in ROLES}, USES)
-    awake = set(ROLES)
-    for phase in phases:
-        events.clear()
-        turns.begin(phase)
-        kinds = [event.split()[0] for event in events]
-        assert kinds == sorted(kinds), "sleeping comes before waking"
-        for kind, name in map(str.split, events):
-            assert (kind == "sleep") == (name in awake)
-            awake ^= {name}
-        assert awake == set(USES[phase])

@@ -59,7 +59,7 @@ class Cluster:
         """Variables that the user gives to workers."""
         self.placement_groups = placed
         self.turns: list[tuple[str, str]] = []
-        """(role, "wake" or "sleep"), in the order in which they happened."""
+        """(role, "wake", "sleep" or "free_cache"), in the order in which they happened."""
 
         self._roles: list[ActorGroup] = []
         self._given_ports: set[tuple[str, int]] = set()

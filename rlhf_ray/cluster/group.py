@@ -260,18 +260,11 @@ class ActorGroup:
         ref = self.submit_one(rank, method, *args, **kwargs)
         return self.wait([ref], phase=phase or method, seconds=seconds, rank=rank)[0]
 
-    def wake(self) -> None:
-        """Bring all ranks back onto their devices; nothing happens where the role shares none."""
-        self._turn("wake")
-
-    def sleep(self) -> None:
-        """Clear all ranks' devices for the roles that share them; nothing happens where the role shares none."""
-        self._turn("sleep")
-
-    def _turn(self, method: str) -> None:
+    def turn(self, method: str, *arguments: Any) -> None:
+        """Tell all ranks to `wake`, `sleep` or `free_cache`; nothing happens where the role shares no devices."""
         if self.shares_devices:
             self.cluster.turns.append((self.name, method))
-            for rank, ref in enumerate(self.submit(method)):
+            for rank, ref in enumerate(self.submit(method, *arguments)):
                 # Each rank is waited for: the others take their turn also where one died, which is missed at its next
                 # call by who can start it again. Its devices are free.
                 with suppress(RoleDied):

@@ -2,7 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.group import TransferGroup, Transport
-from rlhf_ray.transfer.meeting import call_off
+from rlhf_ray.transfer.meeting import call_off, end_transfer
 from rlhf_ray.transfer.verification import TOLERANCE, sync_timings, verify_sync
 
 OWN_ERROR_SECONDS = 10.0
@@ -36,6 +36,8 @@ class PolicySync(ABC):
         dtype: type of the engines.
         tolerance: largest difference of log-probabilities on the probes; None for the type's own.
         probes: token sequences that both sides score after each sync.
+        hand_over: gives devices that both sides share to the engines, once the policy has done its part; None: they
+            share none.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class PolicySync(ABC):
         dtype: Dtype,
         tolerance: float | None,
         probes: Sequence[np.ndarray],
+        hand_over: Callable[[], None] | None = None,
     ) -> None:
         self._policy = policy.actors
         self._engines = engines
         self._dtype: Dtype = dtype
         self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
         self._probes = probes
+        self._hand_over = hand_over
         self._seconds = engines.transfer_seconds
         self.prepare()
 
@@ -118,6 +122,9 @@ class PolicySync(ABC):
 
     def _verify(self, version: int, members: list[int]) -> float:
         expecting = self._policy.submit("probe_logprobs", self._probes)
+        if self._hand_over is not None:
+            self._wait(expecting, [], [], "scoring the probes")
+            self._hand_over()
         scoring = [self._engines.submit_one(engine, "score", self._probes) for engine in members]
         expected, scored = self._wait(expecting, members, scoring, "scoring the probes")
         return max(
@@ -160,7 +167,7 @@ class WeightSync(PolicySync):
     """Sends weights from all policy ranks to engines; an adapter is merged into them on the way.
 
     Args:
-        policy, engines, dtype, tolerance, probes: see `PolicySync`.
+        policy, engines, dtype, tolerance, probes, hand_over: see `PolicySync`.
         engine_workers: tensor-parallel size of each engine, by number.
         transport: how weights travel.
         bucket_bytes: size of the pieces in which they are gathered and sent.
@@ -177,12 +184,13 @@ class WeightSync(PolicySync):
         dtype: Dtype,
         tolerance: float | None,
         probes: Sequence[np.ndarray],
+        hand_over: Callable[[], None] | None = None,
     ) -> None:
         self._transport: Transport = transport
         self._bucket_bytes = bucket_bytes
         self._engine_workers = engine_workers
         self._generation = 0
-        super().__init__(policy, engines, dtype=dtype, tolerance=tolerance, probes=probes)
+        super().__init__(policy, engines, dtype=dtype, tolerance=tolerance, probes=probes, hand_over=hand_over)
 
     def prepare(self) -> None:
         """Make the sending ends in the policy's processes, also in new ones."""
@@ -193,6 +201,7 @@ class WeightSync(PolicySync):
         self._manifest = ray.put(prepared[0])
         self._members: list[int] = []
         self._sending: list[ray.ObjectRef] = []
+        self._group: TransferGroup | None = None
 
     def catch_up(self, engine: int) -> None:
         """Give the policy's weights to an engine that came back; only while the policy does not learn."""
@@ -219,6 +228,7 @@ class WeightSync(PolicySync):
     def _break_off(self) -> None:
         """Leave the group of a sync that failed, so that engines waiting in it are free for the next one."""
         self._members = []
+        self._end_transfer()
         self._free_senders()
         try:
             self._policy.call("close_transfer", phase="end of a broken transfer", seconds=BREAK_OFF_SECONDS)
@@ -228,6 +238,15 @@ class WeightSync(PolicySync):
         except RoleError:
             pass
         super()._break_off()
+
+    def _end_transfer(self) -> None:
+        """Where the policy waits at its store until engines have copied from it, tell it that one will not."""
+        if self._transport != "ipc" or self._group is None or not self._receiving:
+            return
+        node = self._policy.cluster.node(self._policy.slots[0])
+        told = run_on(node, end_transfer, self._group, "an engine failed, or the policy itself")
+        with suppress(RoleError):  # without a store nobody waits at it
+            wait([told], role=self._policy.name, phase="end of a broken transfer", seconds=BREAK_OFF_SECONDS)
 
     def _free_senders(self) -> None:
         """End an engine that failed and to which the policy still sends: a closed connection ends the wait.
@@ -248,6 +267,7 @@ class WeightSync(PolicySync):
         # Anew each time: a role whose machine died is on another one.
         host = self._engines.cluster.host(self._policy.name, self._engines.name)
         group = self._policy.call_one(0, "open_transfer", self._generation, workers, host, seconds=self._seconds)
+        self._group = group
         joining = [self._policy.submit_one(0, "join_transfer")]
         connecting = [
             self._engines.submit_one(engine, "connect_transfer", group, position)

@@ -190,12 +190,12 @@ class RewardSources:
     def wake(self) -> None:
         """Bring all sources back onto their devices."""
         for group in self.groups.values():
-            group.wake()
+            group.turn("wake")
 
     def sleep(self) -> None:
         """Clear the devices of all sources."""
         for group in self.groups.values():
-            group.sleep()
+            group.turn("sleep")
 
     def clear(self) -> None:
         """Clear devices that are shared, before there are turns."""

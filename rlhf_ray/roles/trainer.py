@@ -320,11 +320,15 @@ class TrainerGroup:
 
     def wake(self) -> None:
         """Bring the model back onto devices that it shares."""
-        self.actors.wake()
+        self.actors.turn("wake")
 
     def sleep(self) -> None:
         """Clear devices that are shared."""
-        self.actors.sleep()
+        self.actors.turn("sleep")
+
+    def free_cache(self) -> None:
+        """Give back device memory that is kept for the next computation."""
+        self.actors.turn("free_cache")
 
     def clear(self) -> None:
         """Clear the devices for roles that are not placed yet."""

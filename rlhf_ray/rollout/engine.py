@@ -89,6 +89,7 @@ class Engine:
         self._group: TransferGroup | None = None
         self._shapes = checkpoint_shapes(model.path)
         self._broken: str | None = None
+        self._without_cache = False
         self._scores = 0
 
     @property
@@ -169,6 +170,11 @@ class Engine:
     async def _pause_scheduler(self, clear_cache: bool) -> None:
         # `pause_generation` does the same and then sleeps 20 ms for the sake of orderly logs.
         await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
+
+    async def _resume(self) -> None:
+        # An engine whose cache sleeps goes on by itself once that is awake.
+        if not self._without_cache:
+            await self._llm.resume_generation()
 
     async def score(self, sequences: Sequence[Int32[np.ndarray, " tokens"]]) -> list[Float32[np.ndarray, " tokens-1"]]:
         """Return the log-probability of each token after the first, at temperature 1, by the engine's own weights.
@@ -251,7 +257,7 @@ class Engine:
         await self._llm.reset_prefix_cache()
         self._broken = None
         self.version = version
-        await self._llm.resume_generation()
+        await self._resume()
         ended = time.perf_counter()
         return {**timings, "pause": paused - started + ended - received, "receive": ended - started}
 
@@ -314,7 +320,7 @@ class Engine:
         await self._llm.update_weight_version(str(version))
         await self._llm.reset_prefix_cache()
         self._broken, self.version = None, version
-        await self._llm.resume_generation()
+        await self._resume()
         return {"pause": paused - started + time.perf_counter() - loaded, "load": loaded - paused}
 
     async def health(self) -> None:
@@ -331,14 +337,19 @@ class Engine:
             raise RlhfError(f"rollout engine {self._index}: its processes died; its log says why") from error
 
     async def sleep(self, level: int = 1) -> None:
-        """Free GPU memory: 1 moves weights to the host and drops the cache, 2 drops both. Nothing on CPU."""
+        """Free GPU memory: 1 moves weights to the host and drops the cache, 2 drops both. Nothing on CPU.
+
+        Requests in flight wait, and are computed anew from their tokens.
+        """
         if self._rollout.gpus_per_worker > 0:
-            await _unless_dead(self._llm.sleep(level))
+            await _unless_dead(self._llm.sleep(level, mode="keep"))
+            self._without_cache = True
 
     async def wake(self, tags: Sequence[str] | None = None) -> None:
         """Take GPU memory back: `weights`, `kv_cache`, or everything. Nothing on CPU."""
         if self._rollout.gpus_per_worker > 0:
             await _unless_dead(self._llm.wake_up(list(tags) if tags is not None else None))
+            self._without_cache = self._without_cache and tags is not None and "kv_cache" not in tags
 
     def shutdown(self) -> None:
         """End the engine's processes, after END_SECONDS by force, and remove what they leave behind."""

@@ -22,6 +22,57 @@ from rlhf_ray.transfer.group import Transport
 
 logger = logging.getLogger(__name__)
 
+WEIGHTS, CACHE = "weights", "kv_cache"
+"""vLLM's names for what an engine wakes up one after the other."""
+
+KEEPS_WEIGHTS, KEEPS_NOTHING = 1, 2
+"""vLLM's levels of sleep: weights wait in the machine's memory, or nowhere."""
+
+
+class SharedEngines:
+    """Engines on devices that they share with others: what of them is awake, and what they keep while they sleep.
+
+    vLLM drops the cache whenever it sleeps; requests in flight stay and are computed anew from their tokens.
+    """
+
+    def __init__(self, engines: ActorGroup, *, get_all_weights: bool) -> None:
+        """Take engines that are awake.
+
+        Args:
+            engines: started ones.
+            get_all_weights: whether a sync gives them all their weights, and not an adapter alone.
+        """
+        self._engines = engines
+        self._get_all_weights = get_all_weights
+        self._awake: tuple[str, ...] = (WEIGHTS, CACHE)
+        self.weights_follow = False
+        """Whether a sync comes before they answer again."""
+
+    def wake(self) -> None:
+        """Take all that is missing: the weights that were kept, and an empty cache."""
+        self._wake(WEIGHTS, CACHE)
+
+    def wake_weights(self) -> None:
+        """Take the weights, or room for them."""
+        self._wake(WEIGHTS)
+
+    def sleep(self) -> None:
+        """Free the devices; weights are kept unless new ones follow."""
+        level = KEEPS_NOTHING if self.weights_follow and self._get_all_weights else KEEPS_WEIGHTS
+        self._engines.turn("sleep", level)
+        self._awake = ()
+
+    def sleep_but_weights(self) -> None:
+        """Free the devices where the cache is awake; it cannot go alone."""
+        if CACHE in self._awake:
+            self.sleep()
+
+    def _wake(self, *parts: str) -> None:
+        missing = [part for part in parts if part not in self._awake]
+        if missing:
+            self._engines.turn("wake", missing)
+            self._awake = (*self._awake, *missing)
+
 
 def place_engines(
     cluster: Cluster,

@@ -404,6 +404,11 @@ class TrainerRank:
             self._offloaded = OffloadedStorages(tensors_on(self._device))
             torch.cuda.empty_cache()
 
+    def free_cache(self) -> None:
+        """Give back device memory that torch keeps for the next computation."""
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def wake(self) -> None:
         """Bring back onto the device what `sleep` took away."""
         if self._offloaded is not None:

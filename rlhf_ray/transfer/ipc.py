@@ -3,17 +3,26 @@
 import base64
 import hmac
 import pickle
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Shaped
 from torch import Tensor, distributed
-from torch.distributed import TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed.distributed_c10d import _get_default_store
 from torch.multiprocessing.reductions import reduce_tensor
 
 from rlhf_ray.transfer.errors import TransferError
-from rlhf_ray.transfer.group import TransferGroup
+from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup
+from rlhf_ray.transfer.meeting import why_ended
+
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a transfer, for which somebody waits, was broken off."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.01
+"""Seconds between two questions to a store. A bucket takes some ten milliseconds, and many ranks ask one store."""
 
 
 class Mailbox:
@@ -62,11 +71,105 @@ class Mailbox:
     def _sign(self, payload: bytes) -> str:
         return hmac.new(self._group.key, payload, "sha256").hexdigest()
 
+    def why_ended(self) -> str | None:
+        """Return why somebody broke the transfer off; None where nobody did."""
+        return why_ended(self._group, self._store)
+
     def _wait(self, name: str) -> bytes:
-        try:
-            return self._store.get(name)
-        except RuntimeError as error:
-            raise TransferError(f"weight transfer: no {name!r} within {self._group.seconds:g} s: {error}") from error
+        _wait_for(self._store, [name], self._group.seconds, self.why_ended)
+        return self._store.get(name)
+
+
+class RankGate:
+    """Gate that keeps a trainer's ranks in step while engines copy from all of them; only the sender hears from these.
+
+    They wait on the CPU: a collective would spin on the GPU that the engine on it computes with, and could not be
+    called back where the engine dies.
+
+    Args:
+        rank: this trainer rank.
+        world: number of trainer ranks.
+        store: of theirs; not used by a single rank.
+        seconds: deadline of each wait.
+    """
+
+    def __init__(self, rank: int, world: int, store: Store, seconds: float) -> None:
+        self._rank, self._others = rank, [other for other in range(world) if other != SENDER_RANK]
+        self._store, self._seconds = PrefixStore("ipc", store), seconds
+        self._bucket = -1
+
+    @classmethod
+    def of_process_group(cls, seconds: float) -> "RankGate":
+        """Return the gate of all ranks of this process's group, at the store by which they met."""
+        if _ranks() == 1:
+            return cls(SENDER_RANK, 1, distributed.HashStore(), seconds)
+        return cls(distributed.get_rank(), _ranks(), _get_default_store(), seconds)
+
+    def begin(self) -> None:
+        """Go on to the next bucket; on all ranks."""
+        self._bucket += 1
+
+    def say_filled(self) -> None:
+        """Say that this rank's buffer holds the bucket; not on the sender."""
+        self._store.set(self._name(self._rank, "filled"), "yes")
+
+    def wait_for_ranks(self, why_ended: Callable[[], str | None]) -> None:
+        """Wait on the sender until the other ranks' buffers hold the bucket.
+
+        Raises:
+            TransferError: one of them did not come in time, or the transfer was broken off.
+        """
+        names = [self._name(rank, "filled") for rank in self._others]
+        _wait_for(self._store, names, self._seconds, why_ended)
+        for name in names:
+            self._store.delete_key(name)
+
+    def open(self, failure: str = "") -> None:
+        """Let the other ranks go on, or fail as the sender did; on the sender."""
+        for rank in self._others:
+            self._store.set(self._name(rank, "next"), failure)
+
+    def wait(self) -> None:
+        """Wait until the sender heard that the bucket was copied; on other ranks.
+
+        Raises:
+            TransferError: the sender failed, or does not answer.
+        """
+        name = self._name(self._rank, "next")
+        # The sender first waits as long itself, twice: for the ranks, and for the engines.
+        _wait_for(self._store, [name], 3 * self._seconds, lambda: None)
+        failure = self._store.get(name).decode()
+        self._store.delete_key(name)
+        if failure:
+            raise TransferError(failure)
+
+    def _name(self, rank: int, what: str) -> str:
+        return f"{self._bucket}/{rank}/{what}"
+
+
+def _wait_for(store: Store, names: list[str], seconds: float, why_ended: Callable[[], str | None]) -> None:
+    """Wait until a store has all these keys, looking now and then whether that is in vain.
+
+    Raises:
+        TransferError: it is, or they did not come in time, or the store is gone.
+    """
+    deadline = time.monotonic() + seconds
+    pause, looks = SHORTEST_PAUSE, 0.0
+    try:
+        # Not by the store's own waiting, which cannot hear of an end, and logs each time that it waited in vain.
+        while not store.check(names):
+            now = time.monotonic()
+            if now >= looks:
+                looks = now + LOOK_SECONDS
+                if (reason := why_ended()) is not None:
+                    raise TransferError(f"weight transfer: broken off: {reason}")
+            if now > deadline:
+                listed = ", ".join(map(repr, names))
+                raise TransferError(f"weight transfer: no {listed} within {seconds:g} s")
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, 1.5 * pause)
+    except RuntimeError as error:
+        raise TransferError(f"weight transfer: the store of those who wait for each other is gone: {error}") from error
 
 
 class IpcExport:
@@ -85,15 +188,12 @@ class IpcExport:
 
     def fill(self, bucket: Sequence[Shaped[Tensor, " items"]]) -> None:
         """Pack the flat tensors of a bucket end to end; returns when they are there for others to read."""
-        packed = torch.cat([tensor.view(torch.uint8) for tensor in bucket])
-        self._buffer[: len(packed)].copy_(packed)
+        end = 0
+        for tensor in bucket:
+            piece = tensor.view(torch.uint8)
+            begin, end = end, end + len(piece)
+            self._buffer[begin:end].copy_(piece)
         torch.cuda.current_stream(self._buffer.device).synchronize()
-
-    @staticmethod
-    def wait_for_ranks() -> None:
-        """Hold this rank until all ranks' buffers were read: only the sender hears from the engines."""
-        if _ranks() > 1:
-            distributed.barrier()
 
     @staticmethod
     def release() -> None:

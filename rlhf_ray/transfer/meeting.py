@@ -8,7 +8,7 @@ from torch.distributed import PrefixStore, TCPStore
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import TransferGroup
 
-ARRIVED, OUTCOME = "arrived", "outcome"
+ARRIVED, OUTCOME, ENDED = "arrived", "outcome", "ended"
 ALL_HERE = "all are here"
 
 CALL_OFF_SECONDS = 10.0
@@ -81,6 +81,21 @@ def call_off(group: TransferGroup, reason: str) -> None:
     members = _of(group, join_store(group, CALL_OFF_SECONDS))
     if not members.check([OUTCOME]):
         members.set(OUTCOME, reason)
+
+
+def end_transfer(group: TransferGroup, reason: str) -> None:
+    """Tell those who wait within a transfer, where it goes through the store, that it broke off.
+
+    Raises:
+        TransferError: the sender's store is gone, and with it the waiting.
+    """
+    _of(group, join_store(group, CALL_OFF_SECONDS)).set(ENDED, reason)
+
+
+def why_ended(group: TransferGroup, store: TCPStore) -> str | None:
+    """Return why the group's transfers broke off; None where they did not."""
+    members = _of(group, store)
+    return members.get(ENDED).decode() if members.check([ENDED]) else None
 
 
 def _of(group: TransferGroup, store: TCPStore) -> PrefixStore:

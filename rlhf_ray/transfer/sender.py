@@ -13,7 +13,7 @@ from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport, check_engine_workers
-from rlhf_ray.transfer.ipc import IpcExport, Mailbox
+from rlhf_ray.transfer.ipc import IpcExport, Mailbox, RankGate
 from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.meeting import meet, open_store
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
@@ -64,7 +64,7 @@ class WeightSender:
         self._group: TransferGroup | None = None
         self._store: TCPStore | None = None
         largest_bucket = max(source.manifest.bucket_bytes, default=0)
-        self._transport: SenderTransport = _TRANSPORTS[transport](rank, largest_bucket)
+        self._transport: SenderTransport = _TRANSPORTS[transport](rank, largest_bucket, seconds)
 
     @property
     def manifest(self) -> Manifest:
@@ -153,7 +153,7 @@ class _GlooSender:
 
     every_rank = False
 
-    def __init__(self, rank: int, largest_bucket: int) -> None:
+    def __init__(self, rank: int, largest_bucket: int, seconds: float) -> None:
         self._members: GlooGroup | None = None
 
     def join(self, group: TransferGroup, store: "TCPStore") -> None:
@@ -178,7 +178,7 @@ class _NcclSender:
 
     every_rank = False
 
-    def __init__(self, rank: int, largest_bucket: int) -> None:
+    def __init__(self, rank: int, largest_bucket: int, seconds: float) -> None:
         self._communicator: PyNcclCommunicator | None = None
 
     def join(self, group: TransferGroup, store: "TCPStore") -> None:
@@ -207,11 +207,13 @@ class _IpcSender:
 
     every_rank = True
 
-    def __init__(self, rank: int, largest_bucket: int) -> None:
+    def __init__(self, rank: int, largest_bucket: int, seconds: float) -> None:
         self._is_sender = rank == SENDER_RANK
         self._mailbox: Mailbox | None = None
         self._largest_bucket = largest_bucket
+        self._seconds = seconds
         self._export: IpcExport | None = None
+        self._gate: RankGate | None = None
         self._transfer = 0
 
     def join(self, group: TransferGroup, store: "TCPStore") -> None:
@@ -219,15 +221,32 @@ class _IpcSender:
         self._mailbox = Mailbox(store, group)
 
     def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
-        if self._is_sender and self._mailbox is None:
+        gate = self._gate = self._gate or RankGate.of_process_group(self._seconds)
+        gate.begin()
+        try:
+            if self._export is None:
+                self._export = IpcExport(self._largest_bucket, bucket[0].device)
+            self._export.fill(bucket)
+            if not self._is_sender:
+                gate.say_filled()
+                gate.wait()
+                return
+            self._offer(gate, self._export, index)
+        except BaseException as error:
+            # The next transfer begins anew on all ranks.
+            self._export = None
+            if self._is_sender:
+                gate.open(str(error) or type(error).__name__)
+            raise
+        gate.open()
+
+    def _offer(self, gate: RankGate, export: IpcExport, index: int) -> None:
+        """Let all engines copy the bucket from all ranks."""
+        if self._mailbox is None:
             raise TransferError("weight transfer: join the group before sending")
-        if self._export is None:
-            self._export = IpcExport(self._largest_bucket, bucket[0].device)
-        self._export.fill(bucket)
-        if self._mailbox is not None:
-            self._mailbox.post(self._transfer, index, self._export.handles)
-            self._mailbox.wait_for_engines(self._transfer, index)
-        self._export.wait_for_ranks()
+        gate.wait_for_ranks(self._mailbox.why_ended)
+        self._mailbox.post(self._transfer, index, export.handles)
+        self._mailbox.wait_for_engines(self._transfer, index)
 
     def finish(self) -> None:
         self._export = None

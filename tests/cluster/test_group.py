@@ -179,14 +179,14 @@ def test_roles_on_one_device_take_turns(cluster: Cluster):
         return ActorGroup(cluster, Worker, placement, name, lambda rank: {"rank": rank})
 
     policy, alone = started("policy", 2), start(cluster, "scorer", 1)
-    policy.sleep()
+    policy.turn("sleep")
     assert cluster.turns == [], "nobody shares its devices yet"
     engine = started("rollout", 4)
-    policy.sleep()
-    alone.sleep()
-    engine.wake()
-    engine.sleep()
-    policy.wake()
+    policy.turn("sleep")
+    alone.turn("sleep")
+    engine.turn("wake")
+    engine.turn("sleep")
+    policy.turn("wake")
     assert cluster.turns == [("policy", "sleep"), ("rollout", "wake"), ("rollout", "sleep"), ("policy", "wake")]
 
 

@@ -34,7 +34,7 @@ def devices(cluster: Cluster, name: str, placement: PlacementConfig) -> list[lis
 
     group = ActorGroup(cluster, Worker, placement, name, lambda rank: {})
     found = group.call("devices")
-    group.sleep()
+    group.turn("sleep")
     return found
 
 

@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 from torch import nn
 
-from rlhf_ray.cluster.errors import RoleRaised
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleRaised
 from rlhf_ray.roles import policy_sync
 from rlhf_ray.roles import policy_sync as weight_sync
 from rlhf_ray.roles.policy_sync import WeightSync
-from rlhf_ray.transfer.group import TransferGroup
+from rlhf_ray.transfer import sender as sender_module
+from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.meeting import join_store, meet
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
+from tests.transfer.test_ipc import Buffer
 
 LONG = 120.0
 """Deadline of the rendezvous, which no test waits for."""
@@ -28,9 +30,11 @@ class Policy:
     """A policy of one rank, whose calls run one after another, as those of its actor do."""
 
     name = "policy"
+    transport: Transport = "gloo"
 
     def __init__(self) -> None:
-        self._sender = WeightSender(DeepSpeedWeightSource(nn.Linear(2, 2), "float32", 64), "gloo", rank=0, seconds=LONG)
+        source = DeepSpeedWeightSource(nn.Linear(2, 2), "float32", 64)
+        self._sender = WeightSender(source, self.transport, rank=0, seconds=LONG)
         self._own = ThreadPoolExecutor(1)
         self.slots = [SimpleNamespace()]
         self.cluster = SimpleNamespace(node=lambda _: "node")
@@ -115,5 +119,65 @@ def test_an_engine_that_fails_ends_the_rendezvous_for_all_with_its_own_error(mon
         sync(0, [0, 1])
     for call in (actors.joining, engines.calls[0]):
         assert "does not come about: no such interface" in str(call.exception(timeout=0))
+    assert not actors.killed
+    assert sync.stuck == []
+
+
+class SharingPolicy(Policy):
+    """A policy on its engine's GPU, which offers its buffer and waits until the engine has copied it."""
+
+    transport = "ipc"
+
+    def submit(self, method: str) -> "list[Future[Any]]":
+        assert method == "send_weights"
+        return [self._own.submit(self._sender.send)]
+
+    def call(self, method: str, *arguments: Any, phase: str = "", seconds: float = 60) -> Any:
+        if method != "close_transfer":
+            return super().call(method, *arguments)
+        try:
+            return [self._own.submit(self._sender.close).result(seconds)]
+        except TimeoutError as error:
+            raise DeadlineExceeded("policy rank 0 still waits", "policy", 0, phase) from error
+
+
+class DyingEngines:
+    """One engine, which comes to the rendezvous and dies in the transfer."""
+
+    name = "rollout"
+
+    def __init__(self, cluster: Any) -> None:
+        cluster.host = lambda *_: "127.0.0.1"
+        self.cluster = cluster
+
+    def submit_one(self, engine: int, method: str, *arguments: Any) -> "Future[None]":
+        def act() -> None:
+            if method == "receive":
+                raise RoleDied("rollout rank 0 died", "rollout", 0, "transfer")
+            meet(arguments[0], join_store(arguments[0]))
+
+        return THREADS.submit(act)
+
+
+def test_an_engine_that_dies_in_a_colocated_sync_does_not_cost_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a collective nor a deadline keeps the policy from the next transfer."""
+    patches = {
+        "wait_together": first_failure,
+        "wait": lambda calls, **_: wait_for(calls, timeout=60),
+        "run_on": lambda node, function, *arguments: THREADS.submit(function, *arguments),
+        "BREAK_OFF_SECONDS": 20.0,
+    }
+    for name, patch in patches.items():
+        monkeypatch.setattr(policy_sync, name, patch)
+    monkeypatch.setattr(policy_sync.ray, "wait", ended)
+    monkeypatch.setattr(policy_sync.ray, "put", lambda value: value)
+    monkeypatch.setattr(sender_module, "IpcExport", Buffer)
+    actors: Any = SharingPolicy()
+    engines: Any = DyingEngines(actors.cluster)
+    policy: Any = SimpleNamespace(name="policy", actors=actors)
+    settings: Any = {"bucket_bytes": 64, "dtype": "float32", "tolerance": None, "probes": []}
+    sync = WeightSync(policy, engines, engine_workers=[1], transport="ipc", **settings)
+    with pytest.raises(RoleDied, match="rollout rank 0 died"):
+        sync(0, [0])
     assert not actors.killed
     assert sync.stuck == []

@@ -158,12 +158,16 @@ class PPOConfig(RunConfig):
         return roles | super().placements()
 
     def phases(self) -> Phases:
-        """Return the phases of a step. With staleness, engines and what does not learn work on the next batches too."""
+        """Return the phases of a step, and in which order roles take turns in SCORE and TRAIN where they share devices.
+
+        In this order a critic is still awake when TRAIN begins, and the policy when SYNC does. With staleness, engines
+        and what does not learn work on the next batches too.
+        """
         ahead = ("reference", "rewards", "rollout") if self.algorithm.max_staleness else ()
         return {
             GENERATE: ("rollout",),
-            SCORE: (*(["policy"] if self.policy_infers else []), "critics", "reference", "rewards", *ahead[2:]),
-            TRAIN: ("policy", "critics", *ahead),
+            SCORE: ("rewards", "reference", *(["policy"] if self.policy_infers else []), "critics", *ahead[2:]),
+            TRAIN: ("critics", "policy", *ahead),
             SYNC: ("policy", "rollout"),
         }
 

@@ -22,13 +22,14 @@ from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.run import begin_loop, check_models, export, policy_finished_before, recover, started_roles
 from rlhf_ray.jobs.ppo.step import PPODriver
+from rlhf_ray.jobs.ppo.turns import POLICY
 from rlhf_ray.rollout.interfaces import Group, Groups
 from rlhf_ray.rollout.recording import Replayed
 from rlhf_ray.runs.folder import RunFolder, tracked_run
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest
-from rlhf_ray.schedule import TRAIN, Loop, Schedule
+from rlhf_ray.schedule import Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
 
 
@@ -129,7 +130,7 @@ def run(config: FeedbackConfig) -> None:
         begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
         done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
         if done:
-            roles.turns.begin(TRAIN)
+            roles.turns.give(POLICY)
             export(config, roles.policy, folder)
             tracker.message(
                 f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"

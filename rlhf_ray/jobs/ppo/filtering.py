@@ -5,9 +5,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from rlhf_ray.jobs.ppo.scoring import put_rewards, rewards_of
+from rlhf_ray.jobs.ppo.turns import REWARDS, DeviceTurns
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
 from rlhf_ray.rollout.interfaces import Group, Groups
-from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 
 Start = Callable[[int, int], Groups]
 """Sends the next prompts to the engines: the number of the round, from 0, and how many prompts."""
@@ -36,12 +36,12 @@ class InformativeGroups:
         """Start the first round, of `wanted` prompts.
 
         Args:
-            start: sends prompts.
+            start: sends prompts; the engines get the devices by it.
             rewards: judges groups.
             wanted: groups of the step.
             most: prompts of the step.
             greedy_last: whether the last sample of a group is a greedy one, which is not compared.
-            turns: of roles that share devices: then a round is scored once all of it has come.
+            turns: of roles that share devices: where rewards do, a round is scored once all of it has come.
         """
         self._start, self._rewards = start, rewards
         self._wanted, self._most = wanted, most
@@ -71,7 +71,6 @@ class InformativeGroups:
                 break
             number += 1
             self.asked += missing
-            self._turns.begin(GENERATE)
             self._running = self._start(number, missing)
         if not self.kept and self.dropped and not self._stands_in:
             self._stands_in = True
@@ -79,7 +78,8 @@ class InformativeGroups:
 
     def poll(self) -> Group | None:
         """Ask for the rewards of a group that has come; which groups are kept shows once the batch is collected."""
-        while (group := self._running.poll()) is not None:
+        takes_turns = REWARDS in self._turns.roles
+        while not takes_turns and (group := self._running.poll()) is not None:
             self._early.append((group, self._rewards.submit(group)))
         return None
 
@@ -94,14 +94,15 @@ class InformativeGroups:
     def _scored(self) -> Iterator[Group]:
         """Yield groups of the running round with rewards; each is scored while the next ones are written."""
         groups: Sequence[Group] | Groups = self._running
-        if self._turns.roles:
+        takes_turns = REWARDS in self._turns.roles
+        if takes_turns:
             groups = list(self._running)
-            self._turns.begin(SCORE)
+            self._turns.give(REWARDS)
         pending = deque(self._early)
         self._early.clear()
         for group in groups:
             pending.append((group, self._rewards.submit(group)))
-            if len(pending) > 1 and not self._turns.roles:
+            if len(pending) > 1 and not takes_turns:
                 yield self._with_rewards(*pending.popleft())
         for one in pending:
             yield self._with_rewards(*one)

@@ -20,6 +20,7 @@ from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.rewards import ModelReward, RewardSource
 from rlhf_ray.config.training import COST_CRITIC
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE
+from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.models.score_statistics import ScoreStatistics, statistics_of
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.scorer import RewardSources
@@ -29,7 +30,7 @@ from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.runs.engines import engine_or_reason
-from rlhf_ray.schedule import SCORE, TRAIN, DeviceTurns
+from rlhf_ray.schedule import SCORE, TRAIN
 from rlhf_ray.training.process import ThreadDemand
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class PPORoles:
     """Starts an engine again, with the weights of the others."""
     tokenizer: Any
     turns: DeviceTurns
-    """Who works in which phase; only roles that share devices take turns."""
+    """Who has the devices; only roles that share some take turns."""
     memory: RememberedSource | None = None
     """Finished groups of batches under way; None where none is under way while the policy learns."""
     adapter_off: bool = False
@@ -85,6 +86,8 @@ class PPORoles:
         if not broken:
             raise error
         for number in broken:
+            self.engines.kill_one(number)  # it would not answer when the others wake
+        for number in broken:
             logger.warning("rollout engine %d: %s; starting it again", number, error)
             # With weights already: requests of batches under way go to it at once.
             self.pool.replace(number, engine_or_reason(self.renew, self.engines, number))
@@ -110,10 +113,11 @@ class PPORoles:
         """
         logger.warning("%s; starting it again", death)
         others = [name for name in self.trained if name != death.role] if from_start else []
-        self.turns.clear_for([death.role, *others])
-        self.trainers[death.role].restart(death.rank or 0)
-        for name in others:
-            self.trained[name].restart(failed_rank=None)
+        self.turns.expect_sync()
+        for name in (death.role, *others):
+            self.turns.clear_for([name])
+            self.trainers[name].restart((death.rank or 0) if name == death.role else None)
+            self.turns.asleep.discard(name)
         if death.role == self.policy.name or from_start:
             self.sync.prepare()
 

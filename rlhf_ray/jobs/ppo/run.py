@@ -17,6 +17,7 @@ from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements, tur
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
+from rlhf_ray.jobs.ppo.turns import POLICY
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.runs.folder import RunFolder, finished_before, tracked_run
@@ -33,7 +34,7 @@ from rlhf_ray.runs.model_checks import (
 )
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
-from rlhf_ray.schedule import TRAIN, Loop, Schedule, Stop
+from rlhf_ray.schedule import Loop, Schedule, Stop
 from rlhf_ray.tracking.records import holds_evaluation
 from rlhf_ray.tracking.tracker import Tracker
 
@@ -60,7 +61,7 @@ def run(config: PPOConfig) -> None:
         begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
         done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
         if done == config.steps:
-            roles.turns.begin(TRAIN)
+            roles.turns.give(POLICY)
             export(config, roles.policy, folder)
             tracker.message(f"finished: the policy is in {folder.final}")
         else:
@@ -117,9 +118,8 @@ def begin_loop(
     state = PPOState(data.cursor(), kl_controller(algorithm.kl), data.pretraining(), constraint_of(algorithm))
     held_out = data.held_out.rows if data.held_out is not None else []
     driver = make(config, roles, data.by_id, held_out, tracker, checkpoints, state)
-    roles.turns.begin(TRAIN)  # a model that gave its device away has nothing to load into
     progress = driver.restore(checkpoints.latest())
-    return Loop(driver, schedule, progress, stop=stop, turns=roles.turns)
+    return Loop(driver, schedule, progress, stop=stop)
 
 
 def recover(begin: Callable[[], Loop], loop: Loop, death: RoleDied) -> Loop:

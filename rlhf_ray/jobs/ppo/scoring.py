@@ -1,6 +1,6 @@
-"""Rewards and forward passes of a step's groups, started as the groups come."""
+"""Rewards and forward passes of a step's groups, started as the groups come, or in turns where devices are shared."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +12,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE, Costs
 from rlhf_ray.experience.experience import Greedy, RoleOutputs, behaviour_logprobs
 from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.turns import POLICY, REFERENCE, REWARDS
 from rlhf_ray.roles.scorer import PendingRewards
 from rlhf_ray.roles.trainer import Pending, SharedBatch
 from rlhf_ray.rollout.interfaces import Group
@@ -19,7 +20,7 @@ from rlhf_ray.rollout.interfaces import Group
 
 @dataclass
 class Chunk:
-    """Some groups of a batch, on their way through rewards, policy, reference and critics."""
+    """Some groups of a batch, and what roles have found of them so far."""
 
     samples: list[Sample]
     greedy: list[Sample]
@@ -28,30 +29,45 @@ class Chunk:
     """Samples of each group, without the greedy one."""
     shared: SharedBatch
     """The samples' tokens."""
-    rewards: PendingRewards | None
+    rewards: PendingRewards | None = None
     """Of samples, then greedy ones; None where they have their rewards already."""
     reference: Pending[dict[str, np.ndarray]] | None = None
     logprobs: Pending[dict[str, np.ndarray]] | None = None
     """The policy's; None where the engines' count."""
-    values: Mapping[str, Pending[np.ndarray]] = field(default_factory=dict)
+    values: dict[str, Pending[np.ndarray]] = field(default_factory=dict)
     """Of each critic, by its role."""
 
-    def combined_rewards(self, roles: PPORoles) -> tuple[list[float], list[float]]:
-        """Put each source's scores into the samples; weighted sums of samples and of greedy ones, NaN for failures."""
-        everyone = [*self.samples, *self.greedy]
+    def put_rewards(self) -> None:
+        """Wait for each source's scores, and put them into the samples; once."""
         if self.rewards is not None:
-            put_rewards(everyone, self.rewards.result())
-        sums = roles.rewards.combine(rewards_of(everyone))
+            put_rewards([*self.samples, *self.greedy], self.rewards.result())
+            self.rewards = None
+
+    def wait(self) -> None:
+        """Wait until nobody computes any more."""
+        self.put_rewards()
+        for pending in (self.logprobs, self.reference, *self.values.values()):
+            if pending is not None:
+                pending.result()
+
+    def combined_rewards(self, roles: PPORoles) -> tuple[list[float], list[float]]:
+        """Return weighted sums of the sources' scores, of samples and of greedy ones; NaN for failures."""
+        sums = roles.rewards.combine(rewards_of([*self.samples, *self.greedy]))
         return sums[: len(self.samples)], sums[len(self.samples) :]
 
 
 @dataclass
 class PendingScores:
-    """Scores of a batch that `PPODriver.score` starts and `make_experience` waits for."""
+    """Scores that `PPODriver.score` starts and `make_experience` waits for.
+
+    Roles with devices of their own are asked as groups come, those that share some once all have come, in turns.
+    """
 
     roles: PPORoles
     tokens: int
     """Groups wait until they are so many tokens, a micro-batch's worth for each rank."""
+    order: Sequence[str]
+    """Roles that look at samples, in the order of their turns."""
     greedy_last: bool = False
     """Whether the last sample of each group is its greedy one."""
     engine_logprobs: bool = False
@@ -76,14 +92,9 @@ class PendingScores:
             self._let_learners_read()
 
     def _let_learners_read(self) -> None:
-        """Let policy and critics read the chunks that they have not read."""
-        roles = self.roles
+        """Let policy and critics that have their own devices read the chunks that they have not read."""
         for chunk in self._chunks[self._read :]:
-            if not self.engine_logprobs:
-                chunk.logprobs = roles.policy.submit_logprobs(chunk.shared)
-            if roles.adapter_off:
-                chunk.reference = roles.submit_reference(chunk.shared)
-            chunk.values = {role: critic.submit_values(chunk.shared) for role, critic in roles.critics.items()}
+            self._ask([role for role in self._on_their_own if role in self.roles.trained], chunk)
         self._read = len(self._chunks)
 
     def _dispatch(self) -> None:
@@ -93,27 +104,48 @@ class PendingScores:
         drawn = [group[:-1] if self.greedy_last else group for group in groups]
         samples = [sample for group in drawn for sample in group]
         greedy = [group[-1] for group in groups] if self.greedy_last else []
-        shared, roles = SharedBatch.put(TokenBatch.from_samples(samples)), self.roles
-        self._chunks.append(
-            Chunk(
-                samples,
-                greedy,
-                [len(group) for group in drawn],
-                shared,
-                rewards=None if self.rewarded else roles.rewards.submit([*samples, *greedy]),
-                reference=None if roles.adapter_off else roles.submit_reference(shared),
-            )
-        )
+        shared = SharedBatch.put(TokenBatch.from_samples(samples))
+        chunk = Chunk(samples, greedy, [len(group) for group in drawn], shared)
+        self._ask([role for role in self._on_their_own if role not in self.roles.trained], chunk)
+        self._chunks.append(chunk)
+
+    @property
+    def _on_their_own(self) -> list[str]:
+        """Roles that share no devices."""
+        return [role for role in self.order if role not in self.roles.turns.roles]
+
+    def _ask(self, names: Collection[str], chunk: Chunk) -> None:
+        """Send a chunk to roles, without waiting for them."""
+        roles, shared = self.roles, chunk.shared
+        if REWARDS in names and not self.rewarded:
+            chunk.rewards = roles.rewards.submit([*chunk.samples, *chunk.greedy])
+        if POLICY in names and not self.engine_logprobs:
+            chunk.logprobs = roles.policy.submit_logprobs(shared)
+        if (POLICY if roles.adapter_off else REFERENCE) in names:
+            chunk.reference = roles.submit_reference(shared)
+        chunk.values |= {role: critic.submit_values(shared) for role, critic in roles.critics.items() if role in names}
+
+    def _take_turns(self) -> None:
+        """Ask those that share devices, and wait for them before the next ones have the devices."""
+        turns = self.roles.turns
+        for names in turns.rounds([role for role in self.order if role in turns.roles]):
+            turns.give(*names)
+            for chunk in self._chunks:
+                self._ask(names, chunk)
+            for chunk in self._chunks:
+                chunk.wait()
 
     def finish(self) -> tuple[list[Sample], RoleOutputs]:
         """Wait for everything: the samples, group after group, and what was found of them."""
         self._dispatch()
         self._let_learners_read()
+        self._take_turns()
         chunks = self._chunks
         scores: list[float] = []
         greedy_samples: list[Sample] = []
         greedy_scores: list[float] = []
         for chunk in chunks:
+            chunk.put_rewards()
             drawn, greedy = chunk.combined_rewards(self.roles)
             scores += drawn
             for size, sample, score in zip(chunk.sizes, chunk.greedy, greedy, strict=False):

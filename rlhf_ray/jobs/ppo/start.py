@@ -23,8 +23,8 @@ from rlhf_ray.jobs.ppo.roles import (
     critic_units,
     thread_demand,
     turn_takers,
-    uses,
 )
+from rlhf_ray.jobs.ppo.turns import REWARDS, ROLLOUT, DeviceTurns, Sleeper
 from rlhf_ray.models.loading import load_tokenizer, policy_config
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.roles.policy_sync import AdapterSync, PolicySync, WeightSync
@@ -36,9 +36,8 @@ from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.runs.engines import open_pool, place_engines, restart_engine
+from rlhf_ray.runs.engines import SharedEngines, open_pool, place_engines, restart_engine
 from rlhf_ray.runs.recovery import RESTARTS
-from rlhf_ray.schedule import GENERATE, SYNC, DeviceTurns, Sleeper
 from rlhf_ray.transfer.errors import ManifestMismatch
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.verification import probe_sequences
@@ -69,8 +68,8 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
         engines.begin("start")
     ready = ready_together([*(role.actors for role in trainers.values()), *rewards.groups.values(), engines])
 
-    sync = _sync(config, cluster, policy, engines, ready[engines.name], len(tokenizer))
-    turns = DeviceTurns(_sleepers(trainers, engines, rewards), uses(config), start.asleep)
+    turns = _turns(config, trainers, engines, rewards, start.asleep)
+    sync = _sync(config, cluster, policy, engines, ready[engines.name], len(tokenizer), turns)
     turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
     with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
@@ -207,35 +206,43 @@ def _renew(engines: ActorGroup, sync: PolicySync, turns: DeviceTurns, number: in
         RoleError: it does not start, or got no weights, also not at a second start. Or the policy died.
     """
     tried = False
-    with turns.during(GENERATE):  # also where it is missed in a sync: it does not start beside the policy
-        while True:
-            engine = restart_engine(engines, number)
-            if sync.version < 0:
-                return engine
-            try:
-                with turns.during(SYNC):
-                    sync.catch_up(number)
-                return engine
-            except (RoleFailed, DeadlineExceeded) as error:
-                if isinstance(error, RoleDied) and error.role != engines.name:
-                    raise
-                turns.begin(GENERATE)
-                # A policy that lives may have raised, or waited, because this engine died.
-                if tried or isinstance(error.__cause__, ManifestMismatch):
-                    raise RoleFailed(str(error.args[0]), engines.name, number, "restart") from error
-                logger.warning("%s; starting rollout engine %d once more", error.args[0], number)
-                tried = True
+    turns.give(ROLLOUT)  # also where it is missed in a sync: it does not start beside the policy
+    while True:
+        engine = restart_engine(engines, number)
+        if sync.version < 0:
+            return engine
+        try:
+            turns.give_for_sync()
+            sync.catch_up(number)
+            return engine
+        except (RoleFailed, DeadlineExceeded) as error:
+            if isinstance(error, RoleDied) and error.role != engines.name:
+                raise
+            engines.kill_one(number)  # it would not answer when the others wake
+            turns.give(ROLLOUT)
+            # A policy that lives may have raised, or waited, because this engine died.
+            if tried or isinstance(error.__cause__, ManifestMismatch):
+                raise RoleFailed(str(error.args[0]), engines.name, number, "restart") from error
+            logger.warning("%s; starting rollout engine %d once more", error.args[0], number)
+            tried = True
 
 
-def _sleepers(trainers: Mapping[str, TrainerGroup], engines: ActorGroup, rewards: RewardSources) -> dict[str, Sleeper]:
-    """Return the roles that share devices, by the names that `uses` has for them."""
-    layout = engines.cluster.layout
-    sleepers: dict[str, Sleeper] = {name: role for name, role in trainers.items() if layout.sharing(name)}
-    if layout.sharing(engines.name):
-        sleepers["rollout"] = engines
-    if rewards.shares_devices:
-        sleepers["rewards"] = rewards
-    return sleepers
+def _turns(
+    config: PPOConfig,
+    trainers: Mapping[str, TrainerGroup],
+    engines: ActorGroup,
+    rewards: RewardSources,
+    asleep: set[str],
+) -> DeviceTurns:
+    """Make the turns of roles that share devices, by the names that `uses` has for them; all reward sources are one."""
+    shares: dict[str, set[str]] = {}
+    for name in engines.cluster.layout.slots:
+        others = {other.partition(".")[0] for other in engines.cluster.layout.sharing(name)}
+        if others:
+            shares.setdefault(name.partition(".")[0], set()).update(others)
+    shared_engines = SharedEngines(engines, get_all_weights=config.rollout.adapter == "merged")
+    roles: dict[str, Sleeper] = {**trainers, ROLLOUT: shared_engines, REWARDS: rewards}
+    return DeviceTurns({name: role for name, role in roles.items() if name in shares}, shares, asleep)
 
 
 def _sync(
@@ -245,6 +252,7 @@ def _sync(
     engines: ActorGroup,
     workers: list[int],
     tokenizer_size: int,
+    turns: DeviceTurns,
 ) -> PolicySync:
     """Choose how weights travel: all, with the adapter merged if there is one; or the adapter alone."""
     # A tokenizer may have more ids than the embedding has rows.
@@ -253,6 +261,7 @@ def _sync(
         "dtype": config.model.dtype,
         "tolerance": config.rollout.sync_tolerance,
         "probes": probe_sequences(vocabulary, max_tokens=config.longest_sample() - 1),
+        "hand_over": None if turns.engines is None else partial(turns.give, ROLLOUT),
     }
     if config.rollout.adapter == "reload":
         return AdapterSync(policy, engines, **verified)

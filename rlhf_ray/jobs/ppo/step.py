@@ -23,6 +23,7 @@
 11  where they are due                        metrics, samples, a checkpoint     evaluation/held_out.py, tracking/,
                                                                                  checkpoint/
 
+Before each act, `roles.turns` gives devices that roles share to those that it needs (jobs/ppo/turns.py).
 7 and 8 run once over the whole batch: no rank and no micro-batch can change the numbers.
 What a driver keeps from step to step is in jobs/ppo/state.py; how the roles start, in jobs/ppo/start.py.
 """
@@ -45,13 +46,14 @@ from rlhf_ray.experience.experience import Experience, RoleOutputs, estimate
 from rlhf_ray.experience.metrics import staleness_metrics
 from rlhf_ray.experience.objectives import policy_loss
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
-from rlhf_ray.jobs.ppo.roles import PPORoles
+from rlhf_ray.jobs.ppo.roles import PPORoles, uses
 from rlhf_ray.jobs.ppo.scoring import PendingScores, put_rewards
 from rlhf_ray.jobs.ppo.state import PPOState
+from rlhf_ray.jobs.ppo.turns import POLICY, REWARDS, ROLLOUT
 from rlhf_ray.jobs.ppo.update import optimise
 from rlhf_ray.rollout.interfaces import Group, Groups, PromptBatch
 from rlhf_ray.runs.folder import RunFolder
-from rlhf_ray.schedule import GENERATE, SCORE, SYNC, RunProgress
+from rlhf_ray.schedule import GENERATE, SCORE, RunProgress
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
 from rlhf_ray.tracking.records import EVALUATION, SHOWN, holds_evaluation
@@ -96,6 +98,7 @@ class PPODriver:
         return PendingScores(
             self.roles,
             tokens=config.tokens_per_microbatch * config.policy.workers,
+            order=uses(config)[SCORE],
             greedy_last=self._greedy,
             engine_logprobs=config.algorithm.old_logprobs == "engine",
             rewarded=self._comes_rewarded,
@@ -109,16 +112,20 @@ class PPODriver:
     def sync(self, version: int) -> Mapping[str, float]:
         """Give the policy's weights to the engines as `version`, and verify them there."""
         self.tracker.progress(version, "sync")
-        pool, sync = self.roles.pool, self.roles.sync
+        pool, sync, turns = self.roles.pool, self.roles.sync, self.roles.turns
         sync.learned(version)
         raised = False
+        turns.expect_sync()
         while True:
             # An engine may have died since the last batch, or together with the policy.
             pool.restore_lost()
-            # Also where an engine stayed out: then the phase in which it should have started did not end.
-            self.roles.turns.begin(SYNC)
+            # It has trained, and keeps memory that the engines need.
+            self.roles.policy.free_cache()
+            turns.give_for_sync()
             try:
-                return sync(version, pool.serving)
+                found = sync(version, pool.serving)
+                turns.expect_sync(False)
+                return found
             except (RoleFailed, DeadlineExceeded) as error:
                 # An engine that died, or was left half updated, starts anew; anything else ends the run.
                 if isinstance(error, RoleRaised):
@@ -133,6 +140,7 @@ class PPODriver:
 
         def start(number: int, count: int) -> Groups:
             taken = [self.prompts[prompt_id] for prompt_id in self.state.cursor.take(count)]
+            self.roles.turns.give(ROLLOUT)
             seed = self.config.seed + ROUND_SEEDS * number
             samples = self.config.samples_per_prompt + self._greedy
             # Of the weights at the start of the batch: none of its tokens may be older.
@@ -165,6 +173,7 @@ class PPODriver:
     def make_experience(self, step: int) -> Experience:
         """Wait for what `score` started; KL, token rewards, advantages and returns of the whole batch."""
         self.tracker.progress(step, "score")
+        self.roles.turns.expect_sync()  # all answers are there
         samples, outputs = self._pending.pop(step, self._nothing_pending()).finish()
         _refuse_a_batch_without_rewards(step, samples, outputs)
         self._shown = samples
@@ -188,7 +197,7 @@ class PPODriver:
         roles, state, config = self.roles, self.state, self.config
         loss = policy_loss(config.algorithm, state.kl.coefficient)
         draw = state.pretraining.draw if state.pretraining is not None else None
-        found = optimise(experience, config, roles.policy, roles.critics, loss, step=step, draw_texts=draw)
+        found = optimise(experience, config, roles, loss, step=step, draw_texts=draw)
         state.learned(experience)
         if (filtered := self._filters.pop(step, None)) is not None:
             found |= filtered.metrics()
@@ -217,10 +226,11 @@ class PPODriver:
         kind, batch = EVALUATION if self.held_out else SHOWN, self._batch_to_evaluate(done)
 
         def generate(_: Sequence[PromptRecord]) -> list[Sample]:
+            self.roles.turns.give(ROLLOUT)
             return [sample for group in self.roles.pool.run(batch) for sample in group]
 
         def score(samples: Sequence[Sample]) -> Mapping[str, list[float | None]]:
-            self.roles.turns.begin(SCORE)
+            self.roles.turns.give(REWARDS)
             by_source = self.roles.rewards.submit(samples).result()
             put_rewards(samples, by_source)
             return by_source
@@ -260,7 +270,10 @@ class PPODriver:
         """Save models, optimizers and the driver's own state; whole, or not at all."""
         self.tracker.progress(done, "checkpoint")
         directory = self.checkpoints.begin(done)
-        parts = {name: group.save(join(directory, name)) for name, group in self.roles.trained.items()}
+        parts = {}
+        for name, group in self.roles.trained.items():
+            self.roles.turns.give(name)
+            parts[name] = group.save(join(directory, name))
         if self.roles.memory is not None:
             parts[MEMORY] = self.roles.memory.save(join(directory, MEMORY))
         own = {"step": done, "evaluated": evaluated, "tracker_run": self.tracker.run_id}
@@ -276,10 +289,12 @@ class PPODriver:
         if self.roles.memory is not None:
             self.roles.memory.load(None)  # what it has was written by weights that may be gone
         if checkpoint is None:
+            self.roles.turns.give(POLICY)
             self._average()
             self.tracker.truncate_after(-1)
         else:
             for name, group in self.roles.trained.items():
+                self.roles.turns.give(name)
                 group.load(checkpoint.role(name))
             self.state.load(checkpoint.state)
             if self.roles.memory is not None and MEMORY in checkpoint.manifest.parts:

@@ -15,6 +15,7 @@ from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.jobs.plan.run import checked_parts
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import critic_units, role_placements, thread_demand, uses
+from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.process import ThreadDemand
 
@@ -61,7 +62,7 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
         "open_pool": pool,
         "SingleTurn": lambda *_: None,
         "_sync": lambda *_: None,
-        "_sleepers": lambda *_: {},
+        "_turns": lambda *_: DeviceTurns(),
         "load_tokenizer": lambda _: [],
         "Encoder": lambda _: None,
         "ready_together": lambda _: {"rollout": []},
@@ -85,15 +86,15 @@ def test_a_run_takes_turns_by_the_table_of_phases() -> None:
     cost = {"kind": "function", "function": "judge.py:harm", "measures": "cost"}
     constraint = {"lagrangian": {"cost_limit": 0.3}}
     safe = small_run(critics={"value": {}, "cost": {}}, rewards=[REWARD, cost], algorithm=constraint)
-    assert uses(safe)["train"] == ["policy", "critic", "cost_critic"]
+    assert uses(safe)["train"] == ["critic", "cost_critic", "policy"]
 
 
 def test_a_policy_sleeps_through_the_scoring_of_a_batch_that_it_does_not_read() -> None:
-    assert uses(small_run())["score"] == ["policy", "critic", "reference", "rewards"]
+    assert uses(small_run())["score"] == ["rewards", "reference", "policy", "critic"]
     sampled = {"old_logprobs": "engine"}
-    assert uses(small_run(algorithm=sampled))["score"] == ["critic", "reference", "rewards"]
+    assert uses(small_run(algorithm=sampled))["score"] == ["rewards", "reference", "critic"]
     its_own_reference = small_run(algorithm=sampled, policy={"lora": {}})
-    assert uses(its_own_reference)["score"] == ["policy", "critic", "reference", "rewards"]
+    assert uses(its_own_reference)["score"] == ["rewards", "reference", "policy", "critic"]
 
 
 def small_run(**sections: Any) -> PPOConfig:

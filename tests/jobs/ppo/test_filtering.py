@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
 from rlhf_ray.jobs.ppo.step import ROUND_SEEDS
+from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.rollout.interfaces import GroupSource, PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
 from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
-from rlhf_ray.schedule import GENERATE, SCORE, DeviceTurns
 from tests.rollout.fake_engine import FakeEncoder, FakeEngine, prompts
 
 WANTED, SAMPLES = 4, 3
@@ -146,12 +146,16 @@ def test_roles_that_share_devices_take_turns() -> None:
         def sleep(self) -> None:
             events.append(f"{self.name} sleeps")
 
-    turns = DeviceTurns({"engine": Role("engine"), "reward": Role("reward")}, {GENERATE: ["engine"], SCORE: ["reward"]})
-    turns.begin(GENERATE)
-    events.clear()
+    shared = {"engine": Role("engine"), "rewards": Role("reward")}
+    turns = DeviceTurns(shared, {"engine": {"rewards"}, "rewards": {"engine"}}, {"rewards"})
     engines = Engines(Cursor([str(number) for number in range(9)], seed=0, shuffle=False))
     rewards = Rewards({"0"}, events)
-    groups = InformativeGroups(engines.start, rewards, wanted=2, most=6, turns=turns)  # type: ignore[arg-type]
+
+    def start(number: int, count: int) -> Any:
+        turns.give("engine")
+        return engines.start(number, count)
+
+    groups = InformativeGroups(start, rewards, wanted=2, most=6, turns=turns)  # type: ignore[arg-type]
     assert [group[0].prompt_id for group in groups] == ["1", "2"]
     assert events == [
         *("engine sleeps", "reward wakes", "score 0", "score 1"),

@@ -11,10 +11,10 @@ from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import PPORoles
 from rlhf_ray.jobs.ppo.step import PPODriver
+from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.rollout.interfaces import NoEngineLeft
 from rlhf_ray.runs import engines as engines_module
-from rlhf_ray.runs.engines import open_pool
-from rlhf_ray.schedule import GENERATE, SYNC, DeviceTurns
+from rlhf_ray.runs.engines import SharedEngines, open_pool
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 
 
@@ -39,6 +39,7 @@ def sync(errors: list[Exception]) -> list[Exception]:
         pool=SimpleNamespace(restore_lost=lambda: None, serving=[0]),
         sync=sync_by(attempt, learned=learned.append),
         replace_broken_engines=replaced.append,
+        policy=SimpleNamespace(free_cache=lambda: None),
     )
     PPODriver.sync(driver_with(roles, DeviceTurns()), 3)
     return replaced
@@ -83,6 +84,7 @@ def roles_with(serving: list[int], replaced: dict[int, Any], renew: Callable[[in
         ),
         sync=SimpleNamespace(stuck=[]),
         pool=SimpleNamespace(serving=serving, replace=replaced.__setitem__),
+        policy=SimpleNamespace(free_cache=lambda: None),
         renew=renew,
     )
 
@@ -113,7 +115,7 @@ def test_a_policy_that_makes_no_room_is_no_reason_to_give_an_engine_up() -> None
     replaced: dict[Any, Any] = {}
     with pytest.raises(DeadlineExceeded, match="policy rank 0 did not finish sleep"):
         PPORoles.replace_broken_engines(roles_with([0, 1], replaced, renew), RoleDied("gone", "rollout", 0, "transfer"))
-    assert replaced == {}
+    assert replaced == {"killed": 0}
 
 
 @pytest.mark.parametrize(("deaths", "comes_back"), [(2, True), (3, False)])
@@ -163,17 +165,16 @@ def test_an_engine_that_gets_no_weights_is_started_once_more(
 
     monkeypatch.setattr(ppo_start, "restart_engine", restart)
     expected_starts = len(failures) + (outcome == "serves")
-    turns = DeviceTurns(
-        {"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]}
-    )
-    turns.begin(GENERATE)
+    turns = turns_of()
+    turns.give("rollout")
 
     def catch_up(number: int) -> None:
         assert not turns.asleep
         if failures:
             raise failures.pop(0)
+        turns.give("rollout")  # before the engine is asked
 
-    group: Any = SimpleNamespace(name="rollout")
+    group: Any = SimpleNamespace(name="rollout", kill_one=lambda number: None)
     sync: Any = SimpleNamespace(version=3, catch_up=catch_up)
     if outcome == "serves":
         assert ppo_start._renew(group, sync, turns, 0) == "serves"
@@ -195,6 +196,16 @@ class Sleeper:
     def sleep(self) -> None:
         pass
 
+    def turn(self, *_: Any) -> None:
+        pass
+
+
+def turns_of() -> DeviceTurns:
+    """Turns of a policy and engines on one device."""
+    engines: Any = Sleeper()
+    roles = {"policy": Sleeper(), "rollout": SharedEngines(engines, get_all_weights=True)}
+    return DeviceTurns(roles, {"policy": {"rollout"}, "rollout": {"policy"}})
+
 
 def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """It slept to make room for the engine, which did not start."""
@@ -203,10 +214,8 @@ def test_the_policy_is_awake_in_a_sync_from_which_an_engine_stays_out(monkeypatc
         raise RoleLost("failed 4 times", "rollout", number, "restart")
 
     monkeypatch.setattr(ppo_start, "restart_engine", restart)
-    turns = DeviceTurns(
-        {"policy": Sleeper(), "rollout": Sleeper()}, {SYNC: ["policy", "rollout"], GENERATE: ["rollout"]}
-    )
-    turns.begin(SYNC)
+    turns = turns_of()
+    turns.give_for_sync()
     asleep: list[set[str]] = []
 
     def attempt(version: int, members: list[int]) -> dict[str, float]:

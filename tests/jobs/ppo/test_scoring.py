@@ -10,10 +10,12 @@ from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.jobs.ppo import scoring as measuring
 from rlhf_ray.jobs.ppo.scoring import PendingScores
+from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.roles.trainer import SharedBatch
 from tests.samples import make_sample
 
 GROUPS, SAMPLES = 5, 3
+ORDER = ["rewards", "reference", "policy", "critic"]
 
 
 class Done:
@@ -80,9 +82,11 @@ def test_each_sample_has_what_is_its_own(
         submit_reference=reference.submit_logprobs,
         rewards=rewards,
         adapter_off=adapter_off,
+        trained={"policy", "critic"},
+        turns=DeviceTurns(),
     )
     # Two groups make a chunk, and one is left for the end.
-    found = PendingScores(roles, tokens=20, greedy_last=greedy_last, engine_logprobs=engine_logprobs)
+    found = PendingScores(roles, tokens=20, order=ORDER, greedy_last=greedy_last, engine_logprobs=engine_logprobs)
     groups = [[sample(group, index, 1 + (group + index) % 4) for index in range(SAMPLES)] for group in range(GROUPS)]
     for group in groups[:early]:
         found.add(group, early=True)
