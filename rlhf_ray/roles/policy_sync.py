@@ -240,7 +240,7 @@ class WeightSync(PolicySync):
         super()._break_off()
 
     def _end_transfer(self) -> None:
-        """Where the policy waits at its store until engines have copied from it, tell it that one will not."""
+        """Tell a policy that waits at its store until engines have copied from it that one will not."""
         if self._transport != "ipc" or self._group is None or not self._receiving:
             return
         node = self._policy.cluster.node(self._policy.slots[0])

@@ -46,6 +46,18 @@ class TrainerActor(TrainerRank):
         """Load the model and meet the other ranks."""
         super().__init__(**self._arguments)
 
+    def sleep(self) -> None:
+        """Clear the device for others that share it: weights, gradients and optimizer wait in host memory."""
+        self.memory.sleep()
+
+    def wake(self) -> None:
+        """Bring back onto the device what `sleep` took away."""
+        self.memory.wake()
+
+    def free_cache(self) -> None:
+        """Give back device memory that is kept for the next computation."""
+        self.memory.free_cache()
+
     def prepare_transfer(self, transport: "Transport", dtype: Dtype, bucket_bytes: int, seconds: float) -> "Manifest":
         """Make the sending end; returns what every transfer carries."""
         # Here, as only policies whose engines take their weights send any.

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float32
+from torch import Tensor
 
 from rlhf_ray.algorithms.ensembles import pessimistic, standardised
 from rlhf_ray.config.errors import BadInput
@@ -15,6 +16,7 @@ from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.batches import assign
 from rlhf_ray.data.records import Prompt
 from rlhf_ray.data.tokenization import Encoder, Ids, check_vocabulary
+from rlhf_ray.models.device_memory import DeviceMemory, weights_of
 from rlhf_ray.models.heads import ScalarNetwork
 from rlhf_ray.models.identity import directory_identity
 from rlhf_ray.models.loading import load_scalar, load_tokenizer, outline, scalar_config, unsupported
@@ -49,6 +51,7 @@ class ModelScorer:
         self._max_tokens = source.max_tokens
         self._budget = tokens_per_microbatch
         self._device = device
+        self._memory = DeviceMemory(torch.device(device), tuple, self._weights)
         for model, network in zip(models, self._networks, strict=True):
             self._check(model, network)
 
@@ -56,6 +59,9 @@ class ModelScorer:
     def open(cls, source: ModelReward, tokens_per_microbatch: int) -> "ModelScorer":
         """Load the models."""
         return cls(source, tokens_per_microbatch, "cuda" if source.gpus_per_worker else "cpu")
+
+    def _weights(self) -> list[Tensor]:
+        return [tensor for network in self._networks for tensor in weights_of(network)]
 
     @staticmethod
     def refuse(key: str, source: ModelReward) -> None:
@@ -132,15 +138,11 @@ class ModelScorer:
 
     def wake(self) -> None:
         """Bring the models onto their device."""
-        for network in self._networks:
-            network.to(self._device)
+        self._memory.wake()
 
     def sleep(self) -> None:
         """Keep the models in the machine's memory."""
-        if self._device != "cpu":
-            for network in self._networks:
-                network.to("cpu")
-            torch.cuda.empty_cache()
+        self._memory.sleep()
 
     def close(self) -> None:
         """Do nothing: nothing outlives the process."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.models.device_memory import DeviceMemory, tensors_on, weights_of
 from rlhf_ray.models.lora import adapter_off
 from rlhf_ray.models.score_statistics import ScoreStatistics
 from rlhf_ray.training.export import adapter_files, export
@@ -32,14 +34,12 @@ from rlhf_ray.training.microbatch import (
 from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
 from rlhf_ray.training.optimizer import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
 from rlhf_ray.training.process import (
-    OffloadedStorages,
     RankDeadlines,
     ThreadDemand,
     Threads,
     device_of,
     join,
     limit_collectives,
-    tensors_on,
     wait_for_ranks,
 )
 from rlhf_ray.training.ragged import lay_out_passes
@@ -123,7 +123,8 @@ class TrainerRank:
             limit_collectives(deadlines.collective)
         self._average: WeightAverage | None = None
         self._spoiled = False
-        self._offloaded: OffloadedStorages | None = None
+        constant = tuple if trainable else partial(weights_of, self.network)
+        self.memory = DeviceMemory(self._device, partial(tensors_on, self._device), constant)
 
     def _start(self, trainable: bool) -> tuple[Any, torch.optim.Optimizer | None]:
         """Start DeepSpeed's engine and its optimizer; a frozen model that is not sharded needs neither."""
@@ -394,23 +395,3 @@ class TrainerRank:
     def adapter_files(self) -> dict[str, bytes]:
         """Return the adapter as PEFT writes it, by file, on rank 0; all ranks together."""
         return adapter_files(self.network, self._model_config, self.rank == 0)
-
-    def sleep(self) -> None:
-        """Clear the device for others that share it: weights, gradients and optimizer wait in host memory.
-
-        Nothing happens on CPU. The process must host no other model on its device.
-        """
-        if self._device.type == "cuda" and self._offloaded is None:
-            self._offloaded = OffloadedStorages(tensors_on(self._device))
-            torch.cuda.empty_cache()
-
-    def free_cache(self) -> None:
-        """Give back device memory that torch keeps for the next computation."""
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def wake(self) -> None:
-        """Bring back onto the device what `sleep` took away."""
-        if self._offloaded is not None:
-            self._offloaded.restore()
-            self._offloaded = None

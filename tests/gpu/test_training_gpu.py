@@ -51,20 +51,20 @@ def test_sleep_clears_the_device_and_wake_restores_every_bit(tiny_model, batch, 
     before = trainer.logprobs(batch, ROWS)["logprobs"]
     gc.collect()
     held = torch.cuda.memory_allocated()
-    trainer.sleep()
+    trainer.memory.sleep()
     assert torch.cuda.memory_allocated() < 0.1 * held
-    trainer.wake()
+    trainer.memory.wake()
     np.testing.assert_array_equal(trainer.logprobs(batch, ROWS)["logprobs"], before)
     assert step(trainer, batch)["loss"] < losses[2]
-    trainer.sleep()
-    trainer.wake()
+    trainer.memory.sleep()
+    trainer.memory.wake()
 
 
 def test_frozen_reference_sleeps_too(tiny_model, batch):
     reference = start(tiny_model.untied, 0, trainable=False)
     before = reference.logprobs(batch, ROWS)["logprobs"]
-    reference.sleep()
-    reference.wake()
+    reference.memory.sleep()
+    reference.memory.wake()
     np.testing.assert_array_equal(reference.logprobs(batch, ROWS)["logprobs"], before)
 
 

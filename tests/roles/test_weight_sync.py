@@ -145,6 +145,7 @@ class DyingEngines:
     """One engine, which comes to the rendezvous and dies in the transfer."""
 
     name = "rollout"
+    transfer_seconds = LONG
 
     def __init__(self, cluster: Any) -> None:
         cluster.host = lambda *_: "127.0.0.1"
