@@ -111,8 +111,8 @@ class DeviceMemory:
 def tensors_on(device: torch.device) -> list[Tensor]:
     """Find all tensors of this process on a device: its weights, gradients, optimizer state and buffers."""
     gc.collect()
-    # `type` and not `isinstance`: the latter would wake lazy objects of other libraries. Weights in 4 bits are a kind of
-    # Parameter.
+    # `type` and not `isinstance`: the latter would wake lazy objects of other libraries. Weights in 4 bits are of a
+    # kind of Parameter.
     kinds = (torch.nn.Parameter, torch.nn.Buffer)
     tensors = [o for o in gc.get_objects() if type(o) is Tensor or issubclass(type(o), kinds)]
     found = [t for t in tensors if t.device == device and t.layout == torch.strided]
