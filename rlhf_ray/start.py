@@ -13,5 +13,5 @@ def start_job(verb: str, config: Section) -> None:
         RlhfError: with what is wrong and what to do.
     """
     # Roles that do not fit their groups are found here, before Ray starts.
-    importlib.import_module("rlhf_ray.jobs.plan.run").checked_parts(config)
+    importlib.import_module("rlhf_ray.runs.layouts").checked_layouts(config)
     importlib.import_module(JOBS[verb].module).run(config)

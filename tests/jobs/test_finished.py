@@ -193,7 +193,7 @@ def test_an_evaluation_after_the_last_checkpoint_is_not_repeated(
     }
     driver = PPODriver(
         load_job("ppo", [str(config)]),  # type: ignore[arg-type]
-        SimpleNamespace(trained={}),  # type: ignore[arg-type]
+        SimpleNamespace(trained={}, memory=None),  # type: ignore[arg-type]
         {},
         [],
         SimpleNamespace(resume_after=lambda step, source: None),  # type: ignore[arg-type]

@@ -2,54 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from rlhf_ray.cluster.errors import DoesNotFit
-from rlhf_ray.cluster.placement import Layout, lay_out
+from rlhf_ray.cluster.placement import Layout
 from rlhf_ray.config.checks.files import missing_files
-from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
-from rlhf_ray.config.placement import Phases, PlacementConfig
 from rlhf_ray.config.reading.verbs import load_job, split_command
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
 from rlhf_ray.jobs.plan.models import refuse_models
-from rlhf_ray.rollout.engine_arguments import choose_transport
-
-
-class Part(NamedTuple):
-    """Roles that are there at the same time."""
-
-    phases: Phases
-    """When each is awake."""
-    layout: Layout
-    """Where each is."""
-
-
-def parts_of(config: JobConfig) -> list[Part]:
-    """Lay out what a job places together; nearly all jobs are of one part.
-
-    Raises:
-        DoesNotFit: the roles of one of them do not fit their groups.
-    """
-    groups = config.node_groups()
-    roles = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
-    if not config.phases_apart:
-        return [Part(config.phases(), lay_out(groups, roles))]
-    parts = []
-    for phase, sections in config.phases().items():
-        own: dict[str, PlacementConfig] = {
-            role: placement for role, placement in roles.items() if role.partition(".")[0] in sections
-        }
-        if own:
-            parts.append(Part({phase: sections}, lay_out(groups, own)))
-    return parts
-
+from rlhf_ray.runs.layouts import JobLayout, checked_layouts, job_layouts
 
 Device = tuple[str, int, int]
 """Group, node, and GPU; on CPU the last is -1."""
@@ -70,7 +36,7 @@ class Peak:
     """Bytes of them all."""
 
 
-def device_loads(part: Part, footprints: Mapping[str, WorkerMemory]) -> dict[Device, dict[str, float]]:
+def device_loads(part: JobLayout, footprints: Mapping[str, WorkerMemory]) -> dict[Device, dict[str, float]]:
     """Return the bytes of each role of a part on each device."""
     layout = part.layout
     loads: dict[Device, dict[str, float]] = {}
@@ -89,7 +55,7 @@ def add_processes(loads: dict[Device, dict[str, float]], processes: Mapping[str,
         loads[home] |= processes
 
 
-def peak(part: Part, load: Mapping[str, float]) -> Peak:
+def peak(part: JobLayout, load: Mapping[str, float]) -> Peak:
     """Find the peak of one device.
 
     Args:
@@ -156,7 +122,7 @@ def show(config: JobConfig, gpu_gib: float, console: Console, heading: str = "")
         BadInput: the roles do not fit their groups, weights cannot reach the engines, or a model cannot be what it is
             for.
     """
-    parts = checked_parts(config)
+    parts = checked_layouts(config)
     missing = missing_files(config)
     models = refuse_models(config, {problem.key for problem in missing})
     if heading:
@@ -177,28 +143,7 @@ def show(config: JobConfig, gpu_gib: float, console: Console, heading: str = "")
     return INCOMPLETE if unknown else 0
 
 
-def checked_parts(config: JobConfig) -> list[Part]:
-    """Place all roles of a job, those that are there at the same time together.
-
-    Raises:
-        BadInput: they do not fit their groups, or weights cannot reach the engines where they are.
-    """
-    try:
-        parts = parts_of(config)
-    except DoesNotFit as error:
-        raise BadInput(str(error)) from None
-    rollout = config.placements().get(("rollout",))
-    if config.learns_from_samples and isinstance(rollout, RolloutConfig):
-        overlap = parts[0].layout.overlap("rollout", "policy")
-        if choose_transport(rollout, overlap) == "ipc" and overlap == "none":
-            raise BadInput(
-                "rollout.transport: ipc is for engines on the policy's GPUs, and these are on others; use auto, which "
-                "is nccl here"
-            )
-    return parts
-
-
-def _placement_table(parts: list[Part], config: JobConfig) -> Table:
+def _placement_table(parts: list[JobLayout], config: JobConfig) -> Table:
     # In a part of one phase all its roles are awake all the time.
     sharing = "takes turns with" if len(parts[0].phases) > 1 else "shares GPUs with"
     table = Table(title="Placement", title_justify="left")
@@ -270,7 +215,7 @@ def _cache_lines(config: JobConfig, footprints: dict[str, WorkerMemory]) -> Iter
 def idle_groups(config: JobConfig) -> Iterator[str]:
     """Name groups, and GPUs of groups, that no role uses."""
     placements = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
-    parts = [[placements[role] for role in part.layout.slots] for part in parts_of(config)]
+    parts = [[placements[role] for role in part.layout.slots] for part in job_layouts(config)]
     for name, group in config.node_groups().items():
         # Roles of one part after another use the same GPUs.
         asked = [sum(role.gpus_per_worker * role.workers for role in part if role.on == name) for part in parts]
@@ -303,7 +248,7 @@ class _Load:
         return f"{group} node {node} " + (f"GPU {device}" if self.on_gpu else "CPU")
 
 
-def _loads(config: JobConfig, parts: list[Part], footprints: dict[str, WorkerMemory]) -> list[_Load]:
+def _loads(config: JobConfig, parts: list[JobLayout], footprints: dict[str, WorkerMemory]) -> list[_Load]:
     """List the loads of all devices in all parts; where there are several, each has the name of its phase."""
     found = []
     for part in parts:

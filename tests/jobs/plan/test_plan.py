@@ -32,8 +32,9 @@ from rlhf_ray.jobs.plan.memory import (
     trainer_memory,
     worker_process,
 )
-from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, checked_parts, device_loads, peak
+from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, device_loads, peak
 from rlhf_ray.models.tiny import build_tiny
+from rlhf_ray.runs.layouts import checked_layouts
 from tests.jobs.ppo_runs import write_config
 
 ROOT = Path(__file__).parents[3]
@@ -215,7 +216,7 @@ def test_presets_of_ppo_fit_their_gpus(preset: Path, tmp_path: Path, capsys: pyt
     shown = " ".join(capsys.readouterr().out.split())
     assert not unexpected_warnings(shown)
     found, unknown = role_footprints(config, gpu_gib * GIB)
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
     assert not unknown
     assert found["rollout"].cache > 0
     for (_, _, device), load in device_loads(part, found).items():
@@ -264,7 +265,7 @@ def evaluation(folder: Path, **changes: Any) -> Path:
 def test_an_evaluation_places_the_roles_of_each_part_alone(seven_b: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = evaluation(seven_b)
     config = load_job("evaluate", [str(path)], check_files=False)
-    parts = checked_parts(config)
+    parts = checked_layouts(config)
     assert [([*part.phases], [*part.layout.slots]) for part in parts] == [
         (["generate"], ["rollout"]),
         (["score"], ["rewards.0"]),
@@ -304,7 +305,7 @@ def test_a_sharded_model_is_measured_in_parts(seven_b: Path) -> None:
 
 def test_an_evaluation_without_reference_and_texts_measures_nothing(seven_b: Path) -> None:
     path = evaluation(seven_b, reference=None)
-    parts = checked_parts(load_job("evaluate", [str(path)], check_files=False))
+    parts = checked_layouts(load_job("evaluate", [str(path)], check_files=False))
     assert [[*part.layout.slots] for part in parts] == [["rollout"], ["rewards.0"]]
 
 
@@ -413,7 +414,7 @@ def test_stages_without_their_files_are_warnings(capsys: pytest.CaptureFixture[s
 def test_roles_that_are_awake_together_add_up() -> None:
     """All of a preset's GPUs hold a policy, a critic, a reference, a reward model and an engine."""
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_8gpu.yaml")], check_files=False)
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
 
     def found(policy: float, rollout: float, critic: float, reward: float) -> tuple[str, float]:
         sizes = {"policy": policy, "rollout": rollout, "critics.value": critic, "reference": 1, "rewards.0": reward}
@@ -431,7 +432,7 @@ def test_roles_that_are_awake_together_add_up() -> None:
 
 def test_roles_that_do_not_share_are_always_awake() -> None:
     config = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml")], check_files=False)
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
     loads = device_loads(part, {"reference": WorkerMemory(weights=3), "rewards.0": WorkerMemory(weights=5)})
     # Two workers of half a GPU each.
     found = {(most.phase, most.size) for most in (peak(part, load) for load in loads.values())}
@@ -448,7 +449,7 @@ def test_jobs_without_turns_hold_all_their_roles_at_once(verb: str, tmp_path: Pa
     job = {"output": "o.jsonl", "data": {"path": "d"}, "groups": {"main": {"gpus_per_node": 1}}} | roles[verb]
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     config = load_job(verb, [str(tmp_path / "job.yaml")], check_files=False)
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
     loads = device_loads(part, {role: WorkerMemory(weights=3) for role in part.layout.slots})
     assert [peak(part, load).size for load in loads.values()] == [6]
 
@@ -497,7 +498,7 @@ def test_weights_that_cannot_reach_the_engines_are_refused_before_ray_starts(
 
 def test_roles_on_cpu_add_up() -> None:
     config = load_job("ppo", [str(CONFIGS / "ppo_cpu_tiny.yaml")], check_files=False)
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
     memory = forward_memory(SHAPE, "float32", 1, scalar=False)
     loads = device_loads(part, {"policy": memory, "rollout": memory})
     assert [peak(part, load).size for load in loads.values()] == [2 * memory.total]

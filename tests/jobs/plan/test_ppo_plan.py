@@ -12,11 +12,11 @@ from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.config.rewards import ModelReward
-from rlhf_ray.jobs.plan.run import checked_parts
 from rlhf_ray.jobs.ppo import start as ppo_start
 from rlhf_ray.jobs.ppo.roles import critic_units, role_placements, thread_demand, uses
 from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.models.score_statistics import ScoreStatistics
+from rlhf_ray.runs.layouts import checked_layouts
 from rlhf_ray.training.process import ThreadDemand
 
 REWARD = {"kind": "function", "function": "judge.py:right"}
@@ -72,7 +72,7 @@ def test_a_run_places_its_roles_as_planned(preset: str, monkeypatch: pytest.Monk
     cluster: Any = SimpleNamespace(layout=Layout(config.groups), deadlines=config.cluster.deadlines)
     with ppo_start.start_roles(config, cluster):
         run = cluster.layout.slots
-    [part] = checked_parts(config)
+    [part] = checked_layouts(config)
     planned = part.layout.slots
     names = dict(zip(role_placements(config), config.placements(), strict=True))
     assert {".".join(map(str, names[role])): slots for role, slots in run.items()} == planned
