@@ -25,7 +25,8 @@ from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConf
 from rlhf_ray.config.reading.loading import dump_config, load_arguments
 from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_job
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.jobs.plan.run import INCOMPLETE, checked_parts
+from rlhf_ray.jobs.plan.run import INCOMPLETE
+from rlhf_ray.runs.layouts import checked_layouts
 from rlhf_ray.tracking.names import METRICS
 from rlhf_ray.tracking.records import METRICS_FILE
 from rlhf_ray.tracking.run_record import RunRecord
@@ -108,7 +109,7 @@ class Reader(Clone):
         lacking = not_here(config)
         if lacking != "several machines":
             load_job(verb, arguments)
-        checked_parts(config)
+        checked_layouts(config)
         if verb in TAKE_A_MOMENT:
             self._run_here([verb, *arguments], None)
         else:

@@ -1,145 +1,25 @@
 import json
-import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from rlhf_ray import cli
-from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.placement import LOGPROBS
 from rlhf_ray.config.reading.verbs import deduce_verb, load_job
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
-from rlhf_ray.jobs.plan import footprints
 from rlhf_ray.jobs.plan.footprints import read_shape, role_footprints
 from rlhf_ray.jobs.plan.memory import (
-    DRIVER,
-    ENGINE,
-    ENGINE_WORKER,
-    FUNCTION,
-    RAY,
-    SCORER,
-    TRAINER,
-    ModelShape,
     WorkerMemory,
-    engine_memory,
     forward_memory,
-    other_processes,
     trainer_memory,
-    worker_process,
 )
-from rlhf_ray.jobs.plan.run import ALWAYS, GIB, INCOMPLETE, device_loads, peak
-from rlhf_ray.models.tiny import build_tiny
+from rlhf_ray.jobs.plan.run import ALWAYS, GIB, device_loads, peak
 from rlhf_ray.runs.layouts import checked_layouts
+from tests.jobs.plan.plan_models import CONFIGS, SEVEN_B, SEVEN_B_PARAMETERS, SEVENTY_B, SHAPE, with_models
 from tests.jobs.ppo_runs import write_config
-
-ROOT = Path(__file__).parents[3]
-CONFIGS = ROOT / "configs"
-SHAPE = ModelShape(parameters=1_000_000, output_head=100_000, hidden=64, layers=4, kv_width=32)
-SEVEN_B = {
-    "model_type": "qwen2",
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 28,
-    "vocab_size": 152064,
-    "tie_word_embeddings": False,
-}
-HALF_B = SEVEN_B | {
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 24,
-    "tie_word_embeddings": True,
-}
-SEVENTY_B = SEVEN_B | {
-    "hidden_size": 8192,
-    "intermediate_size": 29568,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "num_hidden_layers": 80,
-}
-# From the model's own page: 7.61 billion parameters, 6.53 without embeddings.
-SEVEN_B_PARAMETERS = 7_615_616_512
-
-
-@pytest.fixture
-def seven_b(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text(json.dumps(SEVEN_B))
-    return tmp_path
-
-
-def test_parameters_are_counted_without_weights(seven_b: Path) -> None:
-    shape = read_shape(ModelConfig(path=str(seven_b)))
-    assert shape.parameters == SEVEN_B_PARAMETERS
-    assert shape.output_head == 152064 * 3584
-    assert (shape.hidden, shape.layers, shape.kv_width) == (3584, 28, 512)
-
-
-def test_tied_output_head_is_not_counted_twice(seven_b: Path) -> None:
-    (seven_b / "config.json").write_text(json.dumps(SEVEN_B | {"tie_word_embeddings": True}))
-    shape = read_shape(ModelConfig(path=str(seven_b)))
-    assert shape.parameters == SEVEN_B_PARAMETERS - 152064 * 3584
-    assert shape.output_head == 0
-
-
-@pytest.mark.parametrize(
-    ("stage", "weights", "gradients", "optimizer"),
-    # ZeRO paper, table 1, with float32 gradients beside the bfloat16 ones: 2 + 6 + 12 bytes a parameter.
-    [(1, 2, 6, 12 / 4), (2, 2, 6 / 4, 12 / 4), (3, 2 / 4, 6 / 4, 12 / 4)],
-)
-def test_zero_divides_what_its_stage_says(stage: Any, weights: float, gradients: float, optimizer: float) -> None:
-    trainer = TrainerConfig(workers=4, zero_stage=stage)
-    memory = trainer_memory(SHAPE, trainer, "bfloat16", tokens=128, scalar=False)
-    assert memory.weights == pytest.approx(weights * 1e6)
-    assert memory.gradients == pytest.approx(gradients * 1e6)
-    assert memory.optimizer == pytest.approx(optimizer * 1e6)
-
-
-def test_float32_without_zero() -> None:
-    memory = trainer_memory(SHAPE, TrainerConfig(), "float32", tokens=128, scalar=False)
-    assert (memory.weights, memory.gradients, memory.optimizer) == (4e6, 4e6, 8e6)
-
-
-def test_recomputing_saves_activations() -> None:
-    plain = trainer_memory(SHAPE, TrainerConfig(), "bfloat16", 128, scalar=False).activations
-    saved = trainer_memory(SHAPE, TrainerConfig(gradient_checkpointing=True), "bfloat16", 128, scalar=False).activations
-    assert plain == 34 * 128 * 64 * 4
-    assert saved == 2 * 128 * 64 * 4 + 34 * 128 * 64
-
-
-def test_scalar_models_have_no_output_head() -> None:
-    with_head = forward_memory(SHAPE, "bfloat16", 1, scalar=False).weights
-    assert with_head - forward_memory(SHAPE, "bfloat16", 1, scalar=True).weights == 2 * SHAPE.output_head
-
-
-def test_a_frozen_model_may_be_sharded() -> None:
-    assert forward_memory(SHAPE, "bfloat16", 1, scalar=False, shards=4).weights == 2 * SHAPE.parameters / 4
-
-
-def test_engines_fill_their_share() -> None:
-    memory = engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=2), gpu_bytes=1e8)
-    assert memory.weights == 1e6
-    assert memory.total == pytest.approx(0.9 * 1e8)
-    assert engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=1), gpu_bytes=1e6).cache == 0
-    # Keys and values of 32 numbers of 2 bytes in 4 layers, on one of two devices.
-    assert memory.cached_tokens == pytest.approx(memory.cache / (2 * 4 * 32 * 2 / 2))
-
-
-def test_engines_take_the_share_that_the_user_gives() -> None:
-    def total(**rollout: Any) -> float:
-        return engine_memory(SHAPE, "bfloat16", RolloutConfig(**rollout), gpu_bytes=1e8).total
-
-    assert total(gpus_per_worker=1, engine={"gpu_memory_utilization": 0.3}) == pytest.approx(0.3 * 1e8)
-    assert total(gpus_per_worker=1, engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
-    assert total(engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
-
 
 PLACED = [path for path in sorted(CONFIGS.glob("*.yaml")) if deduce_verb(str(path)) not in {"data", "label", "compare"}]
 
@@ -178,19 +58,6 @@ def test_seven_b_fits_eight_gpus(seven_b: Path, capsys: pytest.CaptureFixture[st
 
     assert cli.main(["plan", "--gpu_gib", "16", preset, *models]) == 0
     assert "of a GPU's 16" in capsys.readouterr().out
-
-
-def with_models(preset: Path, directory: Path) -> tuple[list[str], PPOConfig]:
-    """A preset of PPO with models of its size, whose judges of policies of 72B have 7B."""
-    sizes = {"0.5b": (HALF_B, HALF_B, 24), "7b": (SEVEN_B, SEVEN_B, 80), "70b": (SEVENTY_B, SEVEN_B, 80)}
-    policy, judge, gpu_gib = next(size for name, size in sizes.items() if f"_{name}_" in preset.name)
-    for name, shape in (("policy", policy), ("judge", judge)):
-        (directory / name).mkdir()
-        (directory / name / "config.json").write_text(json.dumps(shape))
-    job = [str(preset), "--model.path", str(directory / "policy")]
-    for number, reward in enumerate(load_job("ppo", job, check_files=False).rewards):
-        job += [f"--rewards.{number}.path", str(directory / "judge")] if reward.kind == "model" else []
-    return ["plan", "--gpu_gib", str(gpu_gib), "ppo", *job], load_job("ppo", job, check_files=False)
 
 
 ON_GPUS = [path for path in PLACED if path.name.endswith(("gpu.yaml", "node.yaml")) and deduce_verb(str(path)) == "ppo"]
@@ -316,31 +183,6 @@ def test_what_does_not_fit_in_an_evaluation_names_its_part(seven_b: Path, capsys
     assert "rewards.1: worker 1 of 1 does not fit group 'main'" in capsys.readouterr().err
 
 
-def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
-    seven_b: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    preset, model = str(CONFIGS / "ppo_cpu_tiny.yaml"), str(seven_b)
-    function = json.dumps([{"name": "f", "kind": "function", "function": "f.py:f"}])
-    arguments = [preset, "--model.path", model, "--rewards", function]
-    config = load_job("ppo", arguments, check_files=False)
-    found, _ = role_footprints(config, 80 * GIB)
-    assert {role: memory.process for role, memory in found.items()} == {
-        "policy": TRAINER,
-        "critics.value": TRAINER,
-        "reference": TRAINER,
-        "rollout": ENGINE,
-        "rewards.0": SCORER + FUNCTION,
-    }
-    assert min(TRAINER, ENGINE, SCORER, FUNCTION, DRIVER, RAY) > 0
-    whole = sum(memory.total for memory in found.values()) + DRIVER + RAY
-    assert cli.main(["plan", "ppo", *arguments]) == 0
-    shown = capsys.readouterr().out
-    [row] = [line for line in shown.splitlines() if "main node 0 CPU" in line]
-    assert row.split("│")[2].strip() == f"{whole / GIB:.2f}"
-    assert "│ driver" in shown
-    assert "│ Ray" in shown
-
-
 def test_held_out_prompts_may_be_the_longest(seven_b: Path) -> None:
     arguments = [str(CONFIGS / "ppo_cpu_tiny.yaml"), "--model.path", str(seven_b), "--tokens_per_microbatch", "256"]
     held_out = json.dumps({"path": "held_out.jsonl", "max_prompt_tokens": 20_000})
@@ -348,67 +190,6 @@ def test_held_out_prompts_may_be_the_longest(seven_b: Path) -> None:
     long = load_job("ppo", [*arguments, "--evaluation.data", held_out], check_files=False)
     assert role_footprints(short, 0)[0]["policy"].activations * 10 < role_footprints(long, 0)[0]["policy"].activations
     assert list(short.batch_lines()) == list(long.batch_lines())
-
-
-def test_on_gpus_processes_do_not_count(tmp_path: Path) -> None:
-    _, config = with_models(CONFIGS / "ppo_7b_8gpu.yaml", tmp_path)
-    found, _ = role_footprints(config, 80 * GIB)
-    assert not any(memory.process for memory in found.values())
-    assert not other_processes(config)
-
-
-def test_tensor_parallel_engines_hold_all_their_workers_on_cpu() -> None:
-    one = engine_memory(SHAPE, "float32", RolloutConfig(), gpu_bytes=0)
-    two = engine_memory(SHAPE, "float32", RolloutConfig(tensor_parallel=2), gpu_bytes=0)
-    assert two.weights == one.weights
-    assert two.cache == 2 * one.cache, "each worker takes what is asked for"
-    assert two.cached_tokens == 2 * one.cached_tokens
-    assert worker_process(RolloutConfig(tensor_parallel=2)) == ENGINE + 2 * ENGINE_WORKER
-
-
-@pytest.mark.parametrize("answers", [True, False])
-def test_a_model_of_a_hub_that_is_not_reached_is_unknown_at_once(
-    answers: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked: list[str] = []
-    ends = threading.Event()
-
-    def fetch(name: str) -> str:
-        asked.append(name)
-        if not answers:
-            ends.wait(60)
-        raise ConnectionError("Name or service not known\nmore")
-
-    monkeypatch.setattr(footprints, "fetch_config", fetch)
-    if not answers:
-        monkeypatch.setattr(footprints, "HUB_SECONDS", 0.1)
-    models = ["--model.path", "owner/model", "--rewards.0.path", "owner/judge"]
-    try:
-        assert cli.main(["plan", "ppo", str(CONFIGS / "ppo_7b_8gpu.yaml"), *models]) == INCOMPLETE
-    finally:
-        ends.set()
-    shown = " ".join(capsys.readouterr().out.split())
-    reason = "the hub did not give it: Name or service not known" if answers else "the hub did not give it within 0.1 s"
-    for name in ("owner/model", "owner/judge"):
-        assert f"warning memory of {name} is not known, because its config could not be read: {reason}" in shown
-    assert "256 prompts x 1 = 256 samples" in shown
-    assert asked == (["owner/model", "owner/judge"] if answers else ["owner/model"]), "a silent hub is asked once"
-
-
-def test_a_model_that_is_not_at_hand_is_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["plan", str(CONFIGS / "ppo_7b_8gpu.yaml"), "--model.path", "/nowhere/model"]) == 0
-    shown = capsys.readouterr().out
-    assert "warning model.path: no such directory: /nowhere/model" in shown
-    assert "256 prompts x 1 = 256 samples" in shown
-    assert "The KV cache" not in shown
-
-
-def test_stages_without_their_files_are_warnings(capsys: pytest.CaptureFixture[str]) -> None:
-    iterate = str(ROOT / "examples" / "iterate" / "iterate.yaml")
-    assert cli.main(["plan", iterate, "--reward", "none.yaml", "--prompts.path", "none.jsonl"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert "warning reward: none.yaml: no such file" in shown
-    assert "warning prompts.path: no such file or directory: none.jsonl" in shown
 
 
 def test_roles_that_are_awake_together_add_up() -> None:
@@ -554,39 +335,3 @@ def test_adapters_have_little_state_and_need_no_reference(seven_b: Path, capsys:
     assert "the policy with its adapter off" in shown
     assert "│ reference" not in shown
     assert "of a GPU's" not in shown
-
-
-@pytest.fixture
-def reads_512(tiny_model: Any, tmp_path: Path) -> Path:
-    """A model with weights and tokenizer, for texts of 512 tokens, of heads that an engine on CPU takes."""
-    return build_tiny(tmp_path / "model", tiny_model.texts, hidden=64, heads=2, max_tokens=512)
-
-
-def planned(tmp_path: Path, verb: str, **config: Any) -> int:
-    file = tmp_path / "job.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return cli.main(["plan", verb, str(file)])
-
-
-PROMPTS = {"path": str(ROOT / "README.md"), "max_prompt_tokens": 1024}
-
-
-@pytest.mark.parametrize("verb", ["ppo", "generate"])
-def test_what_engines_cannot_read_is_refused_as_by_the_run(
-    verb: str, reads_512: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job: dict[str, Any] = {"model": {"path": str(reads_512)}, "data": PROMPTS, "rollout": {"max_new_tokens": 256}}
-    if verb == "ppo":
-        job |= {"rewards": [{"kind": "function", "function": f"{ROOT}/examples/reviews/balance.py:one_sided"}]}
-    assert planned(tmp_path, verb, **job, output=str(tmp_path / ("out" if verb == "ppo" else "out.jsonl"))) == 2
-    assert "are 1280 tokens together" in capsys.readouterr().err
-
-
-def test_longer_texts_than_a_model_was_made_for_are_a_word(
-    reads_512: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = {"path": str(ROOT / "README.md"), "max_tokens": 600}
-    assert planned(tmp_path, "sft", model={"path": str(reads_512)}, data=data, output=str(tmp_path / "out")) == 0
-    words = " ".join(capsys.readouterr().out.split())
-    assert "data.max_tokens: 600 tokens, but" in words
-    assert "was made for 512 (max_position_embeddings)" in words
