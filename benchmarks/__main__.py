@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("chunked_logprobs", "weight_sync", "rollout_pool", "preferences", "ppo", "grpo")
+BENCHMARKS = (
+    "chunked_logprobs",
+    "weight_sync",
+    "rollout_pool",
+    "preferences",
+    "ppo",
+    "grpo",
+    "overlap_simulated",
+    "overlap",
+)
 
 
 def main() -> None:
