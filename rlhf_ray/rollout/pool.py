@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleError
 from rlhf_ray.rollout.collection import Collection
@@ -59,6 +59,8 @@ Restore = Callable[[int, Exception], EngineClient | RoleError]
 
 LOOP_SECONDS = 60.0
 """For the pool's own thread to take up what it is told, which takes a moment unless a rollout blocks it."""
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -139,6 +141,15 @@ class RolloutPool:
         if not self.serving and not self._seating.restorable:
             raise self._seating.no_engine_left()
 
+    def take_idle_seconds(self) -> float:
+        """Return for how long an engine had nothing to write since the last call, mean of those that serve."""
+
+        async def take() -> float:
+            seats = self._seating.serving
+            return sum(seat.take_idle_seconds() for seat in seats) / max(len(seats), 1)
+
+        return self._tell(take(), "take_idle_seconds")
+
     def replace(self, rank: int, engine: EngineClient | RoleError) -> None:
         """Let a new engine take place `rank`, for instance after a restart; an error gives the place up."""
         self._settle(rank, engine)
@@ -169,15 +180,15 @@ class RolloutPool:
 
         self._tell(settle(), "restart")
 
-    def _tell(self, work: "Coroutine[Any, Any, Any]", phase: str) -> None:
+    def _tell(self, work: "Coroutine[Any, Any, Result]", phase: str) -> Result:
         """Let the pool's thread do something short, and wait for it."""
         try:
-            self._on_loop(work).result(LOOP_SECONDS)
+            return self._on_loop(work).result(LOOP_SECONDS)
         except TimeoutError:
             message = f"rollout: a rollout blocks the pool's thread, which did not {phase} within {LOOP_SECONDS:g} s"
             raise DeadlineExceeded(message, "rollout", None, phase) from None
 
-    def _on_loop(self, work: "Coroutine[Any, Any, Any]") -> "Future[Any]":
+    def _on_loop(self, work: "Coroutine[Any, Any, Result]") -> "Future[Result]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _cancel_all(self) -> None:

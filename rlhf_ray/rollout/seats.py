@@ -1,6 +1,7 @@
 """One engine's place in the pool: what runs there, and requests of many rollouts joined into few calls."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class Seat:
         self._queued = queued
         self._deadline = deadline_seconds
         self._rollouts = 0
+        self._idle_since = time.monotonic()
+        self._idle_seconds = 0.0
         self._waiting: list[_Waiting] = []
         self._calls: dict[asyncio.Task[None], dict[str, asyncio.Future[GenerationResult]]] = {}
         self._flush: asyncio.Handle | None = None
@@ -43,6 +46,7 @@ class Seat:
     @contextmanager
     def rollout(self, order: int, samples: int) -> Iterator[Generate]:
         """Take part as rollout number `order` of the step, and get the engine's `generate`."""
+        self._count_idle()
         self._rollouts += 1
         self.load += samples
 
@@ -52,9 +56,23 @@ class Seat:
         try:
             yield generate
         finally:
+            self._count_idle()
             self._rollouts -= 1
             self.load -= samples
             self._schedule_flush()
+
+    def take_idle_seconds(self) -> float:
+        """Return for how long nothing ran here since the last call, or the start."""
+        self._count_idle()
+        taken, self._idle_seconds = self._idle_seconds, 0.0
+        return taken
+
+    def _count_idle(self) -> None:
+        """Add the time since the last change, if nothing ran in it."""
+        now = time.monotonic()
+        if not self._rollouts:
+            self._idle_seconds += now - self._idle_since
+        self._idle_since = now
 
     def lose(self, error: Exception) -> None:
         """Serve no more: everything that waits here fails with `error`."""

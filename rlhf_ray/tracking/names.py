@@ -266,6 +266,13 @@ METRICS = (
         "time/checkpoint", "save models, optimizers and the driver's state", "seconds", "Time of a step", "checkpoint"
     ),
     Metric("time/idle", "nothing runs", "seconds", "Time of a step", "idle"),
+    Metric(
+        "engines/idle",
+        "time in which an engine had nothing to write, mean of engines",
+        "seconds",
+        "Idle engines",
+        "idle",
+    ),
     Metric("time/step", "time of the whole step", "seconds", ""),
     Metric("time/*", "another part of a step", "seconds", "Time of a step", "*"),
     Metric("sync/gather", "collect the weights of all ranks", "seconds", "Time of a sync", "gather"),

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from rlhf_ray.data.records import Sample
 from rlhf_ray.rollout.recording import sample_from_json
 
-TIMED = ("time", "step_time", "tokens_per_second")
+TIMED = ("time", "step_time", "tokens_per_second", "engines/idle")
 TIMED_PREFIXES = ("time/", "sync/")
 UNTIMED = ("sync/logprob_diff", "sync/tolerance", "sync/version")
 

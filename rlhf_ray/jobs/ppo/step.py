@@ -255,6 +255,8 @@ class PPODriver:
         tokens = sum(len(s.response_ids) for s in self._shown)
         parts = {f"time/{part}": value for part, value in seconds.items()}
         rates = {"tokens_per_second": tokens / seconds["step"], "step_time": seconds["step"]}
+        if self.config.rollout.replay is None:
+            rates["engines/idle"] = self.roles.pool.take_idle_seconds()
         episodes = float(done * self.config.prompts_per_step * self.config.samples_per_prompt)
         self._log(done, {**metrics, **parts, **rates, "episode": episodes})
         self.tracker.samples(done, [_row(sample, None) for sample in self._shown])
