@@ -25,7 +25,7 @@ class BareEngine:
         self._engine = LLM(**{name: value for name, value in arguments.items() if name not in TRANSFER_ARGUMENTS})
 
     def seconds(self, requests: Sequence[GenerationRequest]) -> float:
-        """Time to answer all requests."""
+        """Measure the time to answer all requests."""
         from vllm import TokensPrompt
 
         prompts = [TokensPrompt(prompt_token_ids=request.prompt_ids.tolist()) for request in requests]

@@ -48,7 +48,7 @@ def run(way: str, states: "Tensor", weight: "Tensor", targets: "Tensor") -> None
 
 
 def peak_bytes(way: str, hidden: int, device: str) -> int:
-    """In this process: how far the peak rises above what is there before, one small warm-up done."""
+    """Measure, in this process, how far the peak rises above what is there before, one small warm-up done."""
     import torch
 
     states, weight, targets = inputs(hidden, device)
@@ -66,7 +66,7 @@ def peak_bytes(way: str, hidden: int, device: str) -> int:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process now (VmRSS) or at most (VmHWM); `getrusage` would count its parent's."""
+    """Return this process's bytes now (VmRSS) or at most (VmHWM); `getrusage` would count its parent's."""
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 

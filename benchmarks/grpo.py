@@ -22,7 +22,7 @@ MEAN_RESPONSE, LONGEST_RESPONSE = 96, 512
 
 
 def grpo_config(workload: Workload, output: Path, options: argparse.Namespace) -> PPOConfig:
-    """Policy and reference; policy and engine mostly take turns, so each may have both cores."""
+    """Configure policy and reference; policy and engine mostly take turns, so each may have both cores."""
     role = {"cpus_per_worker": 0.2}
     base = base_config(workload, output, options)
     reference_threads = options.reference_threads or (CORES if options.old_logprobs == "engine" else 1)

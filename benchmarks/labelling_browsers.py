@@ -14,7 +14,7 @@ from tests.jobs.ppo_runs import write_rows
 
 @contextmanager
 def page_over(store: str, folder: Path) -> Iterator[str]:
-    """URL of a page over a store, as `rlhf label` shows it."""
+    """Serve a page over a store, as `rlhf label` shows it, and yield its URL."""
     answers = write_rows(folder / "answers.jsonl", [{"prompt": "one more", "responses": ["a", "b"]}])
     settings = {"store": store, "answers": {"kind": "file", "path": str(answers)}}
     with serving("label", folder, settings) as site:
@@ -22,7 +22,7 @@ def page_over(store: str, folder: Path) -> Iterator[str]:
 
 
 def browse(url: str, name: str, period: float, seconds: float, results: Any) -> None:
-    """One annotator in a browser of its own, by keyboard; a click is done when the page shows what it did."""
+    """Let one annotator work by keyboard in a browser of its own; a click is done when the page shows what it did."""
     from playwright.sync_api import sync_playwright
 
     tally = Tally(name)
@@ -55,7 +55,7 @@ def _wait_for(page: Any, order: str) -> None:
 
 
 def _click(page: Any, tally: Tally) -> None:
-    """The next key: the number of an answer, or the one that saves."""
+    """Press the next key: the number of an answer, or the one that saves."""
     done = tally.clicks % (ANSWERS + 1)
     if done < ANSWERS:
         page.keyboard.press(str(done + 1))

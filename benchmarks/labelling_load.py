@@ -32,7 +32,7 @@ TWICE = 0.2
 
 @dataclass
 class Tally:
-    """What one annotator did."""
+    """Clicks and labels of one annotator."""
 
     name: str
     clicks: int = 0
@@ -45,7 +45,7 @@ class Tally:
 
 
 def work(store: str, names: list[str], period: float, seconds: float, results: Any) -> None:
-    """Annotators of one process."""
+    """Let the annotators of one process work."""
     desk = Desk(Database(store), "label", [], SETTINGS)
     tallies = [Tally(name) for name in names]
     until = time.monotonic() + seconds
@@ -75,7 +75,7 @@ def annotate(desk: Desk, tally: Tally, period: float, until: float) -> None:
 
 
 def click(desk: Desk, tally: Tally, sheet: Sheet, places: list[int], dice: random.Random) -> Sheet | None:
-    """One click: a rank, or saving and drawing the next prompt."""
+    """Make one click: a rank, or saving and drawing the next prompt."""
     unranked = [place for place in places if sheet.draft.ranks[place] is None]
     if unranked:
         ranks = list(sheet.draft.ranks)
@@ -95,7 +95,7 @@ SETTINGS = DeskSettings(overlap=Overlap(0.1, 2, 0), lease_seconds=1800)
 
 
 def fill(store: str, prompts: int) -> None:
-    """A store with so many prompts, whose order differs from run to run of nothing."""
+    """Fill a store with so many prompts, whose order differs from run to run of nothing."""
     desk = Desk(Database(store), "label", [], SETTINGS)
     answers = [tuple(f"answer {n}.{k}" for k in range(ANSWERS)) for n in range(prompts)]
     desk.items.add(NewItem(f"prompt {n}", "chat", "load", answers[n], ("v",) * ANSWERS) for n in range(prompts))
@@ -148,7 +148,7 @@ def run(
 
 
 def compare(store: str, tallies: list[Tally]) -> dict[str, Any]:
-    """What was accepted against what is stored."""
+    """Compare what was accepted with what is stored."""
     database = Database(store)
     stored = list(Labels(database, "label").all())
     with database.reading() as connection:
@@ -174,7 +174,7 @@ def compare(store: str, tallies: list[Tally]) -> dict[str, Any]:
 
 
 def quantiles(tallies: list[Tally]) -> list[float]:
-    """Median and 95th percentile of all clicks in milliseconds."""
+    """Return median and 95th percentile of all clicks in milliseconds."""
     seconds = sorted(one for tally in tallies for one in tally.seconds)
     if len(seconds) < 2:
         return []

@@ -73,7 +73,7 @@ class ScheduledLengths(SingleTurn):
 
 
 def split(task: RolloutTask) -> list[RolloutTask]:
-    """A task for each response: an engine gives all responses to a request the same limit."""
+    """Make a task for each response: an engine gives all responses to a request the same limit."""
     return [
         replace(task, samples=1, request_id=f"{task.request_id}/{number}/{task.samples}", seed=task.seed + number)
         for number in range(task.samples)
@@ -216,7 +216,7 @@ def run(
 
 
 def next_kind(done: Mapping[str, int], steps: int) -> str:
-    """Kind of lengths of the next step: all steps of one kind, then all of the other.
+    """Return the kind of lengths of the next step: all steps of one kind, then all of the other.
 
     In turns, a contender would rest through the others' steps of natural lengths before each step of fixed ones, the
     first of them longest, and what has rested begins slowly: the system may have taken its memory.
@@ -225,7 +225,7 @@ def next_kind(done: Mapping[str, int], steps: int) -> str:
 
 
 def base_config(workload: Workload, output: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What both jobs are told of data, batches and placement."""
+    """Return what both jobs are told of data, batches and placement."""
     role = {"cpus_per_worker": 0.2}
     return {
         "output": str(output / "run"),
@@ -245,7 +245,7 @@ def base_config(workload: Workload, output: Path, options: argparse.Namespace) -
 
 
 def summary(rows: Rows, memory: Mapping[str, float], options: argparse.Namespace, load_before: float) -> dict[str, Any]:
-    """Ratios of medians after warm-up, and the parts that they come from."""
+    """Return ratios of medians after warm-up, and the parts that they come from."""
     kinds: dict[str, Any] = {}
     for kind in KINDS:
         repeats = rows[kind][options.warm_up :]
@@ -276,7 +276,7 @@ def summary(rows: Rows, memory: Mapping[str, float], options: argparse.Namespace
 
 
 def common_options(parser: argparse.ArgumentParser, budget: int, old_logprobs: str) -> None:
-    """Options of both benchmarks; `budget`, tokens in a micro-batch, and `old_logprobs` are defaults."""
+    """Add options of both benchmarks; `budget`, tokens in a micro-batch, and `old_logprobs` are defaults."""
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens-per-microbatch", type=int, default=budget)
     parser.add_argument(

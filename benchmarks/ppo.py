@@ -26,7 +26,7 @@ MEAN_RESPONSE, LONGEST_RESPONSE = 64, 256
 
 
 def ppo_config(workload: Workload, output: Path, options: argparse.Namespace) -> PPOConfig:
-    """All four networks, of one thread each: those that learn work side by side, one on each core."""
+    """Configure all four networks, of one thread each: those that learn work side by side, one on each core."""
     base = base_config(workload, output, options)
     role = {"cpus_per_worker": 0.2, "threads": options.threads}
     return PPOConfig.model_validate(
@@ -41,7 +41,7 @@ def ppo_config(workload: Workload, output: Path, options: argparse.Namespace) ->
 
 
 def install_trl(directory: Path) -> Path:
-    """TRL alone, beside the packages that it finds in this environment."""
+    """Install TRL alone, beside the packages that it finds in this environment."""
     if not (directory / f"trl-{TRL}.dist-info").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*command, "--target", str(directory), f"trl=={TRL}"], check=True)

@@ -35,7 +35,7 @@ class BarePasses:
         self._budget = tokens_per_batch
 
     def seconds(self, lengths: Sequence[int], epochs: int) -> dict[str, float]:
-        """Time of the inference passes of all networks, and of `epochs` training passes of policy and critic."""
+        """Measure the inference passes of all networks, and `epochs` training passes of policy and critic."""
         rows = np.array(lengths) + PROMPT_TOKENS
         batches = [rows[batch] for batch in assign(rows, 1, self._budget)[0]]
         started = time.perf_counter()
@@ -71,7 +71,7 @@ class BarePasses:
 
 
 def _padded(lengths: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Any ids, padded on the right, and the place before each response token in them."""
+    """Make any ids, padded on the right, and the place before each response token in them."""
     longest = int(lengths.max())
     ids = torch.arange(len(lengths) * longest).reshape(len(lengths), longest) % 500
     places = [row * longest + np.arange(PROMPT_TOKENS - 1, length - 1) for row, length in enumerate(lengths)]

@@ -27,7 +27,7 @@ Lengths = dict[str, list[int]]
 
 @dataclass(frozen=True)
 class Responses:
-    """How many responses there are, and how long natural ones are."""
+    """Number of responses, and lengths of natural ones."""
 
     prompts: int
     mean: int
@@ -98,11 +98,11 @@ class Workload:
         return max(max(lengths) for lengths in self.lengths.values())
 
     def prompt_texts(self) -> list[str]:
-        """The prompts."""
+        """Return the prompts."""
         return [json.loads(line)["prompt"] for line in self.prompts.read_text(encoding="utf-8").splitlines()]
 
     def prompt_ids(self) -> list[list[int]]:
-        """Token ids of the prompts."""
+        """Return token ids of the prompts."""
         tokenizer = AutoTokenizer.from_pretrained(self.policy)
         return [tokenizer(prompt)["input_ids"] for prompt in self.prompt_texts()]
 
@@ -111,7 +111,7 @@ SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "a
 
 
 def natural_lengths(responses: Responses) -> list[int]:
-    """Quantiles of a log-normal distribution, capped, in an order that says nothing."""
+    """Return quantiles of a log-normal distribution, capped, in an order that says nothing."""
     count = responses.prompts * responses.group
     location = math.log(responses.mean) - SPREAD**2 / 2
     quantiles = [NormalDist(location, SPREAD).inv_cdf((i + 0.5) / count) for i in range(count)]
@@ -121,7 +121,7 @@ def natural_lengths(responses: Responses) -> list[int]:
 
 
 def _prompts(tokenizer: Any, texts: list[str], count: int) -> list[str]:
-    """Different texts of exactly `PROMPT_TOKENS` tokens."""
+    """Make different texts of exactly `PROMPT_TOKENS` tokens."""
     prompts: dict[str, None] = {}
     for text in texts:
         prompt = tokenizer.decode(tokenizer(text)["input_ids"][:PROMPT_TOKENS])
@@ -151,7 +151,7 @@ def _teach(directory: Path, texts: list[str], steps: int = 60, rows: int = 16, t
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """On a machine that others use too, threads that wait for each other are many times slower."""
+    """Take one thread: on a machine that others use too, threads that wait for each other are far slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

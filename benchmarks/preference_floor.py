@@ -33,7 +33,7 @@ class BarePairs:
         self._budget = tokens_per_batch
 
     def seconds(self, pairs: Sequence[Lengths]) -> dict[str, float]:
-        """Time of one step's passes; for DPO also of the reference's share."""
+        """Measure one step's passes; for DPO also the reference's share."""
         prompts = np.array([p for p, _, _ in pairs for _ in range(2)])
         lengths = prompts + np.array([answer for _, *answers in pairs for answer in answers])
         batches = assign(lengths, 1, self._budget)[0]

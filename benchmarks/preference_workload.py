@@ -61,11 +61,11 @@ class PreferenceWorkload:
         return self.folder / f"{kind}.jsonl"
 
     def pairs(self, kind: str) -> list[dict[str, str]]:
-        """Rows with `prompt`, `chosen`, `rejected`."""
+        """Make rows with `prompt`, `chosen`, `rejected`."""
         return [json.loads(line) for line in self.data(kind).read_text(encoding="utf-8").splitlines()]
 
     def lengths(self, kind: str) -> list[Lengths]:
-        """Counted after tokenizing."""
+        """Count tokens after tokenizing."""
         tokenizer = AutoTokenizer.from_pretrained(self.policy)
 
         def count(text: str) -> int:
@@ -76,7 +76,7 @@ class PreferenceWorkload:
 
 
 def natural_lengths(pairs: int) -> list[Lengths]:
-    """Two texts of log-normal length for each pair; their prompt is a third of the shorter one, at most 44."""
+    """Draw two texts of log-normal length a pair; their prompt is a third of the shorter one, at most 44."""
     draw = np.random.default_rng(0)
     location = np.log(MEAN_TOKENS) - SPREAD**2 / 2
     drawn = np.exp(draw.normal(location, SPREAD, (pairs, 2))).round()

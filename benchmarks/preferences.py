@@ -163,7 +163,7 @@ def _config(job: str, kind: str, workload: PreferenceWorkload, output: Path, opt
 def summary(
     job: str, kind: str, turns: InTurns, memory: dict[str, float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Ratios of medians after warm-up, and what they come from."""
+    """Return ratios of medians after warm-up, and what they come from."""
     repeats = turns.rows[options.warm_up :]
     seconds = {
         name: {part: round(statistics.median(row[name][part] for row in repeats), 3) for part in repeats[0][name]}

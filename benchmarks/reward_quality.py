@@ -58,7 +58,7 @@ class Split:
 
 
 def rows_of(options: argparse.Namespace) -> list[Row]:
-    """Rankings: lists as they are, or pairs of a good and a bad text."""
+    """Make rankings: lists as they are, or pairs of a good and a bad text."""
     if options.rank_lists:
         return [json.loads(line) for line in options.rank_lists.read_text(encoding="utf-8").splitlines()]
     good, bad = (
@@ -77,7 +77,7 @@ def texts_of(row: Row) -> list[str]:
 
 
 def told_apart(rows: list[Row], tokenizer: Any, max_tokens: int) -> list[int]:
-    """Numbers of the rows whose texts still differ once they are shortened; the job leaves the others out."""
+    """Return numbers of the rows whose texts still differ once shortened; the job leaves the others out."""
     encoder, report = Encoder(tokenizer), ReadReport("rows", allowed_share=0)
     return [n for n, row in enumerate(rows) if ranked_row(ranking_of(row), encoder, max_tokens, report) is not None]
 
@@ -92,7 +92,7 @@ def split(rows: list[Row], usable: list[int], share: float, seed: int, folder: P
 
 
 def start_model(rows: list[Row], folder: Path, options: argparse.Namespace, seed: int) -> Path:
-    """A classifier with its head, so that both begin from the same weights."""
+    """Make a classifier with its head, so that both begin from the same weights."""
     texts = [text for row in rows for text in texts_of(row)]
     base = build_tiny(
         folder / "base", texts, hidden=options.hidden, layers=2, heads=4, vocab_size=options.vocabulary, seed=seed
@@ -143,13 +143,13 @@ def theirs(model: Path, rows: list[RankedRow], output: Path, options: argparse.N
 
 
 def pairs_of(row: RankedRow) -> list[Pair]:
-    """All ordered pairs, better text first."""
+    """List all ordered pairs, better text first."""
     texts = [(int(rank), text.tolist()) for rank, text in zip(row.ranks, row.texts, strict=True)]
     return [(a[1], b[1]) for a, b in itertools.permutations(texts, 2) if a[0] < b[0]]
 
 
 def right(model: Path, rows: list[RankedRow]) -> list[list[bool]]:
-    """Of each ranking, which of its pairs the model puts right."""
+    """Tell for each ranking which of its pairs the model puts right."""
     scorer = ModelScorer(ModelReward(path=str(model), dtype="float32"), 4096)
     pairs = [pairs_of(row) for row in rows]
     flat = [np.array(text, np.int32) for row in pairs for pair in row for text in pair]
@@ -191,7 +191,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 def summary(
     found: dict[str, list[float]], groups: list[int], seconds: dict[str, float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Accuracies, and the difference of the two on the same pairs."""
+    """Return accuracies, and the difference of the two on the same pairs."""
     estimates = {name: bootstrap_mean(values, groups) for name, values in found.items()}
     apart = [mine - other for mine, other in zip(found["rlhf_ray"], found["trl"], strict=True)]
     estimates["difference"] = bootstrap_mean(apart, groups)

@@ -40,7 +40,7 @@ ANY_LENGTH: dict[str, Any] = {"max_length": None}
 def reward_trainer(
     model: Path, pairs: Sequence[Pair], output: Path, callbacks: Sequence[TrainerCallback] = (), **settings: Any
 ) -> Any:
-    """A RewardTrainer over pairs.
+    """Make a RewardTrainer over pairs.
 
     Args:
         model: a sequence classifier of one label, with its head.

@@ -51,7 +51,7 @@ class Workload:
         return self.requests * self.samples_per_prompt * self.response_tokens
 
     def prompts(self) -> list[PromptRecord]:
-        """Random prompts, of ordinary tokens."""
+        """Make random prompts, of ordinary tokens."""
         rng = np.random.default_rng(0)
         ids = rng.integers(300, VOCABULARY, (self.requests, self.prompt_tokens)).astype(np.int32)
         return [PromptRecord(str(i), "", row) for i, row in enumerate(ids)]
@@ -72,7 +72,7 @@ class PoolUnderTest:
         self._pool = RolloutPool([RemoteEngine(actor, 0)], self.rollout, deadline_seconds=600)
 
     def seconds(self, prompts: Sequence[PromptRecord], repeat: int) -> float:
-        """Time until the last group has come, texts made."""
+        """Measure the time until the last group has come, texts made."""
         count = self._workload.samples_per_prompt
         started = time.perf_counter()
         groups = list(self._pool.run(PromptBatch(prompts, step=repeat, version=0, samples_per_prompt=count, seed=0)))
@@ -83,7 +83,7 @@ class PoolUnderTest:
 
 
 def measure(workload: Workload, repeats: int, warm_up: int, directory: Path) -> dict[str, Any]:
-    """Tokens per second of both, by turns, and the ratio of the medians."""
+    """Measure tokens per second of both, by turns, and the ratio of the medians."""
     texts = ["The film was wonderful.", "这部电影很好看。"]
     build_tiny(directory, texts, hidden=256, layers=4, vocab_size=VOCABULARY)
     model = ModelConfig(path=str(directory), dtype="float32")

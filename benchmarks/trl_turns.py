@@ -15,7 +15,7 @@ from benchmarks.memory import peak_mib
 
 
 def answers_stream() -> TextIO:
-    """Standard output for answers alone; what libraries print goes to standard error from now on."""
+    """Return standard output for answers alone; what libraries print goes to standard error from now on."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return answers
@@ -78,7 +78,7 @@ class ScheduledEnd(LogitsProcessor):
         """Tokens asked of the step that runs."""
 
     def schedule(self, lengths: list[int]) -> None:
-        """Lengths of the responses to the prompts, as many to each, prompt after prompt."""
+        """Set the lengths of the responses to the prompts, as many to each, prompt after prompt."""
         group = len(lengths) // len(self._prompts)
         self._lengths = {
             prompt: lengths[number * group : (number + 1) * group] for number, prompt in enumerate(self._prompts)
@@ -96,7 +96,7 @@ class ScheduledEnd(LogitsProcessor):
         return scores
 
     def _begin(self, rows: list[list[int]]) -> None:
-        """The responses to a prompt take their lengths in the order of its rows."""
+        """Give the responses to a prompt their lengths in the order of its rows."""
         taken: Counter[tuple[int, ...]] = Counter()
         ends = []
         for row in map(tuple, rows):

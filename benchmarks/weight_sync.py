@@ -48,7 +48,7 @@ class Broadcast:
         self._members = GlooGroup(group, SENDER_RANK, store)
 
     def measure(self) -> float:
-        """Seconds until both sides are done."""
+        """Measure the seconds until both sides are done."""
         started = time.perf_counter()
         self._members._process_group.broadcast(self._tensor, root=SENDER_RANK).wait()
         self._pipe.recv()

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "rlhf_ray"
-ROOMS = sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").is_file())
+ROOT = Path(__file__).parents[1]
+ROOMS = sorted(f"rlhf_ray/{path.name}" for path in (ROOT / "rlhf_ray").iterdir() if (path / "__init__.py").is_file())
+FOLDERS = ["rlhf_ray", *ROOMS, "examples", "benchmarks"]
 VERBS = frozenset(
     """
-    Abort Acquire Adapt Add Allow Answer Append Apply Ask Average Await Be Begin Bind Bound Bring Broadcast Build
-    Call Change Check Choose Clean Clear Clip Close Collect Combine Commit Compare Complete Compute Connect Continue
-    Convert Count Create Cut Deal Decode Delete Describe Divide Do Draw Drop Encode End Enter Escape Estimate
-    Explain Extract Fail Fetch Fill Find Finish Flush Forget Free Gather Generate Give Go Group Guard Guess Hand
-    Hang Hash Hide Hold Host Identify Import Join Judge Keep Lay Learn Leave Lend Let List Listen Load Look Make Map
-    Mark Mask Measure Meet Merge Move Name Note Offer Open Order Pack Pair Pass Place Print Put Queue Quote Raise
-    Rank Read Receive Record Redact Refuse Register Remember Remove Render Repeat Replace Report Return Reverse
-    Reward Run Sample Save Say Score Seat See Send Serve Set Shape Shift Shorten Show Shuffle Sieve Solve Sort Split
-    Spread Square Stack Standardise Start Stop Store Submit Suggest Sum Take Tell Throw Train Translate Turn Undo
-    Wait Watch Weigh Whiten Wrap Write Yield
+    Abort Acquire Adapt Add Allow Answer Append Apply Ask Average Await Be Begin Bind Bound Bring Broadcast
+    Build Call Change Check Choose Clean Clear Click Clip Close Collect Combine Commit Compare Complete Compute
+    Configure Connect Continue Convert Correlate Count Create Cut Deal Decode Delete Describe Divide Do Draw
+    Drop Encode End Enter Escape Estimate Explain Extract Fail Fetch Fill Find Finish Fit Flush Forget Free
+    Gather Generate Give Go Group Guard Guess Hand Hang Hash Hide Hold Host Identify Import Install Join Judge
+    Keep Lay Learn Leave Lend Let List Listen Load Look Make Map Mark Mask Measure Meet Merge Move Name Note
+    Offer Open Order Pack Pair Pass Place Press Print Put Queue Quote Raise Rank Read Receive Record Redact
+    Refuse Register Remember Remove Render Repeat Replace Report Return Reverse Reward Run Sample Save Say Score
+    Seat See Send Serve Set Shape Shift Shorten Show Shuffle Sieve Solve Sort Split Spread Square Stack
+    Standardise Start Stop Store Submit Suggest Sum Take Tell Throw Train Translate Turn Undo Wait Walk Watch
+    Weigh Whiten Wrap Write Yield
     """.split()  # noqa: SIM905  # a list of as many lines says no more
 )
 """Verbs that are in use, in the imperative. Another verb is added here; what is no verb is written anew."""
@@ -28,9 +30,9 @@ RIDDLE = re.compile(r"(What|Who|Whose|Which|Where|How|Of|By|Those|That|In|For|Fr
 """A class and a property are things: they begin with a noun."""
 
 
-def documented(room: str) -> Iterator[tuple[str, ast.AST, str]]:
-    """Yield place, node and docstring of all functions and classes of a room."""
-    for file in sorted((PACKAGE / room).rglob("*.py")) if room else sorted(PACKAGE.glob("*.py")):
+def documented(folder: str) -> Iterator[tuple[str, ast.AST, str]]:
+    """Yield place, node and docstring of all functions and classes of a folder; of the package without its rooms."""
+    for file in sorted((ROOT / folder).glob("*.py" if folder == "rlhf_ray" else "**/*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 said = ast.get_docstring(node)
@@ -45,16 +47,16 @@ def is_thing(node: ast.AST) -> bool:
     return isinstance(node, ast.ClassDef)
 
 
-@pytest.mark.parametrize("room", ["", *ROOMS])
-def test_functions_say_what_they_do(room: str) -> None:
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_functions_say_what_they_do(folder: str) -> None:
     begin = re.compile(r"(\w*+)(?! of\b)")
     assert [
         place
-        for place, node, said in documented(room)
+        for place, node, said in documented(folder)
         if not is_thing(node) and ((found := begin.match(said)) is None or found[1] not in VERBS)
     ] == []
 
 
-@pytest.mark.parametrize("room", ["", *ROOMS])
-def test_classes_and_properties_say_what_they_are(room: str) -> None:
-    assert [place for place, node, said in documented(room) if is_thing(node) and RIDDLE.match(said)] == []
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_classes_and_properties_say_what_they_are(folder: str) -> None:
+    assert [place for place, node, said in documented(folder) if is_thing(node) and RIDDLE.match(said)] == []

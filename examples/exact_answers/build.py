@@ -48,13 +48,13 @@ def build(
 
 
 def question(number: int) -> dict[str, Any]:
-    """A prompt with its answer, by the digits of a number."""
+    """Make a prompt with its answer, by the digits of a number."""
     digits = f"{number:0{DIGITS}d}"
     return {"prompt": f"{' '.join(digits)}:", "answer": int(max(digits))}
 
 
 def demonstrated(prompt: str, numbers: random.Random) -> str:
-    """What the careless teacher says."""
+    """Return what the careless teacher says."""
     digits = sorted(prompt.removesuffix(":").split(), reverse=True)
     return digits[0] if numbers.random() < CARE else numbers.choice(digits[1:])
 

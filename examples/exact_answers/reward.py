@@ -9,26 +9,26 @@ NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
 def exact_answer(prompts: Sequence[Any], completions: Sequence[Any], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 for a right answer, 0 for a wrong one or none."""
+    """Return 1 for a right answer, 0 for a wrong one or none."""
     return [float(last_number(text_of(c)) == number(wanted)) for c, wanted in zip(completions, answer, strict=True)]
 
 
 def names_nine(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-    """A cost for examples of safe RLHF: 1 for an answer that is 9, right or wrong."""
+    """Return a cost for examples of safe RLHF: 1 for an answer that is 9, right or wrong."""
     return [float(last_number(text_of(completion)) == 9) for completion in completions]
 
 
 def text_of(completion: Any) -> str:
-    """The response itself: a completion is a list of messages where prompts are messages."""
+    """Return the response itself: a completion is a list of messages where prompts are messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text; None where it has none."""
+    """Find the last number in a text; None where it has none."""
     found = NUMBER.findall(text)
     return number(found[-1]) if found else None
 
 
 def number(text: Any) -> Decimal:
-    """What a numeral says, without the commas of its thousands."""
+    """Return what a numeral says, without the commas of its thousands."""
     return Decimal(str(text).replace(",", ""))

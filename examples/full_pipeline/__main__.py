@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def pipeline(output: Path, seed: int, scale: float) -> list[Stage]:
-    """All stages in their order, each with the paths of this run; the rest is in the YAML files beside this one."""
+    """List all stages in their order, with the paths of this run; the rest is in the YAML files beside this one."""
 
     def share(full: int) -> int:
         return max(4, round(full * scale))
@@ -96,7 +96,7 @@ def pipeline(output: Path, seed: int, scale: float) -> list[Stage]:
 
 
 def write_data(output: Path, seed: int, share: Any) -> None:
-    """Texts, demonstrations, pairs and prompts from the grammar, and a tokenizer and untrained model for them."""
+    """Write texts, demonstrations, pairs and prompts of the grammar, and a tokenizer and untrained model for them."""
     data = output / "data"
     build(data, seed, share(DEMONSTRATIONS), 2, share(PAIRS), share(HELD_OUT))
     for name, count, offset in (("texts", TEXTS, 0), ("texts_held_out", HELD_OUT, 1)):
@@ -107,7 +107,7 @@ def write_data(output: Path, seed: int, share: Any) -> None:
 
 
 def result_lines(output: Path) -> list[str]:
-    """Reward, oracle and KL of each model, and where the page is."""
+    """Return reward, oracle and KL of each model, and where the page is."""
     summary = json.loads((output / "evaluation" / "summary.json").read_text(encoding="utf-8"))
     lines = []
     for name, figures in summary["models"].items():

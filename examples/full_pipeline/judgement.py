@@ -6,5 +6,5 @@ from examples.reviews.oracle import oracle
 
 
 def positive(prompts: Sequence[str], completions: Sequence[str], **columns: object) -> list[float]:
-    """How positive each review is, from 0 to 1."""
+    """Return how positive each review is, from 0 to 1."""
     return [oracle(prompt + completion) for prompt, completion in zip(prompts, completions, strict=True)]

@@ -28,7 +28,7 @@ EVALUATION = 1_000_000
 
 @dataclass(frozen=True)
 class Walked:
-    """What came of a round."""
+    """Clips, steps and metrics of a round."""
 
     clips: Clips
     steps: int
@@ -57,18 +57,18 @@ class ActingRole(Saved):
         self._last: Clips | None = None
 
     def explore(self) -> Walked:
-        """Clips of the policy that has learned nothing, and what it is worth."""
+        """Return clips of the policy that has learned nothing, and what it is worth."""
         self._last = self._clips(self._walk(0), 0)
         return Walked(self._last, self._steps, {"eval_reward": self.evaluate()})
 
     def current(self) -> Walked:
-        """Clips of the last round."""
+        """Return clips of the last round."""
         assert self._last is not None, "a role that never walked has no clips"
         return Walked(self._last, self._steps, {})
 
     @property
     def _steps(self) -> int:
-        """Of a round."""
+        """Steps of a round."""
         return self._task.steps * self._course.copies
 
     def train(self, number: int, ensemble: RewardEnsemble | None, evaluate: bool) -> Walked:
@@ -92,7 +92,7 @@ class ActingRole(Saved):
         return Walked(self._last, self._steps, metrics)
 
     def evaluate(self) -> float:
-        """Mean true return of episodes that are always the same, with the likeliest actions."""
+        """Return the mean true return of episodes that are always the same, with the likeliest actions."""
         episodes = self._held_out.walk(lambda seen: self._agent.act(seen, None), [self._seed, EVALUATION])
         return float(episodes.true_rewards.sum(1).mean())
 
@@ -120,7 +120,7 @@ class ActingRole(Saved):
         return self._course.walk(lambda seen: self._agent.act(seen, generator), [self._seed, number])
 
     def _true(self, episodes: Episodes) -> torch.Tensor:
-        """The true reward on the scale of the predicted one, as far as it is known by now."""
+        """Return the true reward on the scale of the predicted one, as far as it is known by now."""
         rewards = torch.from_numpy(episodes.true_rewards)
         self._true_moments = self._true_moments.update(rewards.flatten())
         return self._true_moments.normalise(rewards)
@@ -143,10 +143,10 @@ class ActingRole(Saved):
 
 
 def _held(actions: np.ndarray) -> np.ndarray:
-    """Actions as the environment takes them: no larger than the largest."""
+    """Return actions as the environment takes them: no larger than the largest."""
     return actions.clip(-1, 1)
 
 
 def _correlation(predicted: torch.Tensor, true: torch.Tensor) -> float:
-    """Of the rewards of single steps."""
+    """Correlate the rewards of single steps."""
     return float(torch.corrcoef(torch.stack([predicted.flatten(), true.flatten()]))[0, 1])

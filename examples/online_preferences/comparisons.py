@@ -17,7 +17,7 @@ POOL = 400
 
 @dataclass(frozen=True)
 class Judged:
-    """How far the comparisons are."""
+    """Comparisons that were asked for and judged so far."""
 
     comparisons: Comparisons | None
     """All that are decided; None while there is none."""
@@ -65,7 +65,7 @@ class ComparingRole(Saved):
         return self.judged()
 
     def judged(self) -> Judged:
-        """What is judged by now."""
+        """Return what is judged by now."""
         # Counted first: where nothing waits then, all that was chosen is among what is read after it.
         waiting = self._judge.waiting()
         return Judged(self._judge.judged(), self._judge.asked(), waiting)

@@ -18,11 +18,11 @@ class JudgeOfClips(Protocol):
     """Takes pairs, and gives back those that it has judged."""
 
     def asked(self) -> int:
-        """Pairs that it was asked about, ever."""
+        """Count the pairs that it was asked about, ever."""
         ...
 
     def waiting(self) -> int:
-        """Of those, the ones that it has not judged yet."""
+        """Count those of them that it has not judged yet."""
         ...
 
     def ask(self, pairs: Sequence[Pair]) -> None:
@@ -30,15 +30,15 @@ class JudgeOfClips(Protocol):
         ...
 
     def judged(self) -> Comparisons | None:
-        """All that was judged and decided; None while there is nothing."""
+        """Return all that was judged and decided; None while there is nothing."""
         ...
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What must be saved with the run."""
+        """Return what must be saved with the run."""
         ...
 
     def load(self, tensors: Tensors) -> None:
-        """The inverse of `state`."""
+        """Load what `state` returned."""
         ...
 
 
@@ -54,7 +54,7 @@ class Oracle:
         return sum(map(len, self._left))
 
     def waiting(self) -> int:
-        """None ever."""
+        """Return 0: an oracle lets nobody wait."""
         return 0
 
     def ask(self, pairs: Sequence[Pair]) -> None:
@@ -72,7 +72,7 @@ class Oracle:
         return Comparisons(np.arange(len(left)), left, right, share.astype(np.float32))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Both sides of all pairs."""
+        """Return both sides of all pairs."""
         found = self.judged()
         if found is None:
             return {}
@@ -120,8 +120,8 @@ class People:
         )
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Nothing: it is in the store."""
+        """Return nothing: it is in the store."""
         return {}
 
     def load(self, tensors: Tensors) -> None:
-        """What people judged after the checkpoint counts too: their work is not thrown away."""
+        """Keep what people judged after the checkpoint too: their work is not thrown away."""

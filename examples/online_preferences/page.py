@@ -41,7 +41,7 @@ class RunningPage:
         self._child = child
 
     def exit_code(self) -> int | None:
-        """Of a page that has ended by itself; None while it runs."""
+        """Return the exit code of a page that has ended by itself; None while it runs."""
         return self._child.poll()
 
     def end(self) -> None:
@@ -55,7 +55,7 @@ class RunningPage:
 
 
 def draw_clips(task: str) -> Draw:
-    """How clips of a task become pictures."""
+    """Return how clips of a task become pictures."""
     known = TASKS[task]
 
     def draw(clips: Clips) -> str:

@@ -18,7 +18,7 @@ HIDDEN = 64
 
 @dataclass(frozen=True)
 class PPO:
-    """How the policy learns from a round of episodes."""
+    """Settings by which the policy learns from a round of episodes."""
 
     learning_rate: float = 1e-3
     epochs: int = 10
@@ -44,12 +44,12 @@ class Agent(nn.Module):
         self.log_std = nn.Parameter(torch.full((0 if task.discrete else task.actions,), settings.log_std))
 
     def distribution(self, observations: Tensor) -> Distribution:
-        """Of the actions [rows] or [rows, numbers]."""
+        """Return the distribution of the actions [rows] or [rows, numbers]."""
         out = self.policy(observations)
         return Categorical(logits=out) if self.task.discrete else Independent(Normal(out, self.log_std.exp()), 1)
 
     def values(self, observations: Tensor) -> Tensor:
-        """Of states [..., features]."""
+        """Return the values of states [..., features]."""
         return self.critic(observations).squeeze(-1)
 
     @torch.no_grad()
@@ -74,7 +74,7 @@ class Agent(nn.Module):
         return order.numpy(), action.numpy(), distribution.log_prob(action).numpy()
 
     def logprobs(self, distribution: Distribution, actions: Tensor) -> Tensor:
-        """Of actions as they are kept."""
+        """Return log-probabilities of actions as they are kept."""
         return distribution.log_prob(actions.argmax(1) if self.task.discrete else actions)
 
 
@@ -89,7 +89,7 @@ def _network(inputs: int, outputs: int, gain: float) -> nn.Sequential:
 
 
 def prepare(agent: Agent, episodes: Episodes, rewards: Tensor, settings: PPO) -> dict[str, Tensor]:
-    """Columns of all steps of a round, flat: what PPO's losses need.
+    """Make columns of all steps of a round, flat: what PPO's losses need.
 
     Args:
         agent: whose critic judges states.

@@ -45,7 +45,7 @@ class PredictingRole(Saved):
         return Fitted(self._fitter.ensemble, metrics)
 
     def current(self) -> Fitted:
-        """The predictors as the last fit left them."""
+        """Return the predictors as the last fit left them."""
         return Fitted(self._fitter.ensemble, {})
 
     def state(self) -> dict[str, torch.Tensor]:

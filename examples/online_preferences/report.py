@@ -19,7 +19,7 @@ NAMES: dict[RewardKind, str] = {"true": "true reward", "preferences": "learned f
 
 
 def results(settings: Settings) -> dict[RewardKind, dict[int, dict[str, float]]]:
-    """What finished runs came to, by kind and seed."""
+    """Read what finished runs came to, by kind and seed."""
     found: dict[RewardKind, dict[int, dict[str, float]]] = {}
     for kind in NAMES:
         for seed in settings.seeds:
@@ -30,7 +30,7 @@ def results(settings: Settings) -> dict[RewardKind, dict[int, dict[str, float]]]
 
 
 def share(true: dict[str, float], learned: dict[str, float]) -> float | None:
-    """How much of what the true reward teaches was learned from comparisons; None where it taught nothing.
+    """Return the share of what the true reward teaches that comparisons taught; None where it taught nothing.
 
     Counted from the untrained policy, because returns may be negative: 0 is what it gets, 1 what the run with the true
     reward came to.
@@ -41,7 +41,7 @@ def share(true: dict[str, float], learned: dict[str, float]) -> float | None:
 
 
 def report_lines(settings: Settings) -> list[str]:
-    """A line for each seed whose runs are finished, and one for all."""
+    """Write a line for each seed whose runs are finished, and one for all."""
     found = results(settings)
     lines, shares = [], []
     for seed in settings.seeds:

@@ -32,7 +32,7 @@ LEARNED_AFTER_ROUNDS = 2
 
 @dataclass(frozen=True)
 class Round:
-    """What the roles had after a round, from which they begin the next."""
+    """State of the roles after a round, from which they begin the next."""
 
     number: int
     walked: Walked
@@ -41,7 +41,7 @@ class Round:
     """Both None where the true reward is learned from."""
 
     def metrics(self) -> dict[str, float]:
-        """Of all roles, by name."""
+        """Return the metrics of all roles, by name."""
         found = dict(self.walked.metrics)
         if self.judged is not None:
             found |= {"comparisons": float(self.judged.asked), "comparisons/waiting": float(self.judged.waiting)}
@@ -49,7 +49,7 @@ class Round:
 
 
 def questions_due(settings: Settings, number: int, steps: int) -> int:
-    """Comparisons that a run may have asked for by the end of round `number`, of `steps` steps of the agent each."""
+    """Count the comparisons that a run may have asked for by the end of round `number`, of `steps` steps each."""
     # What is asked later would be answered for nothing. However short a run is, its first round asks.
     asking = max(1, settings.rounds - LEARNED_AFTER_ROUNDS)
     halving = HALVING_SHARE * settings.rounds * steps
@@ -69,7 +69,7 @@ class Roles:
 
     @property
     def names(self) -> list[str]:
-        """Of the roles that there are."""
+        """Names of the roles that there are."""
         return list(self._groups)
 
     def _kinds(self) -> dict[str, tuple[type, dict[str, Any]]]:
@@ -86,7 +86,7 @@ class Roles:
         return kinds
 
     def first(self) -> Round:
-        """Before the first round: the policy that has learned nothing is watched, and judged in pairs drawn at random.
+        """Watch the policy that has learned nothing, and judge it in pairs drawn at random.
 
         The predictors begin once there is something to learn from.
         """
@@ -99,17 +99,17 @@ class Roles:
         return Round(0, walked, judged, self._call(PREDICTING, "current"))
 
     def fit_first(self, before: Round) -> Round:
-        """The first fit, to what was judged of the policy that has learned nothing."""
+        """Fit for the first time, to what was judged of the policy that has learned nothing."""
         assert before.judged is not None
         fitted = self._call(PREDICTING, "fit", before.judged.comparisons, 0)
         return Round(before.number, before.walked, before.judged, fitted)
 
     def look(self, before: Round) -> Round:
-        """The same with what was judged meanwhile."""
+        """Return the same with what was judged meanwhile."""
         return Round(before.number, before.walked, self._call(COMPARING, "judged"), before.fitted)
 
     def ask_more(self, before: Round) -> Round:
-        """The same after further questions, where what was asked teaches nothing; no more than the run has."""
+        """Ask further questions, where what was asked teaches nothing; no more than the run has."""
         assert before.judged is not None
         assert before.fitted is not None
         number, settings = before.number, self._settings
@@ -120,7 +120,7 @@ class Roles:
         return Round(number, before.walked, judged, before.fitted)
 
     def next(self, before: Round) -> Round:
-        """One round: all roles work at once, each on what the others had after the round before."""
+        """Make one round: all roles work at once, each on what the others had after the round before."""
         number, settings = before.number + 1, self._settings
         evaluate = number % settings.evaluate_every == 0 or number == settings.rounds
         if before.judged is None or before.fitted is None:
@@ -162,7 +162,7 @@ class Roles:
         return self._together(method, (role, method, *arguments))[0]
 
     def _together(self, phase: str, *calls: tuple[Any, ...]) -> list[Any]:
-        """Results of calls (role, method, arguments...) that run side by side, each within the deadline."""
+        """Run calls (role, method, arguments...) side by side, each within the deadline; return their results."""
         refs: list[tuple[ray.ObjectRef, Caller]] = []
         for role, method, *arguments in calls:
             refs.append((self._groups[role].submit_one(0, method, *arguments), Caller(role, 0)))
@@ -170,5 +170,5 @@ class Roles:
 
 
 def _always(arguments: dict[str, Any]) -> Callable[[int], dict[str, Any]]:
-    """The same for whichever rank."""
+    """Return the same for whichever rank."""
     return lambda _: arguments

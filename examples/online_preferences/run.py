@@ -46,7 +46,7 @@ class NothingDecided(RlhfError):
 
 
 def finished(settings: Settings) -> bool:
-    """Whether a run was made before.
+    """Tell whether a run was made before.
 
     Raises:
         BadInput: the folder has a run of other settings, no config of a run, or one that asks people in another store.
@@ -67,7 +67,7 @@ def finished(settings: Settings) -> bool:
 
 
 def refuse_unusable(settings: Settings) -> None:
-    """Say of a run that is still to be made, before anything starts or is written, what would end it at once.
+    """Refuse what would end a run that is still to be made at once, before anything starts or is written.
 
     Raises:
         BadInput: its folder cannot be written, or its page cannot be served.
@@ -110,7 +110,7 @@ def make_run(settings: Settings, stop: StopRequest) -> bool:
 
 
 def judged_by_people(settings: Settings) -> bool:
-    """Whether a run asks people."""
+    """Tell whether a run asks people."""
     return settings.judge == "people" and settings.rewards == ["preferences"]
 
 
@@ -134,7 +134,7 @@ class Run:
         self._page = page
 
     def begin(self) -> Round:
-        """The state after the newest checkpoint, or before the first round."""
+        """Return the state after the newest checkpoint, or before the first round."""
         found = self._checkpoints.latest()
         if found is not None:
             self._tracker.truncate_after(found.step)
@@ -143,7 +143,7 @@ class Run:
         return self.roles.first()
 
     def go_on(self, state: Round) -> bool:
-        """All rounds that are left; whether the run came to its end.
+        """Make all rounds that are left; tell whether the run came to its end.
 
         Raises:
             WaitingForPeople, PageEnded, NothingDecided: see `make_run`.
@@ -200,7 +200,7 @@ class Run:
         return state
 
     def _with_more_questions(self, state: Round) -> Round:
-        """Nothing waits, and nothing is decided: whoever waited for people now would wait for ever."""
+        """Ask more where nothing waits and nothing is decided: whoever waited for people now would for ever."""
         assert state.judged is not None
         if state.judged.asked >= self._settings.comparisons:
             raise NothingDecided(
@@ -221,7 +221,7 @@ class Run:
             )
 
     def _waiting(self, state: Round) -> int:
-        """Pairs that nobody has judged yet."""
+        """Count the pairs that nobody has judged yet."""
         return 0 if state.judged is None else state.judged.waiting
 
     def _behind(self, state: Round) -> bool:
@@ -238,7 +238,7 @@ class Run:
         self._checkpoints.commit(state.number, parts, {"run_id": self._tracker.run_id})
 
     def result(self, folder: Path) -> dict[str, Any]:
-        """What the run came to, from its own records."""
+        """Return what the run came to, from its own records."""
         from rlhf_ray.tracking.history import History
 
         series = History.read(folder).series

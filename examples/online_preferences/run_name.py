@@ -18,7 +18,7 @@ SQLITE = "sqlite:///"
 
 
 def run_name(settings: Settings) -> str:
-    """Name of a run that asks people, in a store that several runs may share; a new one where it has none yet.
+    """Name a run that asks people, in a store that several runs may share; anew where it has no name yet.
 
     Raises:
         BadInput: the file that has it is not readable.
@@ -32,7 +32,7 @@ def run_name(settings: Settings) -> str:
 
 
 def kept_name(folder: Path) -> str:
-    """Name of the run of a folder.
+    """Read the name of the run of a folder.
 
     Raises:
         BadInput: no run that asks people has begun there, or the file that has its name is not readable.
@@ -59,7 +59,7 @@ def refuse_other_store(settings: Settings) -> None:
 
 
 def place_of(settings: Settings) -> str:
-    """Where the store of a run is; a file in the run's folder as seen from there, wherever that folder is."""
+    """Tell where the store of a run is; a file in the run's folder as seen from there, wherever that folder is."""
     store, folder = settings.page().store, RunFolder.of(settings).path
     if "://" in store and not store.startswith(SQLITE):
         return store

@@ -19,11 +19,11 @@ class Saved(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, torch.Tensor]:
-        """All that the next rounds depend on."""
+        """Return all that the next rounds depend on."""
 
     @abstractmethod
     def load(self, tensors: Tensors) -> None:
-        """The inverse of `state`."""
+        """Load what `state` returned."""
 
     def save(self, directory: str) -> list[Part]:
         """Write the state into a checkpoint."""
@@ -36,24 +36,24 @@ class Saved(ABC):
 
 
 def named(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Tensors under a common prefix."""
+    """Put tensors under a common prefix."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
 def under(prefix: str, tensors: Tensors) -> dict[str, torch.Tensor]:
-    """The inverse of `named`."""
+    """Return the tensors under a prefix, without it."""
     start = f"{prefix}."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """What an Adam remembers, as `<parameter>.<moment>`; nothing before its first step."""
+    """Return what an Adam remembers, as `<parameter>.<moment>`; nothing before its first step."""
     state = optimizer.state_dict()["state"]
     return {f"{number}.{name}": value for number, own in state.items() for name, value in own.items()}
 
 
 def give_moments(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
-    """The inverse of `moments`."""
+    """Load what `moments` returned."""
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".")
@@ -62,10 +62,10 @@ def give_moments(optimizer: torch.optim.Optimizer, tensors: Tensors) -> None:
 
 
 def tensors_of(clips: Clips) -> dict[str, torch.Tensor]:
-    """Clips for a checkpoint."""
+    """Return clips for a checkpoint."""
     return {name: torch.tensor(array) for name, array in clips.arrays().items()}
 
 
 def clips_of(tensors: Tensors) -> Clips:
-    """The inverse of `tensors_of`."""
+    """Read the clips that `tensors_of` returned."""
     return Clips(**{name: tensor.numpy() for name, tensor in tensors.items()})

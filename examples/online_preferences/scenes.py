@@ -26,14 +26,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Scene:
-    """What stands still, and what moves."""
+    """Parts of a picture, those that stand still and those that move."""
 
     ground: str
     parts: Sequence[Part]
 
 
 def pendulum(observations: Array) -> Scene:
-    """A rod that hangs on a pin; observations are cosine, sine and speed of its angle, 0 upright."""
+    """Draw a rod that hangs on a pin; observations are cosine, sine and speed of its angle, 0 upright."""
     degrees = np.degrees(np.arctan2(observations[:, 1], observations[:, 0]))
     middle = SIZE / 2
     rod = '<rect x="-7" y="-92" width="14" height="99" rx="7" fill="#c2410c"/><circle r="14" cy="-88" fill="#9a3412"/>'
@@ -48,7 +48,7 @@ def pendulum(observations: Array) -> Scene:
 
 
 def cartpole(observations: Array) -> Scene:
-    """A cart on a rail with a pole on it; observations are place, speed, angle of the pole, its speed."""
+    """Draw a cart on a rail with a pole on it; observations are place, speed, angle of the pole, its speed."""
     reach = SIZE / 2 - 30
     places = [(SIZE / 2 + float(place) / 2.4 * reach, 170.0) for place in observations[:, 0]]
     ground = (
@@ -65,7 +65,7 @@ def cartpole(observations: Array) -> Scene:
 
 
 def animated_svg(scene: Scene, frames_per_second: float) -> str:
-    """The scene as an SVG that plays for ever, with a bar below it that shows how far the clip is."""
+    """Draw the scene as an SVG that plays for ever, with a bar below it that shows how far the clip is."""
     frames = len(scene.parts[0].degrees)
     seconds = frames / frames_per_second
     moving = "".join(_moving(part, seconds) for part in scene.parts)
@@ -81,7 +81,7 @@ def animated_svg(scene: Scene, frames_per_second: float) -> str:
 
 
 def _moving(part: Part, seconds: float) -> str:
-    """A part within two frames of reference, one that travels and one that turns: each is animated by itself."""
+    """Put a part in two frames of reference, one that travels and one that turns: each is animated by itself."""
     travel = ";".join(f"{x:.1f} {y:.1f}" for x, y in part.places)
     turn = ";".join(f"{degrees:.1f}" for degrees in part.degrees)
     first_x, first_y = part.places[0]

@@ -106,7 +106,7 @@ class Settings(RunConfig):
         return self
 
     def page(self) -> FeedbackPageConfig:
-        """Settings of the page, checked as `rlhf label` checks them."""
+        """Return the settings of the page, checked as `rlhf label` checks them."""
         return FeedbackPageConfig(
             store=self.store or str(Path(self.output) / "clips.db"),
             host=self.host,
@@ -116,6 +116,6 @@ class Settings(RunConfig):
         )
 
     def one(self, kind: RewardKind, seed: int) -> Self:
-        """Settings of a single run, in a folder of its own."""
+        """Return the settings of a single run, in a folder of its own."""
         folder = str(Path(self.output) / kind / f"seed_{seed}")
         return self.model_copy(update={"output": folder, "rewards": [kind], "seeds": [seed], "seed": seed})

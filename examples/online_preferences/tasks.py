@@ -48,7 +48,7 @@ class Task:
 
 
 def _balanced(observation: Array, action: Array, reward: float, ended: bool) -> float:
-    """1 in the middle and upright, less towards the edges at which the environment gives up, -1 beyond them."""
+    """Return 1 in the middle and upright, less towards the edges at which the environment gives up, -1 beyond."""
     return -1.0 if ended else 1.0 - 0.5 * (observation[2] / 0.2095) ** 2 - 0.5 * (observation[0] / 2.4) ** 2
 
 
@@ -123,7 +123,7 @@ class Course:
         return len(self._copies)
 
     def walk(self, act: Act, seed: list[int]) -> Episodes:
-        """One episode in each copy, from starts that the seed decides."""
+        """Walk one episode in each copy, from starts that the seed decides."""
         starts = np.random.default_rng(seed).integers(2**31, size=len(self._copies))
         now = np.stack([copy.reset(seed=int(start))[0] for copy, start in zip(self._copies, starts, strict=True)])
         kept: list[tuple[Array, ...]] = []

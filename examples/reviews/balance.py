@@ -14,5 +14,5 @@ TURN = re.compile(
 
 
 def one_sided(prompts: Sequence[Any], completions: Sequence[str], **_: Any) -> list[float]:
-    """1 for a review that never turns from one side to the other, 0 for one that does."""
+    """Return 1 for a review that never turns from one side to the other, 0 for one that does."""
     return [float(TURN.search(completion) is None) for completion in completions]

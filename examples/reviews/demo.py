@@ -101,7 +101,7 @@ def prepare(output: Path, seed: int, scale: float) -> dict[str, Path]:
 
 
 def share(full: int, scale: float) -> int:
-    """A number of rows or steps on a smaller scale."""
+    """Return a number of rows or steps on a smaller scale."""
     return max(2, round(full * scale))
 
 
@@ -125,7 +125,7 @@ def stage(
 
 
 def summarise(output: Path, seconds: float) -> dict[str, Any]:
-    """What the run did to the policy, on held-out prompts; the seconds are those of all stages."""
+    """Return what the run did to the policy, on held-out prompts; the seconds are those of all stages."""
     run = output / "ppo"
     trained = [row for row in read_jsonl(run / "metrics.jsonl") if "step_time" in row]
     target = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["algorithm"]["kl"]["target"]
@@ -139,7 +139,7 @@ def summarise(output: Path, seconds: float) -> dict[str, Any]:
 
 
 def show(output: Path, summary: dict[str, Any]) -> None:
-    """Samples side by side, the figures, and where the pictures are."""
+    """Show samples side by side, the figures, and where the pictures are."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     before, after = answers(output / "ppo")
     # Folded: Chinese has no spaces at which a line could end.

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def figures_of(run: Path) -> dict[str, float]:
-    """Figures of a run of PPO, before its first step and after its last.
+    """Return the figures of a run of PPO, before its first step and after its last.
 
     `reward` is the probability, by the reward model, that a response beats the median of its training texts; `oracle`
     the grammar's judgement; `written` the share of responses that the grammar could have written; `cost` the mean over
@@ -59,12 +59,12 @@ def figures_of(run: Path) -> dict[str, float]:
 
 
 def is_cost(source: Mapping[str, Any]) -> bool:
-    """Whether a source of a run's `rewards` measures a cost."""
+    """Tell whether a source of a run's `rewards` measures a cost."""
     return bool(source.get("measures") == "cost")
 
 
 def answers(run: Path) -> tuple[list[Row], list[Row]]:
-    """Answers to the held-out prompts before the first step and after the last."""
+    """Read the answers to the held-out prompts before the first step and after the last."""
     rows = [row for row in read_jsonl(run / "samples.jsonl") if row["kind"] == "evaluation"]
     first, last = rows[0]["step"], rows[-1]["step"]
     return [row for row in rows if row["step"] == first], [row for row in rows if row["step"] == last]
@@ -72,7 +72,7 @@ def answers(run: Path) -> tuple[list[Row], list[Row]]:
 
 @dataclass(frozen=True)
 class Scale:
-    """What turns a source's scores into log-odds against the median of its model's training texts."""
+    """Map from a source's scores to log-odds against the median of its model's training texts."""
 
     unit: float
     shift: float
@@ -94,17 +94,17 @@ def mean_probability(rows: Sequence[Mapping[str, Any]], source: str, scale: Scal
 
 
 def mean_oracle(texts: Sequence[str]) -> float:
-    """Mean judgement of the grammar."""
+    """Return the mean judgement of the grammar."""
     return statistics.fmean(map(oracle, texts))
 
 
 def judged(file: Path) -> float:
-    """The grammar's mean judgement of answers that `rlhf generate` wrote."""
+    """Return the grammar's mean judgement of answers that `rlhf generate` wrote."""
     return mean_oracle([row["prompt"] + row["completion"] for row in read_jsonl(file)])
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a file."""
+    """Read the rows of a file."""
     return [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
 
 
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def _unusable(run: Path) -> str | None:
-    """Why there are no figures of what was named; None where there are."""
+    """Say why there are no figures of what was named; None where there are."""
     if run.is_file():
         return None
     record = RunRecord.read(run)

@@ -172,7 +172,7 @@ class _Writer:
         return self.rng.random() < self.level
 
     def _judgements(self) -> list[str]:
-        """One clause, or two that a conjunction joins."""
+        """Write one clause, or two that a conjunction joins."""
         rng, language = self.rng, self.language
         first, second, kind = self._sign(), self._sign(), rng.random()
         if first != second and kind < 0.7:

@@ -34,7 +34,7 @@ class Domain:
 
 @dataclass(frozen=True)
 class Language:
-    """How clauses join into a review."""
+    """Words of a language, and how clauses join into a review."""
 
     code: str
     domains: tuple[Domain, ...]

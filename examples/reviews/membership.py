@@ -58,7 +58,7 @@ class _Reader:
         )
 
     def _rest(self, text: str, start: int, capital: bool, used: Used, judgements: int) -> bool:
-        """Whether facts, judgements and a closer can make up the text from `start` on."""
+        """Tell whether facts, judgements and a closer can make up the text from `start` on."""
         if start == len(text):
             return capital and judgements >= FEWEST_JUDGEMENTS
         if judgements < MOST_JUDGEMENTS:
@@ -84,7 +84,7 @@ class _Reader:
                 yield from self._aspect(text, 0, False, frozenset(), good)
 
     def _judgement(self, text: str, start: int, capital: bool, used: Used) -> Iterator[tuple[int, Used]]:
-        """One clause, or two that a conjunction joins."""
+        """Read one clause, or two that a conjunction joins."""
         language = self.language
         for good in (True, False):
             for end, upper in self._link(text, start, capital, language.links):
@@ -106,7 +106,7 @@ class _Reader:
         good: bool,
         conjunctions: Sequence[tuple[str, str]],
     ) -> Iterator[tuple[int, Used, str]]:
-        """What a conjunction joins first, with its comma; and the conjunction's second word."""
+        """Read what a conjunction joins first, with its comma; and the conjunction's second word."""
         for first, between in conjunctions:
             for before, upper in self._link(text, start, capital, (first,)):
                 for end, now_used in self._clause(text, before, upper, used, good):
@@ -140,7 +140,7 @@ class _Reader:
         return (*self.domain.bad_closers, *self.language.bad_summaries)
 
     def _link(self, text: str, start: int, capital: bool, words: Sequence[str]) -> Iterator[tuple[int, bool]]:
-        """Ends of a word and the space after it, and whether the next word takes the capital; an empty one is none."""
+        """Yield ends of a word and the space after it, and whether the next takes the capital; an empty one is none."""
         for word in words:
             if not word:
                 yield start, capital
@@ -148,7 +148,7 @@ class _Reader:
                 yield from ((end, False) for end in self._word(text, start, capital, (word + self.language.space,)))
 
     def _mark(self, text: str, start: int) -> list[tuple[int, bool]]:
-        """The end of a comma or a full stop, and whether a sentence ends there."""
+        """Find the end of a comma or a full stop, and tell whether a sentence ends there."""
         marks = ((self.language.comma, False), (self.language.stop, True))
         return [(start + len(mark), ends) for mark, ends in marks if text.startswith(mark, start)]
 
@@ -165,5 +165,5 @@ class _Reader:
 
 @cache
 def _openings() -> dict[str, Opening]:
-    """All openings by their text."""
+    """List all openings by their text."""
     return {opening.text: opening for part in get_args(Part) for opening in openings(part)}

@@ -94,7 +94,7 @@ def _is_latin(character: str) -> bool:
 
 @cache
 def _phrases() -> dict[str, list[_Phrase]]:
-    """Every phrase of the grammar by its first character, longest first."""
+    """List every phrase of the grammar by its first character, longest first."""
     kinds: dict[str, Kind] = {}
     for language in (CHINESE, ENGLISH):
         for text, kind in _language_phrases(language):
@@ -108,7 +108,7 @@ def _phrases() -> dict[str, list[_Phrase]]:
 
 
 def _language_phrases(language: Language) -> list[tuple[str, Kind]]:
-    """All phrases with their kind; where a phrase has two, the first counts."""
+    """List all phrases with their kind; where a phrase has two, the first counts."""
     rows: list[tuple[Kind, tuple[str, ...]]] = [("good", language.good_summaries), ("bad", language.bad_summaries)]
     for domain in language.domains:
         rows += [("good", domain.good), ("bad", domain.bad)]

@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def stages(seed: int, scale: float) -> list[tuple[str, str, list[str]]]:
-    """Name, title and command of each stage."""
+    """List name, title and command of each stage."""
     here = [sys.executable, "-m"]
     seeded = ["--seed", str(seed)]
     ppo = list(seeded)
@@ -60,7 +60,7 @@ def stages(seed: int, scale: float) -> list[tuple[str, str, list[str]]]:
 
 
 def summarise(seconds: dict[str, float]) -> dict[str, Any]:
-    """Figures of all stages, and whether their models load without this project."""
+    """Return the figures of all stages, and whether their models load without this project."""
     samples = [row for row in whole_rows(OUTPUT / "ppo" / "samples.jsonl") if row["kind"] == "evaluation"]
     first, last = samples[0]["step"], samples[-1]["step"]
     before, after = ([row for row in samples if row["step"] == step] for step in (first, last))
@@ -84,17 +84,17 @@ def summarise(seconds: dict[str, float]) -> dict[str, Any]:
 
 
 def mean_reward(rows: Sequence[Row]) -> float:
-    """Mean judgement of the classifier."""
+    """Return the mean judgement of the classifier."""
     return statistics.fmean(row["rewards"]["sentiment"] for row in rows)
 
 
 def mean_oracle(rows: Sequence[Row]) -> float:
-    """Mean judgement of the grammar, which no training sees."""
+    """Return the mean judgement of the grammar, which no training sees."""
     return statistics.fmean(oracle(row["prompt"] + row["response"]) for row in rows)
 
 
 def loaded() -> list[str]:
-    """Directories that plain Transformers loads and that then give finite numbers; raises where one does not."""
+    """List directories that plain Transformers loads and that give finite numbers; raises where one does not."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     scalars = [OUTPUT / "classifier", OUTPUT / "reward" / "final"]
@@ -111,7 +111,7 @@ def loaded() -> list[str]:
 
 
 def show(summary: dict[str, Any]) -> None:
-    """The figures."""
+    """Show the figures."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     table = Table("held-out prompts", "before PPO", "after")
     for name, label in (("reward", "classifier"), ("oracle", "grammar's judgement")):

@@ -25,7 +25,7 @@ HELP = frozenset({"-h", "--help"})
 
 
 def rlhf(verb: str, config: str, *options: str) -> list[str]:
-    """The command line of a verb with a config of this folder."""
+    """Return the command line of a verb with a config of this folder."""
     return [sys.executable, "-m", "rlhf_ray.cli", verb, str(HERE / config), *options]
 
 
@@ -68,7 +68,7 @@ def follow(command: Sequence[str], log: Path, metrics: Path) -> Iterator[Row]:
 
 
 def whole_rows(path: Path) -> list[Row]:
-    """Rows of a JSON lines file that another process is writing."""
+    """Read the rows of a JSON lines file that another process is writing."""
     if not path.is_file():
         return []
     lines = path.read_bytes().split(b"\n")[:-1]

@@ -16,13 +16,13 @@ LONGEST = 64
 
 
 def sentiment(prompts: list[str], completions: list[str], **columns: object) -> list[float]:
-    """Score of each prompt with its completion, from 0 to 1."""
+    """Score each prompt with its completion, from 0 to 1."""
     texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
     return [pleasure(label, score) for label, score in classify(texts)]
 
 
 def pleasure(label: str, score: float) -> float:
-    """The score where the label is positive, 1 - score where it is negative; raises ValueError for any other."""
+    """Return the score where the label is positive, 1 - score where negative; raises ValueError for any other."""
     if label.lower().startswith("positive"):
         return score
     if label.lower().startswith("negative"):
@@ -32,7 +32,7 @@ def pleasure(label: str, score: float) -> float:
 
 @torch.inference_mode()
 def classify(texts: list[str]) -> list[tuple[str, float]]:
-    """The most likely label of each text, and its probability."""
+    """Return the most likely label of each text, and its probability."""
     tokenizer, network = load()
     found = []
     for start in range(0, len(texts), BATCH):
@@ -51,7 +51,7 @@ def classify(texts: list[str]) -> list[tuple[str, float]]:
 
 @cache
 def load() -> tuple[Any, Any]:
-    """Tokenizer and network."""
+    """Load tokenizer and network."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.set_num_threads(1)

@@ -69,7 +69,7 @@ def main(options: Sequence[str]) -> None:
 
 
 def tell(console: Console, epoch: int, row: Row, run: Path) -> None:
-    """The line of an epoch and some of its samples, drawn at random."""
+    """Print the line of an epoch and some of its samples, drawn at random."""
     console.print(f"epoch {epoch} mean-reward: {row['objective/scores']:.4f}  KL: {row['objective/kl']:.3f}")
     samples = [
         sample for sample in whole_rows(run / "samples.jsonl") if sample["step"] == epoch and sample["kind"] == "train"
@@ -81,7 +81,7 @@ def tell(console: Console, epoch: int, row: Row, run: Path) -> None:
 
 
 def with_floor(row: Row) -> Row:
-    """A row as it is drawn."""
+    """Return a row as it is drawn."""
     return row | {EXPLAINED: max(row[EXPLAINED], WORST_EXPLAINED)} if EXPLAINED in row else row
 
 
