@@ -54,7 +54,7 @@ class Measured(PPODriver):
         self.steps.append({**seconds, "tokens": tokens, "staleness": metrics["staleness/mean"]})
 
     def checkpoint(self, done: int, *, evaluated: bool) -> None:
-        """What is measured is the steps."""
+        """Save nothing: the steps are measured."""
 
 
 def config_of(workload: Workload, folder: Path, options: argparse.Namespace) -> PPOConfig:
@@ -83,7 +83,7 @@ def config_of(workload: Workload, folder: Path, options: argparse.Namespace) -> 
 
 
 def measure(config: PPOConfig, workload: Workload, options: argparse.Namespace) -> dict[int, list[dict[str, float]]]:
-    """Seconds of the steps that count, by staleness."""
+    """Measure the seconds of the steps that count, by staleness."""
     tokenizer = load_tokenizer(config.model)
     prompts = read_prompts(config.data, tokenizer)
     records = {record.prompt_id: record for record in prompts.rows}
@@ -117,7 +117,7 @@ def measure(config: PPOConfig, workload: Workload, options: argparse.Namespace) 
 
 
 def summary(found: Mapping[int, list[dict[str, float]]], options: argparse.Namespace) -> dict[str, Any]:
-    """Speeds against the steps in turns, and how near a step is to its longest track."""
+    """Compare speeds with the steps in turns, and a step with its longest track."""
     medians = {
         staleness: {part: statistics.median(step[part] for step in steps) for part in steps[0]}
         for staleness, steps in found.items()
