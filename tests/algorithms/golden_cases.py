@@ -46,7 +46,7 @@ NOT_OFFERED: dict[str, dict[str, str]] = {
     },
     "dpo_losses": {"wpo": "needs the sum of squared probabilities of each token, which the model does not compute"},
     "kto": {"paired_in_batch_kl": "gradients would flow through the baseline, which KTO takes as a constant"},
-    "is_weights": {"opsm": "drops answers left far behind; max_staleness is 0, and target_kl ends a step"},
+    "is_weights": {"opsm": "drops answers left far behind; max_staleness bounds their age, and target_kl ends a step"},
     "overlong_shaping": dict.fromkeys(
         ("stop_properly_0.3", "stop_properly_0.0", "stop_properly_-0.5"), "missing_eos_penalty is for the same answers"
     ),
