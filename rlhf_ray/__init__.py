@@ -1,5 +1,6 @@
 """rlhf_ray: reinforcement learning from human feedback on Ray, vLLM and DeepSpeed."""
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,5 +41,8 @@ def __dir__() -> list[str]:
 
 
 if _is_worker():
+    # Empty where the libraries shall choose: Ray writes 1 where there is none. Before any of them reads it.
+    if not os.environ.get("OMP_NUM_THREADS", "1"):
+        del os.environ["OMP_NUM_THREADS"]
     # Ray's actors, the processes of reward functions and vLLM's own: all that a run starts has this package.
     _hide_secrets()

@@ -1,8 +1,9 @@
 """The run's Ray: joined or started, with the placement groups of the config."""
 
 import logging
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -313,9 +314,12 @@ def _probe_devices(
 
     Args: bundles, GPUs of each by group and number; placed, the groups; seconds, for all to answer; role, for errors.
     """
+    # So that Ray leaves the node's own variable, whose order is meant.
+    kept = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
     refs = {
         (name, bundle): ray.remote(_visible_devices)
         .options(
+            runtime_env=kept,
             num_cpus=0,
             num_gpus=gpus,
             max_retries=0,
@@ -329,7 +333,19 @@ def _probe_devices(
 
 
 def _visible_devices() -> list[str]:
-    return [str(device) for device in ray.get_runtime_context().get_accelerator_ids()["GPU"]]
+    given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+    return ordered_devices(map(str, given), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+
+def ordered_devices(given: Iterable[str], visible: str) -> list[str]:
+    """Return GPUs, which Ray gives as a set, in the order of the node's CUDA_VISIBLE_DEVICES, else by number."""
+    order = visible.split(",")
+
+    def place(device: str) -> tuple[int, int, str]:
+        listed = order.index(device) if device in order else len(order)
+        return listed, int(device) if device.isdecimal() else 0, device
+
+    return sorted(given, key=place)
 
 
 def _address_of(node_id: str) -> str:

@@ -50,6 +50,9 @@ def worker_environment(device_ids: list[str], threads: int | None, one_node: boo
     if not device_ids:
         variables["DS_ACCELERATOR"] = "cpu"
         threads = threads or CPU_THREADS
+    elif not threads:
+        # Where it is not set, Ray writes 1; our package takes it away again before a library reads it.
+        variables["OMP_NUM_THREADS"] = ""
     if threads:
         variables |= dict.fromkeys(THREAD_VARIABLES, str(threads))
     if one_node and "GLOO_SOCKET_IFNAME" not in os.environ:
@@ -136,6 +139,7 @@ class ActorGroup:
         start: str = "__ray_ready__",
         end: str | None = None,
         weight_bytes: int = 0,
+        load_in_turn: bool = False,
     ) -> None:
         """Place and start all workers.
 
@@ -156,6 +160,8 @@ class ActorGroup:
             end: method that every worker is told before the cluster is left, by which it puts away what lives outside
                 of its process; None: killing it is enough.
             weight_bytes: of the model that each worker loads, by which its deadlines go.
+            load_in_turn: whether `begin` lets workers on one GPU load one after another, as those must that measure
+                what is free there. The method then takes what the worker before gave.
 
         Raises:
             DoesNotFit: the group does not exist or is too small.
@@ -179,6 +185,7 @@ class ActorGroup:
         self.handles: list[ActorHandle] = []
         self.starting: list[ray.ObjectRef] = []
         """The call of each worker that returns when it can work."""
+        self._load_in_turn = load_in_turn
         self._began: float | None = None
         cluster.adopt(self)
         self._start_all()
@@ -204,7 +211,17 @@ class ActorGroup:
     def begin(self, method: str, *args: Any) -> None:
         """Tell all workers to load what they work with, where that is not their first call; `ready` waits for it."""
         self._began = time.monotonic()
-        self.starting = self.submit(method, *args)
+        if not self._load_in_turn:
+            self.starting = self.submit(method, *args)
+            return
+        self.starting = []
+        last: dict[tuple[str, int, int], ray.ObjectRef] = {}
+        for rank, slot in enumerate(self.slots):
+            devices = [(slot.group, slot.bundle, device) for device in slot.devices]
+            # Ray begins a call once the references among its arguments are there.
+            before = dict.fromkeys(last[device] for device in devices if device in last)
+            self.starting.append(self.submit_one(rank, method, *args, *before))
+            last |= dict.fromkeys(devices, self.starting[-1])
 
     def say_ready(self) -> None:
         """Tell the person who watches, once for each start, that all workers can work, and how long that took."""

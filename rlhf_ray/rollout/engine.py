@@ -103,8 +103,12 @@ class Engine:
         """Tensor-parallel size."""
         return self._arguments["tensor_parallel_size"]
 
-    async def start(self) -> int:
-        """Load the model, which takes 10 s and more; returns the number of the engine's workers."""
+    async def start(self, *before: object) -> int:
+        """Load the model, which takes 10 s and more; returns the number of the engine's workers.
+
+        Args:
+            before: results of engines on the same GPU that loaded before: vLLM measures what is free on it.
+        """
         self._files = EngineFiles()
         with set_environment(self._environment | self._files.environment):
             from vllm import AsyncEngineArgs

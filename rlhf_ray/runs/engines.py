@@ -114,7 +114,9 @@ def place_engines(
         }
 
     size = weight_bytes(model.path, model.trust_remote_code)
-    return ActorGroup(cluster, Engine, rollout, name, arguments, RESTARTS, end="shutdown", weight_bytes=size)
+    return ActorGroup(
+        cluster, Engine, rollout, name, arguments, RESTARTS, end="shutdown", weight_bytes=size, load_in_turn=True
+    )
 
 
 def fixed_pool(

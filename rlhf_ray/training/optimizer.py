@@ -45,11 +45,14 @@ def deepspeed_settings(trainer: TrainerConfig, dtype: Dtype, world: int, trainab
             # Small models would otherwise reserve buffers of 500 million elements.
             "reduce_bucket_size": 50_000_000,
             "allgather_bucket_size": 50_000_000,
-            "overlap_comm": False,
+            # Only with the stages that reduce while the backward pass goes on, and there are no streams on a CPU.
+            "overlap_comm": stage >= 2 and trainer.gpus_per_worker > 0,
         },
     }
     if dtype == "bfloat16" and trainable:
         ours["data_types"] = {"grad_accum_dtype": "fp32"}
+        # A sum over many ranks in 16 bits loses what small gradients add.
+        ours["communication_data_type"] = "fp32"
     given = (trainer.deepspeed.get("zero_optimization") or {}).get("stage", trainer.zero_stage)
     if given != trainer.zero_stage:
         raise BadInput(f"deepspeed.zero_optimization.stage is {given}, but zero_stage is {trainer.zero_stage}")

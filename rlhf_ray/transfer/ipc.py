@@ -199,6 +199,7 @@ class IpcExport:
     def release() -> None:
         """Let CUDA take back what engines have let go of."""
         torch.cuda.ipc_collect()
+        torch.cuda.empty_cache()  # of torch, which keeps the buffer for its own use otherwise
 
 
 def _ranks() -> int:

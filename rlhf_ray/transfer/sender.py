@@ -137,9 +137,8 @@ class WeightSender:
 
     def close(self) -> None:
         """Leave the group."""
-        if self._group is not None:
-            self._transport.close()
-            self._store = None
+        self._transport.close()
+        self._store = None
 
 
 def _synchronize(device: torch.device) -> None:
@@ -190,8 +189,10 @@ class _NcclSender:
         if self._communicator is None:
             raise TransferError("weight transfer: join the group before sending")
         packed = torch.cat([tensor.view(torch.uint8) for tensor in bucket])
-        self._communicator.broadcast(packed, src=SENDER_RANK)
-        torch.cuda.current_stream(packed.device).synchronize()
+        # Named, for vLLM would move this thread to a stream of its own, for good.
+        stream = torch.cuda.current_stream(packed.device)
+        self._communicator.broadcast(packed, src=SENDER_RANK, stream=stream)
+        stream.synchronize()
 
     def finish(self) -> None:
         """Do nothing: all is sent."""

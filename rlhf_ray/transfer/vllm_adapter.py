@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 from vllm.distributed.weight_transfer.base import (
@@ -305,4 +306,8 @@ class EngineLink:
 
 def open_nccl_sender(group: TransferGroup) -> "PyNcclCommunicator":
     """Join a group as its sender, on the current CUDA device; waits for the workers."""
-    return trainer_init({"master_address": group.host, "master_port": group.nccl_port, "world_size": group.world_size})
+    # vLLM moves this thread to a stream of its own, for good: the trainer's comes back with the block's end.
+    with torch.cuda.stream(torch.cuda.current_stream()):
+        return trainer_init(
+            {"master_address": group.host, "master_port": group.nccl_port, "world_size": group.world_size}
+        )

@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from rlhf_ray.cluster import connect as connect_module
-from rlhf_ray.cluster.connect import Cluster, connect
+from rlhf_ray.cluster.connect import Cluster, connect, ordered_devices
 from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
 from rlhf_ray.cluster.group import ActorGroup, Mesh, ready_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
@@ -93,6 +93,9 @@ class Worker:
         time.sleep(seconds)
         return self.rank
 
+    def load_after(self, *before: object) -> object:
+        return [*before, self.rank]
+
     def put_away(self) -> None:
         """Take as long as what was left in `place` asks for, and say where that began and ended."""
         place = Path(os.environ["PLACE"])
@@ -156,16 +159,30 @@ def test_workers_see_their_devices_and_threads(cluster: Cluster):
     trainers = started("policy", PlacementConfig(on="gpu", workers=4, gpus_per_worker=1, threads=3))
     engine = started("rollout", PlacementConfig(on="gpu", gpus_per_worker=4))
     scorer = started("reward", PlacementConfig(on="cpu"))
-    assert sorted(str(seen["CUDA_VISIBLE_DEVICES"]) for seen in trainers) == ["0", "1", "2", "3"]
+    assert [seen["CUDA_VISIBLE_DEVICES"] for seen in trainers] == ["0", "1", "2", "3"]
     assert engine[0]["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
     assert engine[0]["DS_ACCELERATOR"] != "cpu" or os.environ.get("DS_ACCELERATOR") == "cpu"
     assert trainers[0]["OMP_NUM_THREADS"] == "3"
+    assert engine[0]["OMP_NUM_THREADS"] is None, "the libraries choose, and not Ray"
     assert scorer[0] == {
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
         "OF_THE_ROLE": "reward",
     }
+
+
+def test_gpus_have_the_order_of_the_nodes_own_variable():
+    assert ordered_devices({"0", "3", "1"}, "3,1,2,0") == ["3", "1", "0"]
+    assert ordered_devices({"10", "9", "2"}, "") == ["2", "9", "10"]
+    assert ordered_devices({"GPU-b", "GPU-a"}, "GPU-b,GPU-a") == ["GPU-b", "GPU-a"]
+
+
+def test_engines_on_one_gpu_load_one_after_another(cluster: Cluster):
+    placement = PlacementConfig(on="gpu", workers=5, gpus_per_worker=0.5)
+    group = ActorGroup(cluster, Worker, placement, "rollout", lambda rank: {"rank": rank}, load_in_turn=True)
+    group.begin("load_after")
+    assert ready_together([group])["rollout"] == [[0], [[0], 1], [2], [[2], 3], [4]]
 
 
 def test_workers_and_what_they_start_have_the_variables_of_the_config(cluster: Cluster):

@@ -18,11 +18,13 @@ from training_cases import (
     start,
     step,
     train_two_ranks,
+    trainer_config,
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.batches import TokenBatch
+from rlhf_ray.training.optimizer import deepspeed_settings
 from rlhf_ray.training.rank import NonFinite
 
 # A hundredth of one step of the optimizer, which moves weights by up to LEARNING_RATE = 1e-2.
@@ -211,6 +213,20 @@ def test_non_finite_numbers_stop_with_the_place(tiny_model, tmp_path, where, sta
     if (where, stage) == ("gradient", 2):
         with pytest.raises(NonFinite):
             trainer.save(str(tmp_path / "spoiled"))
+
+
+def test_gradients_are_summed_in_float32_and_overlap_the_backward_pass_on_gpus():
+    def settings(stage: int, **given: object):
+        return deepspeed_settings(trainer_config(stage, **given), "bfloat16", world=2, trainable=True)
+
+    assert settings(3)["communication_data_type"] == "fp32"
+    assert settings(3, deepspeed={"communication_data_type": "bf16"})["communication_data_type"] == "bf16"
+    overlaps = {
+        (stage, gpus): settings(stage, gpus_per_worker=gpus)["zero_optimization"]["overlap_comm"]
+        for stage in (1, 2, 3)
+        for gpus in (0, 1)
+    }
+    assert [place for place, overlap in overlaps.items() if overlap] == [(2, 1), (3, 1)]
 
 
 def test_contradicting_deepspeed_settings_are_refused(tiny_model):
