@@ -14,7 +14,9 @@ RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
-address=$(hostname --ip-address | awk '{print $1}')
+# The address from which this node reaches the others, and they it: its name may stand for a loopback address.
+route='import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 9)); print(s.getsockname()[0])'
+address=$(python3 -c "$route" "${nodes[-1]}")
 # Another job on this node has another port.
 port=$((20000 + SLURM_JOB_ID % 20000))
 export RAY_ADDRESS="$address:$port"
@@ -25,7 +27,8 @@ trap 'kill "${steps[@]}" 2>/dev/null || true' EXIT
 start_ray() { # node, arguments of ray start
   local node=$1
   shift
-  srun --nodes=1 --ntasks=1 --nodelist="$node" \
+  # A step has one CPU a task unless it is told: Slurm no longer takes that from the job.
+  srun --nodes=1 --ntasks=1 --cpus-per-task=32 --nodelist="$node" \
     ray start "$@" --num-cpus=32 --num-gpus=8 --disable-usage-stats --block &
   steps+=($!)
 }

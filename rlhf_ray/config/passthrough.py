@@ -50,6 +50,45 @@ OWNED_ENGINE_ARGUMENTS = {
 }
 """Arguments of vLLM that other fields set, with the field to use."""
 
+_ONE_MACHINE = (
+    "an engine here stays within one machine and one copy of its model; raise rollout.workers for more engines, and "
+    "rollout.gpus_per_worker for more GPUs each"
+)
+
+UNSUPPORTED_ENGINE_ARGUMENTS = dict.fromkeys(
+    (
+        "nnodes",
+        "node_rank",
+        "master_addr",
+        "master_port",
+        "pipeline_parallel_size",
+        "data_parallel_size",
+        "data_parallel_rank",
+        "data_parallel_address",
+        "data_parallel_backend",
+        "data_parallel_hybrid_lb",
+        "data_parallel_external_lb",
+        "prefill_context_parallel_size",
+        "decode_context_parallel_size",
+    ),
+    _ONE_MACHINE,
+)
+"""Arguments of vLLM that placement and weight transfer, which count tensor-parallel workers alone, do not follow."""
+
+_WHOLE_LAYERS = "is not supported: weights are sent, saved and resumed as each rank holds them by ZeRO alone"
+
+UNSUPPORTED_DEEPSPEED_SETTINGS = {
+    "tensor_parallel": f"(autotp) {_WHOLE_LAYERS}; use zero_stage 3",
+    "expert_parallel": _WHOLE_LAYERS,
+    "use_data_before_expert_parallelism": _WHOLE_LAYERS,
+    "pipeline": f"{_WHOLE_LAYERS}; use zero_stage 3",
+    "sequence_parallel_size": "is not supported: batches are divided among ranks by whole texts",
+    "seq_parallel_communication_data_type": "is not supported: batches are divided among ranks by whole texts",
+    "compile": "is not supported: each micro-batch has a shape of its own, and would be compiled anew",
+    "hybrid_engine": "is not supported: vLLM's engines generate",
+}
+"""Settings of DeepSpeed that this system's batches, checkpoints or weight transfer do not follow, with the reason."""
+
 OWNED_DEEPSPEED_SETTINGS = {
     "train_batch_size": "the batch words at the top level",
     "train_micro_batch_size_per_gpu": "tokens_per_microbatch",

@@ -105,6 +105,12 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     "top-k through the engine": ({"rollout.engine": {"top_k": 5}}, "rollout.engine.top_k", "the very distribution"),
     "minimum length": ({"rollout.engine": {"min_tokens": 5}}, "rollout.engine.min_tokens", "end-of-sequence"),
     "repetition penalty": ({"rollout.repetition_penalty": 1.2}, "rollout.repetition_penalty", "the very distribution"),
+    "engine over machines": ({"rollout.engine": {"nnodes": 2}}, "rollout.engine.nnodes", "stays within one machine"),
+    "layers over machines": (
+        {"rollout.engine": {"pipeline_parallel_size": 2}},
+        "rollout.engine.pipeline_parallel_size",
+        "raise rollout.workers",
+    ),
     "unknown engine argument": ({"rollout.engine": {"max_num_seq": 4}}, "rollout.engine.max_num_seq", "max_num_seqs?"),
     "engine's share of a GPU": (
         {"rollout.engine": {"gpu_memory_utilization": 90}},

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_ray.config.checks.deepspeed import CLASSES, KNOWN, OTHERS, TABLES, deepspeed_problems
-from rlhf_ray.config.passthrough import OWNED_DEEPSPEED_SETTINGS
+from rlhf_ray.config.passthrough import OWNED_DEEPSPEED_SETTINGS, UNSUPPORTED_DEEPSPEED_SETTINGS
 
 SOURCES = ("runtime", "comm", "monitor", "profiling", "compile", "autotuning", "datastates", "elasticity", "utils")
 
@@ -63,7 +63,7 @@ def test_all_that_deepspeed_reads_is_known(trees: dict[str, ast.Module]) -> None
 def test_all_that_is_known_is_deepspeeds(trees: dict[str, ast.Module]) -> None:
     known = {*KNOWN, *(name for names in TABLES.values() for name in names)}
     assert not known - {text for tree in trees.values() for text in strings(tree)}
-    assert len(KNOWN) == len(CLASSES) + len(TABLES) + len(OTHERS)
+    assert len(KNOWN) == len(CLASSES) + len(TABLES) + len(OTHERS) + len(UNSUPPORTED_DEEPSPEED_SETTINGS)
 
 
 def test_settings_of_its_documentation_pass() -> None:
@@ -90,3 +90,12 @@ def test_every_class_is_found_where_it_is_looked_for(section: str) -> None:
     assert [problem.key for problem in deepspeed_problems({section: {"no_such_setting": 1}})] == [
         (section, "no_such_setting")
     ]
+
+
+@pytest.mark.parametrize(
+    "name", ["tensor_parallel", "sequence_parallel_size", "expert_parallel", "compile", "pipeline"]
+)
+def test_what_batches_and_checkpoints_do_not_follow_is_refused(name: str) -> None:
+    [problem] = deepspeed_problems({name: {"enabled": True}})
+    assert problem.key == (name,)
+    assert "is not supported: " in problem.message

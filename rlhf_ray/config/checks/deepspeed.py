@@ -11,19 +11,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rlhf_ray.config.errors import perhaps
-from rlhf_ray.config.passthrough import OWNED_DEEPSPEED_SETTINGS
+from rlhf_ray.config.passthrough import OWNED_DEEPSPEED_SETTINGS, UNSUPPORTED_DEEPSPEED_SETTINGS
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 
 CLASSES = {
     "zero_optimization": ("runtime/zero/config.py", "DeepSpeedZeroConfig"),
-    "compile": ("compile/config.py", "CompileConfig"),
     "comms_logger": ("comm/config.py", "CommsLoggerConfig"),
     "tensorboard": ("monitor/config.py", "TensorBoardConfig"),
     "wandb": ("monitor/config.py", "WandbConfig"),
     "csv_monitor": ("monitor/config.py", "CSVConfig"),
     "comet": ("monitor/config.py", "CometConfig"),
-    "hybrid_engine": ("runtime/config.py", "HybridEngineConfig"),
-    "tensor_parallel": ("runtime/tensor_parallel/config.py", "TPTrainingConfig"),
 }
 """Sections that DeepSpeed reads into a class: its file and name."""
 
@@ -63,19 +60,14 @@ OTHERS = (
     "disable_python_gc",
     "dump_state",
     "elasticity",
-    "expert_parallel",
     "gradient_allreduce_op",
     "gradient_predivide_factor",
     "log_level",
     "managed_gradient_accumulation",
     "memory_breakdown",
-    "pipeline",
     "prescale_gradients",
-    "seq_parallel_communication_data_type",
-    "sequence_parallel_size",
     "steps_per_print",
     "timers",
-    "use_data_before_expert_parallelism",
     "vocabulary_size",
     "wall_clock_breakdown",
     "weight_quantization",
@@ -87,7 +79,7 @@ OTHERS = (
 Fields: TypeAlias = dict[str, "Fields | None"]
 """Names of a section; those that are sections themselves with theirs."""
 
-KNOWN = frozenset((*CLASSES, *TABLES, *OTHERS))
+KNOWN = frozenset((*CLASSES, *TABLES, *OTHERS, *UNSUPPORTED_DEEPSPEED_SETTINGS))
 
 
 def deepspeed_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
@@ -95,6 +87,8 @@ def deepspeed_problems(settings: Mapping[str, Any]) -> Iterator[Problem]:
     for name, value in settings.items():
         if name in OWNED_DEEPSPEED_SETTINGS:
             yield Problem((name,), f"is set by {OWNED_DEEPSPEED_SETTINGS[name]}")
+        elif name in UNSUPPORTED_DEEPSPEED_SETTINGS:
+            yield Problem((name,), UNSUPPORTED_DEEPSPEED_SETTINGS[name])
         elif name not in KNOWN:
             yield Problem((name,), f"not a setting of DeepSpeed{_instead(name)}")
         elif name not in OTHERS and not isinstance(value, dict):

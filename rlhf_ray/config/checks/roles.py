@@ -11,6 +11,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.passthrough import (
     OWNED_ENGINE_ARGUMENTS,
     REFUSED_SAMPLING,
+    UNSUPPORTED_ENGINE_ARGUMENTS,
     engine_argument_names,
     holds_secret,
 )
@@ -166,6 +167,8 @@ def _engine_argument(name: str, value: Any, training: bool) -> Iterator[str]:
         yield REFUSED_SAMPLING[name]
     elif name in OWNED_ENGINE_ARGUMENTS:
         yield f"is set by {OWNED_ENGINE_ARGUMENTS[name]}"
+    elif name in UNSUPPORTED_ENGINE_ARGUMENTS:
+        yield f"is not supported: {UNSUPPORTED_ENGINE_ARGUMENTS[name]}"
     elif holds_secret(name):
         yield "credentials come from the environment, never from a config, which is copied into the run folder"
     elif known and name not in known:

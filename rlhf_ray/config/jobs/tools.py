@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, field_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowLayout
+from rlhf_ray.config.environment import Variables
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.numbers import Seconds, Share
 from rlhf_ray.config.paths import OnePath, PathText, only
@@ -41,6 +42,18 @@ class SubmitConfig(Section):
 
     image: str = "rlhf_ray:latest"
     """Container image of the rendered KubeRay job."""
+
+    mounts: dict[PathText, str] = Field(default_factory=lambda: {"/storage": "rlhf-storage"}, min_length=1)
+    """Claims on storage that the pods of a rendered KubeRay job mount, by the folder where they see it."""
+
+    host_network: bool = False
+    """Let the pods of a rendered KubeRay job use the network of their nodes, which NCCL over RDMA mostly needs."""
+
+    rdma: Annotated[str, Field(pattern=r"[a-z0-9.-]+/[A-Za-z0-9._-]+")] | None = None
+    """Resource of RDMA devices, such as rdma/hca_shared_devices_a: each GPU pod of a rendered KubeRay job gets one."""
+
+    pod_environment: Variables = Field(default_factory=dict)
+    """Environment variables of the pods of a rendered KubeRay job, Ray's own processes among them."""
 
     @field_validator("address")
     @classmethod

@@ -8,20 +8,23 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from rlhf_ray.config.checks.files import DATA_SUFFIXES, names_local_path
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import SubmitConfig
 from rlhf_ray.config.placement import GroupConfig
+from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.reading.verbs import load_job, split_command
+from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.redaction.texts import hide_forms
 
 # Where the config file is within the containers of a rendered KubeRay job.
@@ -41,28 +44,91 @@ COMMAND_NOT_FOUND = 127
 KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 
 
-def render_kuberay(
-    name: str, verb: str, config: str, overrides: list[str], groups: Mapping[str, GroupConfig], image: str
-) -> str:
-    """Write a KubeRay RayJob with its config file as a ConfigMap.
+def render_kuberay(config: SubmitConfig, job: JobConfig, name: str, command: list[str], text: str) -> str:
+    """Render a KubeRay RayJob with its config file as a ConfigMap.
 
     Args:
+        config: image, volumes and network of the pods.
+        job: its groups become groups of worker pods, a pod for each node.
         name: of the job, in Kubernetes' form.
-        verb: of the job.
-        config: text of the config file.
-        overrides: arguments of the command after the config file.
-        groups: the config's groups; each becomes a group of worker pods, a pod for each node.
-        image: container image with rlhf_ray and the pinned Ray.
+        command: the job's own command line.
+        text: of the config file.
+
+    Raises:
+        BadInput: pods would lack what the config names, or two groups would have one name.
     """
+    check_paths_in_pods(job, config.mounts)
     return _template("rayjob.yaml.j2").render(
         name=name,
-        command=shlex.join(["rlhf", verb, f"{CONFIG_FOLDER}/config.yaml", *overrides]),
+        command=shlex.join(command),
         config_folder=CONFIG_FOLDER,
-        config=config.rstrip(),
-        image=image,
+        config=text.rstrip(),
+        image=config.image,
         ray_version=version("ray"),
-        groups=_shapes(groups),
+        groups=[replace(shape, name=pods) for shape, pods in _pod_groups(_shapes(job.node_groups()))],
+        mounts=[
+            {"name": "storage" if not number else f"storage-{number}", "path": path, "claim": claim}
+            for number, (path, claim) in enumerate(config.mounts.items())
+        ],
+        secrets=sorted({"WANDB_API_KEY", *job.worker_environment().secrets}),
+        environment=config.pod_environment,
+        host_network=config.host_network,
+        devices=f', {config.rdma}: "1"' if config.rdma else "",
     )
+
+
+def _pod_groups(shapes: list["Shape"]) -> Iterator[tuple["Shape", str]]:
+    """Name groups in the way of Kubernetes."""
+    taken: dict[str, str] = {}
+    for shape in shapes:
+        name = re.sub(r"[^a-z0-9]+", "-", shape.name.lower()).strip("-") or "group"
+        if name in taken:
+            raise BadInput(f"groups: {taken[name]} and {shape.name} are both {name} to Kubernetes; rename one of them")
+        taken[name] = shape.name
+        yield shape, name
+
+
+def check_paths_in_pods(job: JobConfig, mounts: Mapping[str, str]) -> None:
+    """Check that pods see all files that a config names.
+
+    Raises:
+        BadInput: a path is relative, or on no volume; the message says what to mount.
+    """
+    for key, path in _texts((), job.model_dump(mode="json")):
+        inside = any(PurePosixPath(path).is_relative_to(folder) for folder in mounts)
+        if path.startswith("/") and not any(map(str.isspace, path)) and not inside:
+            claims = ", ".join(f"{folder}: {claim}" for folder, claim in mounts.items())
+            raise BadInput(
+                f"{key}: {path}: is on no volume of the pods, which mount {', '.join(mounts)}; copy it there, or mount "
+                f"one more: --mounts '{{{claims}, /{path.split('/')[1]}: CLAIM}}'"
+            )
+    for where, path in _files_of(job).items():
+        if not path.startswith("/") and "://" not in path:
+            raise BadInput(
+                f"{where}: {path}: is relative, and pods have no such file; copy it to a mounted folder "
+                f"({', '.join(mounts)}), and give its path there"
+            )
+
+
+def _files_of(job: JobConfig) -> dict[str, str]:
+    """Return the local files and folders that a job reads, by key; names of the hub are none."""
+    data = {(*key, "path"): rows.path for key, rows in job.data_sets().items()}
+    named = {key: path for key, path in (job.model_paths() | data).items() if _is_local(path)}
+    sources = job.reward_sources().items()
+    functions = {(*key, "function"): one.function for key, one in sources if isinstance(one, FunctionReward)}
+    return {".".join(map(str, key)): path for key, path in (named | functions).items()}
+
+
+def _is_local(path: str) -> bool:
+    return names_local_path(path) or Path(path).exists() or Path(path).suffix in DATA_SUFFIXES
+
+
+def _texts(key: KeyPath, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield ".".join(map(str, key)), value
+    elif isinstance(value, dict | list):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts((*key, name), inner)
 
 
 def render_slurm(name: str, command: list[str], groups: Mapping[str, GroupConfig]) -> str:
@@ -149,7 +215,8 @@ def render(config: SubmitConfig, job: JobConfig, verb: str, arguments: list[str]
     # Its line for editors names a folder that is not there in a pod.
     text = EDITORS_LINE.sub("", Path(path).read_text(encoding="utf-8"), count=1)
     check_shown("\n".join([text, *overrides]), f"{path}, which becomes a ConfigMap,")
-    return render_kuberay(name, verb, text, overrides, job.node_groups(), config.image)
+    command = ["rlhf", verb, f"{CONFIG_FOLDER}/config.yaml", *overrides]
+    return render_kuberay(config, job, name, command, text)
 
 
 def check_outlives(job: JobConfig) -> None:

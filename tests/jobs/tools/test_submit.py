@@ -22,6 +22,7 @@ from tests.jobs.ppo_runs import training_rows, write_config
 ROOT = Path(__file__).parents[3]
 FUNCTION = {"kind": "function", "function": "f.py:f"}
 CONFIG = {"output": "/storage/run", "model": {"path": "gpt2"}, "data": {"path": "texts.txt"}}
+ON_STORAGE = CONFIG | {"data": {"path": "/storage/texts.txt"}}
 
 # Stands in for the cluster's own command: joins the cluster that it was submitted to, and works there. PPO is itself.
 DRIVER = """
@@ -260,8 +261,8 @@ def test_the_files_in_launch_are_what_is_rendered(
 def test_the_kuberay_job_has_the_nodes_of_the_groups(
     submit_config: Callable[..., SubmitConfig], folder: Path, capsys: pytest.CaptureFixture[str]
 ):
-    groups = {"cpu": {"nodes": 3, "cpus_per_node": 1.5}, "gpu": {"gpus_per_node": 8, "cpus_per_node": 32}}
-    text = yaml.safe_dump(CONFIG | {"groups": groups, "trainer": {"on": "gpu"}})
+    groups = {"cpu": {"nodes": 3, "cpus_per_node": 1.5}, "gpu_nodes": {"gpus_per_node": 8, "cpus_per_node": 32}}
+    text = yaml.safe_dump(ON_STORAGE | {"groups": groups, "trainer": {"on": "gpu_nodes"}})
     (folder / "sft.yaml").write_text(text)
     run(submit_config("sft", "sft.yaml", "--output", "/storage/it's", render="kuberay", image="rlhf:1", name="mine"))
     config, job = yaml.safe_load_all(capsys.readouterr().out)
@@ -273,11 +274,61 @@ def test_the_kuberay_job_has_the_nodes_of_the_groups(
     assert cluster["authOptions"] == {"mode": "token"}
     cpu, gpu = cluster["workerGroupSpecs"]
     assert (cpu["groupName"], cpu["replicas"], cpu["rayStartParams"]["num-cpus"]) == ("cpu", 3, "2")
+    assert gpu["groupName"] == "gpu-nodes", "as Kubernetes takes it"
     container = gpu["template"]["spec"]["containers"][0]
     assert container["resources"]["limits"] == {"cpu": "32", "nvidia.com/gpu": "8"}
     assert "nvidia.com/gpu" not in cpu["template"]["spec"]["containers"][0]["resources"]["limits"]
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in gpu["template"]["spec"]["volumes"]}
+
+
+def test_the_pods_have_the_network_devices_and_volumes_that_are_asked_for(
+    submit_config: Callable[..., SubmitConfig], folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    config = ON_STORAGE | {"groups": {"main": {"gpus_per_node": 8}}, "environment": {"secrets": ["HF_LOGIN"]}}
+    config |= {"model": {"path": "/models/big"}}
+    (folder / "sft.yaml").write_text(yaml.safe_dump(config))
+    options = {
+        "mounts": {"/storage": "runs", "/models": "weights"},
+        "host_network": True,
+        "rdma": "rdma/hca",
+        "pod_environment": {"NCCL_DEBUG": "INFO"},
+    }
+    run(submit_config("sft", "sft.yaml", render="kuberay", **options))
+    _, job = yaml.safe_load_all(capsys.readouterr().out)
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = group["template"]["spec"]
+        assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+        [container] = pod["containers"]
+        mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "storage" in v["name"]}
+        assert {mounted[name]: claim for name, claim in claims.items()} == options["mounts"]
+        variables = {one["name"]: one.get("value") for one in container["env"]}
+        assert variables == {"HF_LOGIN": None, "WANDB_API_KEY": None, "NCCL_DEBUG": "INFO"}
+    assert container["resources"]["limits"]["rdma/hca"] == "1"
+    assert container["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"path": "texts.txt"}}, r"data\.path: texts\.txt: is relative, and pods have no such file"),
+        ({"model": {"path": "./model"}}, r"model\.path: \./model: is relative"),
+        ({"model": {"path": "/shared/model"}}, r"model\.path: .* is on no volume .*/shared: CLAIM"),
+        ({"output": "/storage-2/run"}, r"output: .* is on no volume of the pods, which mount /storage;"),
+        (
+            {"groups": {"a_b": {}, "a-b": {}}, "trainer": {"on": "a_b"}},
+            "groups: a-b and a_b are both a-b to Kubernetes",
+        ),
+    ],
+)
+def test_what_pods_would_lack_is_refused(
+    submit_config: Callable[..., SubmitConfig], folder: Path, changes: dict[str, Any], message: str
+):
+    (folder / "sft.yaml").write_text(yaml.safe_dump(ON_STORAGE | changes))
+    with pytest.raises(BadInput, match=message):
+        run(submit_config("sft", "sft.yaml", render="kuberay"))
 
 
 @pytest.mark.parametrize("code", [0, 3])
@@ -292,7 +343,7 @@ def test_the_slurm_script_starts_all_nodes_and_ends_as_the_command(
     binaries.mkdir()
     log = folder / "log"
     stand_ins = {
-        "scontrol": "printf 'node1\\nnode2\\n'",
+        "scontrol": "printf 'node1\\n127.0.0.2\\n'",
         "srun": f'echo "srun $*" >> {log}; exec sleep 60',
         "ray": f'echo "ray $*" >> {log}',
         "rlhf": f'sleep 0.5; echo "rlhf $* at $RAY_ADDRESS with ${{#RAY_AUTH_TOKEN}}" >> {log}; exit {code}',
@@ -309,11 +360,11 @@ def test_the_slurm_script_starts_all_nodes_and_ends_as_the_command(
     ray, rlhf, first, second = lines
     assert ray.startswith("ray health-check --address ")
     address = ray.split()[-1]
-    assert address.endswith(":20041")
+    assert address == "127.0.0.1:20041", "from which the last node is reached"
     assert rlhf.startswith("rlhf sft configs/sft.yaml --groups")
     assert rlhf.endswith(f"at {address} with 64")
-    assert "--nodelist=node1 ray start --head" in first
-    assert f"--nodelist=node2 ray start --address={address} --num-cpus=4 --num-gpus=0" in second
+    assert "--cpus-per-task=4 --nodelist=node1 ray start --head" in second
+    assert f"--nodelist=127.0.0.2 ray start --address={address} --num-cpus=4 --num-gpus=0" in first
 
 
 def test_the_slurm_header(submit_config: Callable[..., SubmitConfig], capsys: pytest.CaptureFixture[str]):
