@@ -53,7 +53,7 @@ class Pairs:
         return self.chosen_statistic, self.rejected_statistic
 
 
-Kind = Literal[
+PairLossName = Literal[
     "sigmoid", "ipo", "hinge", "robust", "exo", "nca", "bco_pair", "bco", "sppo", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "simpo", "cpo", "orpo",
 ]  # fmt: skip
@@ -70,7 +70,7 @@ COUPLED: frozenset[str] = frozenset({"aot", "aot_unpaired", "bco"})
 class PreferenceObjective:
     """One loss of the family, with its settings. `docs/algorithms.md` gives the formulas and their papers."""
 
-    kind: Kind = "sigmoid"
+    kind: PairLossName = "sigmoid"
     beta: float = 0.1
     label_smoothing: float = 0.0
     """Share e of labels taken to be wrong; used by sigmoid, cpo, simpo, aot (conservative), robust and exo."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.evaluation.statistics import distinct_n, mean
 
-Generate = Callable[[Sequence[PromptRecord]], Sequence[Sample]]
+AnswerPrompts = Callable[[Sequence[PromptRecord]], Sequence[Sample]]
 """Answers to prompts, in any order."""
 
-Score = Callable[[Sequence[Sample]], Mapping[str, Sequence[float | None]]]
+ScoreSamples = Callable[[Sequence[Sample]], Mapping[str, Sequence[float | None]]]
 """Scores of samples by source, in the samples' order; None where a source does not apply, NaN where it failed."""
 
 
@@ -30,8 +30,8 @@ class HeldOutResult:
 
 def evaluate(
     prompts: Sequence[PromptRecord],
-    generate: Generate,
-    score: Score,
+    generate: AnswerPrompts,
+    score: ScoreSamples,
     weights: Mapping[str, float],
     cost_weights: Mapping[str, float] | None = None,
 ) -> HeldOutResult:

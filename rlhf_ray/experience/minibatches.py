@@ -16,7 +16,7 @@ SHARED_NAMES = ("grad_norm", "learning_rate")
 # Not a sum over the policy's tokens.
 MEANS_ALREADY = (*SHARED_NAMES, "loss/ptx_avg")
 
-Columns = dict[str, Float32[np.ndarray, " tokens"]]
+TokenColumns = dict[str, Float32[np.ndarray, " tokens"]]
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Epoch:
     """One pass over the batch, each row once."""
 
     steps: Sequence[Step]
-    columns: Columns
+    columns: TokenColumns
     """The policy's columns of the experience, and `weight` by the aggregation of its loss."""
-    critic_columns: Mapping[str, Columns]
+    critic_columns: Mapping[str, TokenColumns]
     """Each critic's, by its role, and `weight`, the same for all tokens of a step, which sums to 1 in it."""
 
 
@@ -83,7 +83,7 @@ def draw_epochs(
         )
 
 
-def _weighed(columns: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Columns:
+def _weighed(columns: Mapping[str, torch.Tensor], weight: torch.Tensor) -> TokenColumns:
     return {name: column.float().numpy() for name, column in columns.items()} | {"weight": weight.numpy()}
 
 

@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.kl import KLTerm
 from rlhf_ray.algorithms.losses import ClippedValueLoss, Loss, NegativeLogLikelihood
 from rlhf_ray.algorithms.policy_losses import CISPOLoss, ClippedPolicyLoss, GSPOLoss, SAPOLoss
 from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preferences import COUPLED, Kind, PreferenceObjective
+from rlhf_ray.algorithms.preferences import COUPLED, PairLossName, PreferenceObjective
 from rlhf_ray.algorithms.ranking import CostLoss, RankingLoss, ranking_weights
 from rlhf_ray.algorithms.segments import row_index, row_sums
 
@@ -169,5 +169,7 @@ SUBJECTS: dict[str, Subject] = {
     "several": Subject(
         PreferenceLoss(((objective("sigmoid"), 0.8), (objective("bco"), 0.2)), 0.5), pair_batch, BY_PAIR
     ),
-    **{kind: Subject(PreferenceLoss(((objective(kind), 1.0),)), pair_batch, BY_PAIR) for kind in get_args(Kind)},
+    **{
+        kind: Subject(PreferenceLoss(((objective(kind), 1.0),)), pair_batch, BY_PAIR) for kind in get_args(PairLossName)
+    },
 }

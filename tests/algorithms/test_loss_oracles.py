@@ -11,7 +11,7 @@ from loss_batches import GROUPS, RANKS, SUBJECTS, Batch, objective, pair_batch, 
 from torch import Tensor
 
 from rlhf_ray.algorithms.preference_losses import aot_statistic, aot_unpaired_statistics
-from rlhf_ray.algorithms.preferences import COUPLED, Kind, Pairs, PreferenceObjective
+from rlhf_ray.algorithms.preferences import COUPLED, PairLossName, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.ranking import RankingLoss, ranking_weights
 
 
@@ -110,7 +110,7 @@ def preference_oracle(kind: str, batch: Batch) -> float:
     return total
 
 
-@pytest.mark.parametrize("kind", sorted(set(get_args(Kind)) - COUPLED))
+@pytest.mark.parametrize("kind", sorted(set(get_args(PairLossName)) - COUPLED))
 def test_preference_losses_equal_loops_and_their_differences(kind: str) -> None:
     batch = pair_batch()
     loss, _, grad = batch.run(SUBJECTS[kind].loss)

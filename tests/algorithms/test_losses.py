@@ -11,7 +11,7 @@ from loss_batches import SUBJECTS, Subject, pair_batch, policy_batch
 from rlhf_ray.algorithms.losses import Loss
 from rlhf_ray.algorithms.policy_losses import ClippedPolicyLoss
 from rlhf_ray.algorithms.preference_losses import KTOLoss, PreferenceLoss
-from rlhf_ray.algorithms.preferences import PLAIN_SUMS, REFERENCE_FREE, Kind, Pairs, PreferenceObjective
+from rlhf_ray.algorithms.preferences import PLAIN_SUMS, REFERENCE_FREE, PairLossName, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.ranking import ranking_quality, ranking_weights
 from rlhf_ray.algorithms.segments import row_index
 
@@ -148,7 +148,7 @@ def test_entropy_gradient_reaches_the_entropy() -> None:
     [
         (divergence, kind)
         for divergence in ("reverse_kl", "forward_kl", "js", "alpha")
-        for kind in get_args(Kind)
+        for kind in get_args(PairLossName)
         if divergence == "reverse_kl" or kind not in REFERENCE_FREE | PLAIN_SUMS
     ],
 )

@@ -9,7 +9,7 @@ import yaml
 
 from rlhf_ray import cli
 from rlhf_ray.algorithms.preference_losses import KTOLoss
-from rlhf_ray.algorithms.preferences import COUPLED, LENGTH_NORMALISED, PLAIN_SUMS, REFERENCE_FREE, Kind
+from rlhf_ray.algorithms.preferences import COUPLED, LENGTH_NORMALISED, PLAIN_SUMS, REFERENCE_FREE, PairLossName
 from rlhf_ray.config import preferences
 from rlhf_ray.config.jobs.dpo import DPOConfig
 from rlhf_ray.config.preferences import OF_SINGLE_ANSWERS, LossType, PreferenceLossConfig
@@ -133,7 +133,7 @@ def test_a_resolved_config_is_as_good_as_what_was_written() -> None:
 
 def test_the_names_are_those_of_the_losses() -> None:
     single = set(get_args(KTOLoss.__dataclass_fields__["kind"].type))
-    assert set(get_args(LossType)) == set(get_args(Kind)) | single
-    assert single - set(get_args(Kind)) == OF_SINGLE_ANSWERS
+    assert set(get_args(LossType)) == set(get_args(PairLossName)) | single
+    assert single - set(get_args(PairLossName)) == OF_SINGLE_ANSWERS
     assert set(get_args(LossType)) >= COUPLED | REFERENCE_FREE | LENGTH_NORMALISED
     assert (preferences.WITHOUT_REFERENCE, preferences.PLAIN_SUMS) == (REFERENCE_FREE, PLAIN_SUMS)

@@ -16,7 +16,7 @@ from rlhf_ray.data.bad_rows import BadRow, Place
 from rlhf_ray.data.cleaning.classifier import TextClassifier
 from rlhf_ray.data.cleaning.duplicates import Duplicate
 from rlhf_ray.data.cleaning.near_texts import TextKeys, text_keys
-from rlhf_ray.data.cleaning.privacy import MASKS, Kind, Masker
+from rlhf_ray.data.cleaning.privacy import MASKS, Masker, PrivateKind
 from rlhf_ray.data.cleaning.prompt_classes import use_case
 from rlhf_ray.data.cleaning.rules import Rules
 from rlhf_ray.data.cleaning.selection import prompt_key
@@ -80,7 +80,7 @@ class Cleaned:
     """Of the rows kept, where duplicates are looked for."""
     prompt_keys: TextKeys | None = None
     """Of their prompts, where parts must not share near ones."""
-    masked: Counter[Kind] = field(default_factory=Counter)
+    masked: Counter[PrivateKind] = field(default_factory=Counter)
     """Private data that were masked, by kind."""
     masked_rows: int = 0
 

@@ -88,7 +88,7 @@ class TextKeys:
         return TextKeys(self.buckets[chosen], self.sketches[chosen])
 
 
-Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
+SharedKeys = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Texts, other ones, and how many keys they share; each pair once."""
 
 
@@ -96,9 +96,9 @@ Pairs = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Shared:
     """Texts that share keys and whose sketches are alike, for those asked about by their places."""
 
-    known: Pairs
+    known: SharedKeys
     """With earlier texts, by number."""
-    among: Pairs
+    among: SharedKeys
     """With earlier ones of those asked about, by place."""
     crowded: Int64[np.ndarray, " crowded"]
     """Keys, counted through all, of which only the newest earlier texts were looked at, or just all."""
@@ -242,14 +242,14 @@ def _within(buckets: UInt32[np.ndarray, "rows keys"]) -> tuple[np.ndarray, np.nd
     return np.concatenate(rows or nothing), np.concatenate(others or nothing)
 
 
-def _counted(rows: np.ndarray, others: np.ndarray) -> Pairs:
+def _counted(rows: np.ndarray, others: np.ndarray) -> SharedKeys:
     """Count how often each other stands beside each row."""
     # Both in one number: sorting those is many times faster than sorting pairs.
     pairs, counts = np.unique((rows.astype(np.int64) << 32) | others, return_counts=True)
     return pairs >> 32, pairs & 0xFFFFFFFF, counts
 
 
-def _by_row(pairs: Pairs) -> dict[int, dict[int, int]]:
+def _by_row(pairs: SharedKeys) -> dict[int, dict[int, int]]:
     found: dict[int, dict[int, int]] = {}
     for row, other, count in zip(*(side.tolist() for side in pairs), strict=True):
         found.setdefault(row, {})[other] = count

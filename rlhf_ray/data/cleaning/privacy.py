@@ -16,7 +16,7 @@ from stdnum.iso7064 import mod_11_2
 
 from rlhf_ray.redaction.texts import TOKEN_FORMS
 
-Kind = Literal["secret", "email", "ip", "identity", "card", "mobile"]
+PrivateKind = Literal["secret", "email", "ip", "identity", "card", "mobile"]
 
 _HALF_WIDTH = {full: full - 0xFEE0 for full in range(0xFF01, 0xFF5F)}
 # Each stands for one character, so that places in the folded text are places in the given one.
@@ -65,7 +65,7 @@ def _holds_digit(text: str) -> bool:
 
 @dataclass(frozen=True)
 class _Pattern:
-    kind: Kind
+    kind: PrivateKind
     form: re.Pattern[str]
     """Group `private`, if there is one, is what is private; else all of the match."""
     is_real: Callable[[str], bool] = lambda _: True
@@ -120,7 +120,7 @@ _SIGN = re.compile(
     r"@|\d{4}|\d\.\d|:[0-9A-Fa-f]*:|-----BEGIN|[A-Za-z0-9_]{16}|eyJ|xox|sk-|(?i:bearer)|[:=]\s*[\"']?[!-~]{8}"
 )
 
-MASKS: Mapping[Kind, str] = {
+MASKS: Mapping[PrivateKind, str] = {
     "secret": "<SECRET>",
     "email": "<EMAIL>",
     "ip": "<IP>",
@@ -138,7 +138,7 @@ class Found:
 
     start: int
     end: int
-    kind: Kind
+    kind: PrivateKind
 
 
 def find_private(text: str) -> list[Found]:
@@ -176,10 +176,10 @@ def masked(text: str, found: list[Found]) -> str:
 class Masker:
     """Masks the texts of one row and remembers what kinds there were."""
 
-    def __init__(self, kinds: frozenset[Kind] = frozenset(MASKS)) -> None:
+    def __init__(self, kinds: frozenset[PrivateKind] = frozenset(MASKS)) -> None:
         """Mask these kinds; others stay."""
         self.kinds = kinds
-        self.found: Counter[Kind] = Counter()
+        self.found: Counter[PrivateKind] = Counter()
 
     def __call__(self, text: str) -> str:
         """Mask a text."""

@@ -23,7 +23,7 @@ from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 ROWS_AT_ONCE = 256
 """Rows of one call: enough that sorting by length leaves little padding, few enough to lose at a kill."""
 
-Texts = dict[str, Loaded[SupervisedRow]]
+HeldOutTexts = dict[str, Loaded[SupervisedRow]]
 """Held-out texts, as each model's tokenizer reads them."""
 
 
@@ -39,7 +39,7 @@ class _Work:
     """Answers are judged at the temperature at which they were drawn, texts as they are."""
 
 
-def read_texts(config: EvaluateConfig) -> Texts:
+def read_texts(config: EvaluateConfig) -> HeldOutTexts:
     """Read the held-out texts for each model.
 
     Raises:
@@ -73,7 +73,7 @@ def divergences(
     answers: Mapping[str, Sequence[Answer]],
     prompts: Mapping[str, Mapping[str, PromptRecord]],
     keys: Mapping[str, str],
-    texts: Texts,
+    texts: HeldOutTexts,
     start_cluster: StartCluster,
 ) -> tuple[dict[str, list[float]], dict[str, TextFit]]:
     """Compute what is missing, one model after another, and return log-ratios of answers and fits of texts by model.
@@ -117,7 +117,7 @@ def _work(
     answers: Mapping[str, Sequence[Answer]],
     prompts: Mapping[str, Mapping[str, PromptRecord]],
     keys: Mapping[str, str],
-    texts: Texts,
+    texts: HeldOutTexts,
 ) -> list[_Work]:
     identity = identity_of(config.models[scorer])
     found = []

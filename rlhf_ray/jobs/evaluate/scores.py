@@ -21,7 +21,7 @@ from rlhf_ray.scoring.source import combine
 ROWS_AT_ONCE = 64
 """Answers sent to the sources at a time; so many are scored again after a kill."""
 
-Scores = dict[str, list[float | None]]
+SourceScores = dict[str, list[float | None]]
 """By source, `oracle` and the weighted sum among them; None where it does not apply or failed."""
 
 
@@ -39,7 +39,7 @@ def score_all(
     keys: Mapping[str, str],
     start_cluster: StartCluster,
     say: Callable[[str], None],
-) -> dict[str, Scores]:
+) -> dict[str, SourceScores]:
     """Score what has no scores yet, by all sources at once.
 
     Args:
@@ -104,13 +104,13 @@ def _score(
 
 def _with_total(
     config: EvaluateConfig, logs: RowLogs, name: str, answers: Sequence[Answer], sources: Sequence[RewardConfig]
-) -> Scores:
+) -> SourceScores:
     # On file both a failure and a source that does not apply are null; the sum of a row with a failure is unknown.
     rows = {
         (row["prompt_id"], row["index"]): row["scores"] | dict.fromkeys(row["failed"], math.nan)
         for row in logs.read(f"scores/{name}")
     }
-    found: Scores = {
+    found: SourceScores = {
         source.name: [rows[answer.prompt_id, answer.index].get(source.name) for answer in answers] for source in sources
     }
     if config.rewards:

@@ -15,7 +15,7 @@ from rlhf_ray.data.records import Sample
 from rlhf_ray.roles.scorer import PendingRewards, RewardSources
 from rlhf_ray.runs.model_checks import check_reward_source
 
-Outcome = Literal["passed", "resampled", "replaced", "refused"]
+FilterOutcome = Literal["passed", "resampled", "replaced", "refused"]
 
 SAFETY_COLUMNS = {"cost": float, "safety": str, "attempts": int}
 """What rows say of the filter: cost of the last answer that was drawn, null where it is not known or does not apply;
@@ -33,7 +33,7 @@ class Guarded:
     """An answer as it goes out."""
 
     sample: Sample
-    outcome: Outcome
+    outcome: FilterOutcome
     cost: float | None
     attempts: int
 
@@ -62,7 +62,7 @@ class SafetyFilter:
         self._safety = safety
         self._sources = sources
         self._draw_again = draw_again
-        self._outcomes: Counter[Outcome] = Counter()
+        self._outcomes: Counter[FilterOutcome] = Counter()
 
     def guard(self, groups: Iterator[list[Sample]], window: int) -> Iterator[list[Guarded]]:
         """Pass groups on in their order, `window` of them at a time: when the last of these comes, the engines rest.

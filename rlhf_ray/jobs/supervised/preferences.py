@@ -18,7 +18,7 @@ from rlhf_ray.algorithms.preference_losses import (
     aot_unpaired_statistics,
     kto_baseline,
 )
-from rlhf_ray.algorithms.preferences import Kind, Pairs, PreferenceObjective
+from rlhf_ray.algorithms.preferences import PairLossName, Pairs, PreferenceObjective
 from rlhf_ray.algorithms.rewards import RunningMoments
 from rlhf_ray.algorithms.segments import row_index
 from rlhf_ray.config.preferences import PLAIN_SUMS, SMOOTHED, WITH_LIKELIHOOD, PreferenceLossConfig
@@ -134,12 +134,12 @@ def pair_loss(config: PreferenceLossConfig) -> PreferenceLoss:
     if coefficient is None:
         coefficient = 1.0 if WITH_LIKELIHOOD.intersection(config.type) else 0.0
     # Losses of single answers never come here.
-    kinds = cast(list[Kind], config.type)
+    kinds = cast(list[PairLossName], config.type)
     objectives = tuple((_objective(config, kind), weight) for kind, weight in zip(kinds, weights, strict=True))
     return PreferenceLoss(objectives, coefficient)
 
 
-def _objective(config: PreferenceLossConfig, kind: Kind) -> PreferenceObjective:
+def _objective(config: PreferenceLossConfig, kind: PairLossName) -> PreferenceObjective:
     return PreferenceObjective(
         kind=kind,
         beta=config.beta,

@@ -18,7 +18,7 @@ from rlhf_ray.checkpoint.tensors import write_safetensors
 from rlhf_ray.data.batches import TokenBatch, pairs_of_prompts
 from rlhf_ray.data.preferences import Answer, answers_batch, token_shares
 
-Scores = Float64[np.ndarray, " answers"]
+AnswerSums = Float64[np.ndarray, " answers"]
 Model = Callable[[TokenBatch], Float32[np.ndarray, " response_tokens"]]
 """Something that gives the log-probability of each response token of a batch."""
 
@@ -50,7 +50,7 @@ class ReferenceLogprobs:
         self._identity, self._model = identity, model
         self._tokens_per_call, self._say = tokens_per_call, say
 
-    def sums(self, name: str, answers: Sequence[Answer]) -> Scores:
+    def sums(self, name: str, answers: Sequence[Answer]) -> AnswerSums:
         """Sum over each answer's tokens, from the file if there is one.
 
         Args:
@@ -78,7 +78,7 @@ class ReferenceLogprobs:
                 self._say(f"reference: not kept for later runs: {error}")
         return values
 
-    def _compute(self, answers: Sequence[Answer]) -> Scores:
+    def _compute(self, answers: Sequence[Answer]) -> AnswerSums:
         sums = np.empty(len(answers), np.float64)
         for rows in _portions(answers, self._tokens_per_call):
             portion = [answers[row] for row in rows]
@@ -86,7 +86,7 @@ class ReferenceLogprobs:
         return sums
 
 
-def summed(logprobs: Float32[np.ndarray, " response_tokens"], answers: Sequence[Answer]) -> Scores:
+def summed(logprobs: Float32[np.ndarray, " response_tokens"], answers: Sequence[Answer]) -> AnswerSums:
     """Return the sum of each answer's log-probabilities, each token by its share."""
     weighted = np.concatenate([[0.0], np.cumsum(logprobs.astype(np.float64) * token_shares(answers))])
     ends = np.cumsum([len(answer.response_ids) for answer in answers])
@@ -122,7 +122,7 @@ def _portions(answers: Sequence[Answer], tokens: int) -> Iterator[np.ndarray]:
         yield np.concatenate([units[unit] for unit in part])
 
 
-def _write(path: str, key: str, values: Scores) -> None:
+def _write(path: str, key: str, values: AnswerSums) -> None:
     # Two runs may write the same file at once, so each writes one of its own and then gives it the name.
     own = f"{path}.{uuid.uuid4().hex}"
     metadata = {"key": key, "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
@@ -132,7 +132,7 @@ def _write(path: str, key: str, values: Scores) -> None:
     files.mv(inner, filesystem(path)[1])
 
 
-def _read(path: str, key: str, count: int) -> Scores:
+def _read(path: str, key: str, count: int) -> AnswerSums:
     try:
         with reading(path) as stream:
             content = stream.read()
