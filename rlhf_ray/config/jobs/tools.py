@@ -37,6 +37,9 @@ class SubmitConfig(Section):
     connect_seconds: Seconds = 60
     """How long to try to reach the cluster and to be taken by it."""
 
+    stop_seconds: Seconds = 600
+    """How long the job may take to save once `ray job stop` asks it to leave; then it is killed. Ray's own is 3."""
+
     render: Literal["kuberay", "slurm"] | None = None
     """Submit nothing; print a KubeRay RayJob, or a Slurm batch script, with the nodes that the config's groups need."""
 

@@ -285,7 +285,8 @@ def dashboard_client(config: SubmitConfig) -> "JobSubmissionClient":
             if time.monotonic() > deadline:
                 raise RlhfError(
                     f"no Ray dashboard answers at {config.address} within {config.connect_seconds:g} s: "
-                    f"{str(error).splitlines()[0]}; give the address that `ray start --head` printed as --address"
+                    f"{str(error).splitlines()[0]}; give the address that `ray start --head` printed as --address; "
+                    "from another host it answers only if the head was started with --dashboard-host=0.0.0.0"
                 ) from None
             time.sleep(RETRY_SECONDS)
 
@@ -296,7 +297,12 @@ def submit(client: "JobSubmissionClient", config: SubmitConfig, entrypoint: str)
     Raises:
         RlhfError: the cluster does not take it.
     """
-    environment = {"working_dir": config.working_dir, "excludes": EXCLUDES}
+    environment = {
+        "working_dir": config.working_dir,
+        "excludes": EXCLUDES,
+        # Read by the process that Ray puts beside the job.
+        "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(math.ceil(config.stop_seconds))},
+    }
     deadline = time.monotonic() + config.connect_seconds
     while True:
         try:

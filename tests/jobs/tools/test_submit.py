@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,15 @@ class Worker:
         return 2 * number
 
 config = yaml.safe_load(open(sys.argv[2]))
+if sys.argv[-1] == "9":
+    import signal, time
+    def save(*_):
+        time.sleep(6)  # twice what Ray itself would wait
+        open(sys.argv[sys.argv.index("--output") + 1], "w").write("whole")
+        sys.exit(0)
+    signal.signal(signal.SIGTERM, save)
+    print("working", flush=True)
+    time.sleep(300)
 print("arguments", sys.argv[1:], "in", sorted(os.listdir()))
 with connect(ClusterConfig(), {"main": GroupConfig(cpus_per_node=2)}) as cluster:
     group = ActorGroup(cluster, Worker, PlacementConfig(workers=2), "worker", lambda rank: {})
@@ -108,6 +118,23 @@ class Head:
             timeout=480,
             check=False,
         )
+
+    def ray(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray.scripts.scripts", *arguments[:2], "--address", self.address, *arguments[2:]],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=True,
+        )
+        return done.stdout + done.stderr
+
+    def wait_for_log(self, submission: str, word: str) -> None:
+        deadline = time.monotonic() + 200
+        while word not in self.ray("job", "logs", submission):
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
     def stop(self) -> None:
         ours = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
@@ -193,6 +220,17 @@ def test_a_ppo_run_on_the_cluster(head: Head, folder: Path, ppo_settings: Callab
     for row in rows:
         assert row["sync/logprob_diff"] <= 1e-4
         assert row["sampling/sampling_logp_difference/max"] <= 1e-4
+
+
+def test_a_job_that_is_stopped_has_the_time_to_save(head: Head, folder: Path):
+    saved = folder / "saved"
+    command = ("--name", "stopped", "--wait", "false", "sft", "configs/sft.yaml", "--output", str(saved), "--seed", "9")
+    done = head.rlhf(*command, folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head.wait_for_log("stopped", "working")
+    head.ray("job", "stop", "stopped")
+    assert saved.read_text() == "whole"
+    assert "Job 'stopped' was stopped" in head.ray("job", "status", "stopped")
 
 
 def test_a_wrong_token_is_refused(head: Head, folder: Path):
