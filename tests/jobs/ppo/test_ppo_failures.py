@@ -190,7 +190,8 @@ def test_all_engines_write_and_hold_the_newest_weights(story: Story) -> None:
             assert all(story.asked[step][engine] >= 3 for engine in (0, 1)), story.asked
     for row in training_rows(story.folder):
         assert row["sync/logprob_diff"] <= 1e-4
-        assert row["sampling/sampling_logp_difference/max"] <= 1e-4
+        if not story.staleness:  # else trainer and engine have different weights
+            assert row["sampling/sampling_logp_difference/max"] <= 1e-4
 
 
 def test_only_what_the_killed_engine_had_is_sent_again(story: Story) -> None:
