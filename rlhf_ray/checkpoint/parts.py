@@ -13,6 +13,8 @@ from rlhf_ray.checkpoint.storage import CheckpointError, filesystem, join, local
 if TYPE_CHECKING:
     import torch
 
+    from rlhf_ray.checkpoint.tensors import LazyTensors
+
 HASH_BLOCK_BYTES = 8 << 20
 
 
@@ -104,7 +106,7 @@ def write_tensors(directory: str, name: str, tensors: "Mapping[str, torch.Tensor
 
 
 @contextmanager
-def open_tensors(path: str) -> "Iterator[Mapping[str, torch.Tensor]]":
+def open_tensors(path: str) -> "Iterator[LazyTensors]":
     """Open the tensors of a safetensors file by name, each read when asked for; a remote file is fetched first.
 
     Raises:

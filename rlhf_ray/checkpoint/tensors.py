@@ -92,6 +92,10 @@ class LazyTensors(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         return self._file.get_tensor(name)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor, from the file's header."""
+        return tuple(self._file.get_slice(name).get_shape())
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

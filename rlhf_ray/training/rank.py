@@ -97,7 +97,7 @@ class TrainerRank:
                 settings contradict others.
             RendezvousFailed: the other ranks did not come.
         """
-        deadlines = deadlines or RankDeadlines()
+        self._deadlines = deadlines = deadlines or RankDeadlines()
         self.kind = kind
         self.rank, self.world = rank, world
         self.total_steps = total_steps
@@ -346,8 +346,10 @@ class TrainerRank:
         """
         self._materialize_moments()
         state = self._state()
-        self.steps_taken = state.load(directory)
-        average = state.load_average(directory)
+        # One rank may still fetch its part while others wait for what is in it.
+        limit_collectives(self._deadlines.load)
+        self.steps_taken, average = state.load(directory)
+        limit_collectives(self._deadlines.collective)
         self._average = WeightAverage(average) if average else None
         self._spoiled = False
 

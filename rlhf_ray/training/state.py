@@ -6,18 +6,17 @@ and its own random state.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.checkpoint.parts import Part, open_tensors, write_tensors
-from rlhf_ray.checkpoint.storage import CheckpointError, join
+from rlhf_ray.checkpoint.parts import Part, write_tensors
+from rlhf_ray.checkpoint.storage import CheckpointError
+from rlhf_ray.training.saved_parts import COUNTERS, SavedParts, part_name
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-COUNTERS = "counters"
-"""Integers: optimizer steps taken, ranks that wrote, steps of the optimizer's bias correction."""
 
 
 class TrainedState:
@@ -64,39 +63,37 @@ class TrainedState:
         tensors |= {f"average/{name}": value for name, value in (average or {}).items()}
         tensors[COUNTERS] = torch.tensor([steps_taken, self.world, self._optimizer_step()], dtype=torch.int64)
         tensors |= _random_state(self._device)
-        return [write_tensors(directory, _part_name(self._rank), tensors)]
+        return [write_tensors(directory, part_name(self._rank), tensors)]
 
-    def load(self, directory: str) -> int:
-        """Put a saved state in place; returns the number of optimizer steps it had taken.
+    def load(self, directory: str) -> tuple[int, dict[str, Tensor]]:
+        """Put a saved state in place, each part of it read by one rank.
 
         The optimizer's moments must exist already.
+
+        Returns:
+            The number of optimizer steps it had taken, and this rank's share of the average; empty where it holds none.
 
         Raises:
             CheckpointError: parts are missing, or belong to another model.
         """
-        with _open_parts(directory) as parts:
-            steps_taken, writers, optimizer_step = parts[0][COUNTERS].tolist()
-            where = {name: part for part in parts for name in part}
-            for name, parameter in self._parameters.items():
-                if f"master/{name}" not in where:
+        average = {}
+        with SavedParts(directory, self._rank, self.world, self._device).open() as parts:
+            steps_taken, writers, optimizer_step = parts.counters
+            for name, owner in self._owners().items():
+                if f"master/{name}" not in parts:
                     raise CheckpointError(f"{directory}: holds no parameter {name}: it is of another model")
-                full = {key: where[f"{key}/{name}"][f"{key}/{name}"] for key in ("master", *MOMENTS)}
-                self._write(name, parameter, full, directory)
+                self._check_shape(name, parts)
+                full = {key: parts.get(f"{key}/{name}") for key in ("master", *MOMENTS)}
+                self._write(self._parameters[name], full)
+                if f"average/{name}" in parts:
+                    value = parts.get(f"average/{name}")
+                    if owner == self._rank:
+                        average[name] = value.cpu()
             self._set_optimizer_step(optimizer_step)
-            if self._rank < writers:
-                _restore_random_state(parts[self._rank], self._device)
-        return int(steps_taken)
-
-    def load_average(self, directory: str) -> dict[str, Tensor]:
-        """Load this rank's share of the average that a saved state holds; nothing where it holds none.
-
-        Raises:
-            CheckpointError: parts are missing.
-        """
-        with _open_parts(directory) as parts:
-            where = {name: part for part in parts for name in part if name.startswith("average/")}
-            mine = [name for name, owner in self._owners().items() if owner == self._rank]
-            return {name: where[f"average/{name}"][f"average/{name}"] for name in mine if f"average/{name}" in where}
+            own = parts.own()
+            if own is not None and self._rank < writers:
+                _restore_random_state(own, self._device)
+        return int(steps_taken), average
 
     def masters(self) -> Iterator[tuple[str, bool, Tensor]]:
         """Yield each parameter's float32 weights, whole, and whether this rank keeps them; all ranks take all."""
@@ -138,12 +135,13 @@ class TrainedState:
             return {"master": master} | dict.fromkeys(MOMENTS, torch.zeros_like(master))
         return {"master": master} | {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
 
-    def _write(self, name: str, parameter: nn.Parameter, full: Mapping[str, Tensor], directory: str) -> None:
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        if tuple(full["master"].shape) != shape:
-            found = tuple(full["master"].shape)
-            raise CheckpointError(f"{directory}: {name} has shape {found}, this model has {shape}")
-        placed = {key: value.to(self._device) for key, value in full.items()}
+    def _check_shape(self, name: str, parts: SavedParts) -> None:
+        parameter = self._parameters[name]
+        shape, found = tuple(getattr(parameter, "ds_shape", parameter.shape)), parts.shape(f"master/{name}")
+        if found != shape:
+            raise CheckpointError(f"{parts.directory}: {name} has shape {found}, this model has {shape}")
+
+    def _write(self, parameter: nn.Parameter, placed: Mapping[str, Tensor]) -> None:
         if self._stage == 0:
             parameter.data.copy_(placed["master"])
             for key in MOMENTS:
@@ -196,20 +194,6 @@ def _link_moments(sharded: Any) -> None:
 
 def _numel(parameter: nn.Parameter) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _part_name(rank: int) -> str:
-    return f"rank_{rank:05d}.safetensors"
-
-
-@contextmanager
-def _open_parts(directory: str) -> Iterator[list[Mapping[str, Tensor]]]:
-    """Open all parts of a saved state; the first one says how many there are."""
-    with ExitStack() as stack:
-        first = stack.enter_context(open_tensors(join(directory, _part_name(0))))
-        writers = int(first[COUNTERS][1])
-        others = [stack.enter_context(open_tensors(join(directory, _part_name(r)))) for r in range(1, writers)]
-        yield [first, *others]
 
 
 def _random_state(device: torch.device) -> dict[str, Tensor]:

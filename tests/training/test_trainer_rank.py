@@ -1,6 +1,7 @@
 """One rank and two, at every ZeRO stage and division into micro-batches: the numbers of plain float64 AdamW."""
 
 import dataclasses
+import json
 
 import numpy as np
 import plain_model
@@ -10,6 +11,7 @@ from training_cases import (
     DIVISIONS,
     PolicyLoss,
     SquaredError,
+    load_counted,
     make_batch,
     make_columns,
     resume,
@@ -26,6 +28,7 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.training.optimizer import deepspeed_settings
 from rlhf_ray.training.rank import NonFinite
+from rlhf_ray.training.saved_parts import part_name
 
 # A hundredth of one step of the optimizer, which moves weights by up to LEARNING_RATE = 1e-2.
 TOLERANCE = 2e-5
@@ -105,6 +108,20 @@ def test_two_ranks_of_every_stage_continue_one_rank(tiny_model, expected, tmp_pa
         assert metrics["grad_norm"] == pytest.approx(history[1][1], rel=1e-4)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert_near(dict(exported.named_parameters()), weights[1])
+
+
+def test_storage_gives_each_byte_of_a_saved_state_once(tiny_model, tmp_path):
+    """Each rank reads its own part; where another number of ranks wrote, each part goes to one rank."""
+    trainer = start(tiny_model.tied)
+    step(trainer, DIVISIONS["one"])
+    trainer.save(str(tmp_path / "one"))
+    run_processes(load_counted, 2, tiny_model.tied, tmp_path)
+    for name, parts in {"two": [[part_name(0)], [part_name(1)]], "one": [[part_name(0)], []]}.items():
+        ranks = [json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in range(2)]
+        assert [opened for opened, _ in ranks] == parts
+        read = [tensor for _, tensors in ranks for tensor in tensors if "/" in tensor and "random" not in tensor]
+        kinds = ["master", "exp_avg", "exp_avg_sq", *(["average"] if name == "two" else [])]
+        assert sorted(read) == sorted(f"{kind}/{key}" for kind in kinds for key in saved_weights(tmp_path / "one"))
 
 
 @pytest.mark.parametrize("stage", [0, 2])

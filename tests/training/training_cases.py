@@ -1,5 +1,6 @@
 """What the tests of trainers share: a ragged batch, a loss, runs in this process and in others."""
 
+import json
 import multiprocessing
 import time
 from dataclasses import dataclass
@@ -180,6 +181,26 @@ def train_two_ranks(rank: int, world: int, port: int, model: Path, saved: Path, 
         if rank == 0:
             torch.save(metrics, out / f"metrics_{stage}.pt")
     trainer.export(str(out / "export"))
+
+
+def load_counted(rank: int, world: int, port: int, model: Path, out: Path) -> None:
+    """Load what as many ranks saved, then what one rank saved, and note which parts and tensors are read."""
+    from rlhf_ray.checkpoint.tensors import LazyTensors
+    from rlhf_ray.training import saved_parts
+
+    trainer = start(model, 3, rank=rank, world=world, port=port)
+    step(trainer, TWO_RANKS[rank])
+    trainer.average_weights(0.5)
+    trainer.save(str(out / "two"))
+    opened: list[str] = []
+    read: list[str] = []
+    open_tensors, get = saved_parts.open_tensors, LazyTensors.__getitem__
+    saved_parts.open_tensors = lambda path: (opened.append(Path(path).name), open_tensors(path))[1]
+    LazyTensors.__getitem__ = lambda part, name: (read.append(name), get(part, name))[1]
+    for name in ("two", "one"):
+        opened.clear(), read.clear()
+        trainer.load(str(out / name))
+        (out / f"{name}_{rank}.json").write_text(json.dumps([opened, read]))
 
 
 def resume(rank: int, world: int, port: int, model: Path, saved: Path, out: Path, stage: int) -> None:
