@@ -43,7 +43,8 @@ class RolloutConfig(PlacementConfig):
     """Weights are gathered and sent in buckets of this size."""
 
     sync_tolerance: PositiveFloat | None = None
-    """Largest log-probability difference on the probe text after a sync. None: 1e-4 in float32, 0.1 in bfloat16."""
+    """Largest log-probability difference on the probe texts after a sync; the mean one may grow in proportion. None:
+    what rounding explains at the measured size of the logits."""
 
     deterministic: bool = False
     """Queue a step's requests before any runs, so that equal seeds give equal samples; costs the overlap."""

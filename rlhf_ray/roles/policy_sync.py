@@ -18,7 +18,13 @@ from rlhf_ray.config.model import Dtype
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.meeting import call_off, end_transfer
-from rlhf_ray.transfer.verification import TOLERANCE, sync_timings, verify_sync
+from rlhf_ray.transfer.verification import (
+    Probe,
+    Tolerance,
+    WeightComparison,
+    compare_scores,
+    sync_timings,
+)
 
 OWN_ERROR_SECONDS = 10.0
 """The driver waits this much longer than the members of a transfer, whose own errors name the cause."""
@@ -34,8 +40,8 @@ class PolicySync(ABC):
         policy: the trained policy.
         engines: the rollout engines, started.
         dtype: type of the engines.
-        tolerance: largest difference of log-probabilities on the probes; None for the type's own.
-        probes: token sequences that both sides score after each sync.
+        tolerance: largest difference of log-probabilities on the probes; None for what rounding explains.
+        probes: gives the token sequences that both sides score after each sync, natural texts among them.
         hand_over: gives devices that both sides share to the engines, once the policy has done its part; None: they
             share none.
     """
@@ -47,15 +53,16 @@ class PolicySync(ABC):
         *,
         dtype: Dtype,
         tolerance: float | None,
-        probes: Sequence[np.ndarray],
+        probes: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
         hand_over: Callable[[], None] | None = None,
     ) -> None:
         self._policy = policy.actors
         self._engines = engines
         self._dtype: Dtype = dtype
-        self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
+        self._tolerance = tolerance
         self._probes = probes
         self._hand_over = hand_over
+        self._texts: Sequence[np.ndarray] = ()
         self._seconds = engines.transfer_seconds
         self.prepare()
 
@@ -80,8 +87,8 @@ class PolicySync(ABC):
             members: engines by number; others are left as they are.
 
         Returns:
-            `sync/...`: seconds of gather, wire, load, pause, verify and all together, the largest difference of
-            log-probabilities between trainer and engines on the probes and what is allowed, and the version.
+            `sync/...`: seconds of gather, wire, load, pause, verify and all together; differences of log-probabilities
+            between trainer and engines on the probes, and what is allowed; the version.
 
         Raises:
             RoleDied, RoleRaised, DeadlineExceeded: the transfer broke off; the next one begins anew.
@@ -92,18 +99,18 @@ class PolicySync(ABC):
         try:
             timings = self._give(version, members)
             arrived = time.perf_counter()
-            difference = self._verify(version, members)
+            found = self._verify(version, members)
         except BaseException:
             self._break_off()
             raise
         self.version = version
         ended = time.perf_counter()
         seconds = timings | {"verify": ended - arrived, "total": ended - started}
-        return {f"sync/{part}": value for part, value in seconds.items()} | {
-            "sync/logprob_diff": difference,
-            "sync/tolerance": self._tolerance,
-            "sync/version": float(version),
-        }
+        return {f"sync/{part}": value for part, value in (seconds | found).items()} | {"sync/version": float(version)}
+
+    def read(self, texts: Sequence[np.ndarray]) -> None:
+        """Score these natural texts, token ids, after each sync from now on, beside the random ones."""
+        self._texts = texts
 
     def catch_up(self, engine: int) -> None:
         """Give the policy's weights to an engine that came back; only while the policy does not learn."""
@@ -120,19 +127,33 @@ class PolicySync(ABC):
             ended, _ = ray.wait(refs, num_returns=len(refs), timeout=BREAK_OFF_SECONDS)
             self.stuck = [engine for engine, ref in self._receiving.items() if ref not in ended]
 
-    def _verify(self, version: int, members: list[int]) -> float:
-        expecting = self._policy.submit("probe_logprobs", self._probes)
+    def _verify(self, version: int, members: list[int]) -> dict[str, float]:
+        """Compare what both sides compute, and what they hold."""
+        probes = self._probes(self._texts)
+        expecting = self._policy.submit("probe", probes)
         if self._hand_over is not None:
             self._wait(expecting, [], [], "scoring the probes")
             self._hand_over()
-        scoring = [self._engines.submit_one(engine, "score", self._probes) for engine in members]
-        expected, scored = self._wait(expecting, members, scoring, "scoring the probes")
-        return max(
-            verify_sync(
-                expected[0], found, dtype=self._dtype, tolerance=self._tolerance, version=version, engine_index=engine
-            )
-            for engine, found in zip(members, scored, strict=True)
-        )
+        scoring = [self._engines.submit_one(engine, "score", probes) for engine in members]
+        answers, scored = self._wait(expecting, members, scoring, "scoring the probes")
+        probe: Probe = answers[0]
+        found = self._compare_weights(probe, version, members)
+        tolerance = Tolerance.of(self._dtype, probe.logits, self._tolerance)
+        differences = [
+            compare_scores(probe.logprobs, logprobs, tolerance, dtype=self._dtype, version=version, engine_index=engine)
+            for engine, logprobs in zip(members, scored, strict=True)
+        ]
+        return found | {
+            "logprob_diff": max(difference.largest for difference in differences),
+            "logprob_diff_mean": max(difference.mean for difference in differences),
+            "tolerance": tolerance.largest,
+            "tolerance_mean": tolerance.mean,
+            "largest_logit": probe.logits.largest,
+        }
+
+    def _compare_weights(self, probe: Probe, version: int, members: list[int]) -> dict[str, float]:
+        """Compare the bits of weights, where they travel whole; returns which share of the layers was compared."""
+        return {}
 
     def _wait(
         self, policy: Sequence[ray.ObjectRef], members: Sequence[int], engines: Sequence[ray.ObjectRef], phase: str
@@ -183,13 +204,14 @@ class WeightSync(PolicySync):
         bucket_bytes: int,
         dtype: Dtype,
         tolerance: float | None,
-        probes: Sequence[np.ndarray],
+        probes: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
         hand_over: Callable[[], None] | None = None,
     ) -> None:
         self._transport: Transport = transport
         self._bucket_bytes = bucket_bytes
         self._engine_workers = engine_workers
         self._generation = 0
+        self._comparison = WeightComparison(dtype)
         super().__init__(policy, engines, dtype=dtype, tolerance=tolerance, probes=probes, hand_over=hand_over)
 
     def prepare(self) -> None:
@@ -215,6 +237,12 @@ class WeightSync(PolicySync):
             self._regroup(members)
         sent, received = self._transfer(version)
         return sync_timings(sent, received)
+
+    def _compare_weights(self, probe: Probe, version: int, members: list[int]) -> dict[str, float]:
+        asked = [self._engines.submit_one(engine, "held_weights") for engine in members]
+        _, held = self._wait([], members, asked, "summing the bits of weights")
+        self._comparison.check(probe.sent, dict(zip(members, held, strict=True)), version)
+        return {"compared_exactly": self._comparison.share}
 
     def _transfer(self, version: int) -> tuple[dict[str, float], list[dict[str, float]]]:
         """Return the seconds on the sender, and on each engine."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rlhf_ray.transfer.group import TransferGroup, Transport
     from rlhf_ray.transfer.manifest import Manifest
     from rlhf_ray.transfer.sender import WeightSender
+    from rlhf_ray.transfer.verification import Probe
 
 Columns = Mapping[str, Shaped[np.ndarray, " values"]]
 
@@ -76,12 +77,16 @@ class TrainerActor(TrainerRank):
         """Complete the rendezvous, on rank 0, while the engines connect."""
         self._prepared().join()
 
-    def probe_logprobs(self, sequences: Sequence[np.ndarray]) -> list[Float32[np.ndarray, " tokens-1"]]:
-        """Return log-probabilities of all tokens but the first, at temperature 1, as an engine's `score` does."""
+    def probe(self, sequences: Sequence[np.ndarray]) -> "Probe":
+        """Score sequences as an engine's `score` does, all ranks together; with the bit sums of what was sent last."""
+        from rlhf_ray.models.logit_size import measured_logits
+        from rlhf_ray.transfer.verification import Probe
+
         batch = TokenBatch.from_sequences([ids[:1] for ids in sequences], [ids[1:] for ids in sequences])
-        rows = [np.array([row]) for row in range(batch.rows)]
-        flat = self.logprobs(batch, rows, temperature=1.0)["logprobs"]
-        return np.split(flat, batch.response_offsets[1:-1])
+        with measured_logits(self.network.get_output_embeddings()) as size:
+            flat = self.logprobs(batch, [np.arange(batch.rows)], temperature=1.0)["logprobs"]
+        sent = {} if self._sender is None else self._sender.sent
+        return Probe(np.split(flat, batch.response_offsets[1:-1]), size, sent)
 
     def send_weights(self) -> dict[str, float]:
         """Gather and send all weights while the engines receive; returns seconds by part."""

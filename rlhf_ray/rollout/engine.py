@@ -27,6 +27,7 @@ from rlhf_ray.rollout.requests import (
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
 from rlhf_ray.transfer.group import TransferGroup, Transport
 from rlhf_ray.transfer.manifest import Manifest
+from rlhf_ray.transfer.verification import HeldWeights
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -264,6 +265,17 @@ class Engine:
         await self._resume()
         ended = time.perf_counter()
         return {**timings, "pause": paused - started + ended - received, "receive": ended - started}
+
+    async def held_weights(self) -> HeldWeights:
+        """Return the bit sums of the weights that stand in the engine since its last transfer.
+
+        Raises:
+            TransferError: it is in no transfer group.
+        """
+        self._check_clean()
+        if self._link is None:
+            raise TransferError(f"rollout engine {self._index}: in no transfer group; connect it first")
+        return await self._link.held_weights()
 
     def _check_announcement(self, manifest: Manifest) -> "tuple[EngineLink, TransferGroup]":
         if self._link is None or self._group is None:

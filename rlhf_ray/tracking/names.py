@@ -236,13 +236,37 @@ METRICS = (
     ),
     Metric(
         "sync/logprob_diff",
-        "largest log-probability difference on the probe text after the weight sync",
+        "largest log-probability difference on the probe texts after the weight sync",
         "nats",
         "Sync check",
         "difference",
         log_scale=True,
     ),
     Metric("sync/tolerance", "difference at which the run stops", "nats", "Sync check", "tolerance", log_scale=True),
+    Metric(
+        "sync/logprob_diff_mean",
+        "mean log-probability difference on the probe texts",
+        "nats",
+        "Sync check",
+        "mean difference",
+        log_scale=True,
+    ),
+    Metric(
+        "sync/tolerance_mean",
+        "mean difference at which the run stops",
+        "nats",
+        "Sync check",
+        "tolerance of the mean",
+        log_scale=True,
+    ),
+    Metric("sync/largest_logit", "largest logit on the probe texts, which the tolerances follow", "", "", "logit"),
+    Metric(
+        "sync/compared_exactly",
+        "share of the layers whose weights were compared bit by bit",
+        "",
+        "",
+        "share",
+    ),
     Metric("sync/version", "weight version that the engines hold", "", "", "version"),
     # Time.
     Metric(
@@ -279,7 +303,7 @@ METRICS = (
     Metric("sync/wire", "send them", "seconds", "Time of a sync", "wire"),
     Metric("sync/load", "engines take them in", "seconds", "Time of a sync", "load"),
     Metric("sync/pause", "engines stop and start again", "seconds", "Time of a sync", "pause"),
-    Metric("sync/verify", "score the probe text on both sides", "seconds", "Time of a sync", "verify"),
+    Metric("sync/verify", "compare both sides: log-probabilities, weights", "seconds", "Time of a sync", "verify"),
     Metric("sync/total", "the whole sync", "seconds", ""),
     Metric("step_time", "time of the whole step", "seconds", "", "step"),
     Metric(

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from vllm.model_executor.layers.attention import Attention, is_deferred_attention_layer
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
+from rlhf_ray.transfer.cpu_weights import PLAIN_METHODS
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.memory import KeptMemory
-
-_PLAIN_METHODS = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
 
 _COUNTED = "counted_weight_loader"
 _WRAPPERS = (_COUNTED, "online_process_loader")
@@ -46,7 +44,7 @@ class CpuReload:
     def serves(model: nn.Module) -> bool:
         """Tell whether this reload knows the kinds of all layers: unquantized, with weights of their own."""
         return all(
-            type(getattr(layer, "quant_method", None)) in (*_PLAIN_METHODS, type(None))
+            type(getattr(layer, "quant_method", None)) in (*PLAIN_METHODS, type(None))
             and (type(layer) is Attention or not is_deferred_attention_layer(layer))
             for layer in model.modules()
         )
@@ -59,11 +57,7 @@ class CpuReload:
         self._layers = []
         for module in self._model.modules():
             weight = module._parameters.get("weight")
-            if (
-                weight is None
-                or id(weight) in seen
-                or type(getattr(module, "quant_method", None)) not in _PLAIN_METHODS
-            ):
+            if weight is None or id(weight) in seen or type(getattr(module, "quant_method", None)) not in PLAIN_METHODS:
                 continue
             seen[id(weight)] = weight  # a tied output layer has its embedding's
             self._layers.append(_Layer(module, self._memory))

@@ -98,7 +98,7 @@ class Manifest:
             "unknown to the engine": sorted(shapes.keys() - expected.keys()),
             "of another shape": sorted(n for n in shapes.keys() & expected.keys() if shapes[n] != tuple(expected[n])),
         }
-        found = [f"{what}: {_name_some(names)}" for what, names in problems.items() if names]
+        found = [f"{what}: {name_some(names)}" for what, names in problems.items() if names]
         if found:
             raise ManifestMismatch(
                 f"weight transfer: the trainer's tensors are not those of the engine's model ({'; '.join(found)}); "
@@ -106,6 +106,7 @@ class Manifest:
             )
 
 
-def _name_some(names: Sequence[str]) -> str:
+def name_some(names: Sequence[str]) -> str:
+    """Return the first few names, and how many more there are."""
     rest = len(names) - MOST_NAMED
     return ", ".join(names[:MOST_NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rlhf_ray.cluster.endpoint import free_port
 from rlhf_ray.transfer.errors import TransferError
+from rlhf_ray.transfer.fingerprint import bit_sum, column_sum
 from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport, check_engine_workers
 from rlhf_ray.transfer.ipc import IpcExport, Mailbox, RankGate
@@ -63,6 +64,8 @@ class WeightSender:
         self._seconds = seconds
         self._group: TransferGroup | None = None
         self._store: TCPStore | None = None
+        self.sent: dict[str, int] = {}
+        """Bit sum of each tensor of the last transfer, by name; on ranks that send."""
         largest_bucket = max(source.manifest.bucket_bytes, default=0)
         self._transport: SenderTransport = _TRANSPORTS[transport](rank, largest_bucket, seconds)
 
@@ -127,6 +130,7 @@ class WeightSender:
             gathered = time.perf_counter()
             if takes_part:
                 self._transport.send(bucket, index)
+                self._sum(bucket, index)
             sent = time.perf_counter()
             timings["gather"] += gathered - started
             timings["send"] += sent - gathered
@@ -134,6 +138,12 @@ class WeightSender:
         if takes_part:
             self._transport.finish()
         return timings
+
+    def _sum(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
+        # Engines that gloo reaches are on CPU.
+        summed = column_sum if self._transport_name == "gloo" else bit_sum
+        for entry, tensor in zip(self._source.manifest.bucket(index), bucket, strict=True):
+            self.sent[entry.name] = summed(tensor.view(entry.shape), tensor.dtype)
 
     def close(self) -> None:
         """Leave the group."""

@@ -6,7 +6,7 @@ Worker side: back ends for gloo, NCCL and CUDA IPC that share one lifecycle. Eng
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +29,15 @@ from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tens
 from vllm.platforms import current_platform
 
 from rlhf_ray.transfer.cpu_reload import CpuReload
+from rlhf_ray.transfer.cpu_weights import stale_layers, stored_columns
 from rlhf_ray.transfer.errors import TransferError
+from rlhf_ray.transfer.fingerprint import bit_sum, column_sum
 from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.ipc import Mailbox
 from rlhf_ray.transfer.manifest import Manifest, TensorEntry
 from rlhf_ray.transfer.meeting import join_store, meet
+from rlhf_ray.transfer.verification import HeldWeights
 
 if TYPE_CHECKING:
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
@@ -63,6 +66,10 @@ class TransferWorkerExtension:
         """Return the seconds that the last update of this worker spent on the wire and in loading."""
         return self.weight_transfer_engine.timings  # type: ignore[attr-defined]
 
+    def held_weights(self) -> dict[str, Any]:
+        """Return what this worker holds since its last update, see `verification.HeldWeights`."""
+        return self.weight_transfer_engine.held_weights()  # type: ignore[attr-defined]
+
     def abandon_weight_update(self) -> None:
         """Forget an update that broke off, so that the next one can start."""
         self._weight_update_active = False
@@ -75,6 +82,8 @@ class _Lifecycle:
     model: Any
     model_config: Any
     timings: dict[str, float]
+    summed: Callable[[Tensor, torch.dtype], int] = staticmethod(bit_sum)
+    """How a weight's bits are summed, the same on the sender."""
 
     def start_weight_update(self) -> None:
         """Put layers that a broken update left half-loaded back in place, then prepare all for loading."""
@@ -82,6 +91,7 @@ class _Lifecycle:
         _restore_half_loaded(self.model)
         self._expected = {name for name, _ in self.model.named_parameters()}
         self._loaded: set[str] = set()
+        self._received: dict[str, int] = {}
         super().start_weight_update()  # type: ignore[misc]
         self.timings = {"wire": 0.0, "load": time.perf_counter() - started}
 
@@ -107,7 +117,7 @@ class _Lifecycle:
 
         def recorded(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             before = time.perf_counter()
-            names = load(weights)
+            names = load(self._noted(weights))
             loading.append(time.perf_counter() - before)
             self._loaded.update(names)
             return names
@@ -120,6 +130,22 @@ class _Lifecycle:
         load_seconds = sum(loading) - waited
         self.timings["load"] += load_seconds
         self.timings["wire"] += time.perf_counter() - started - load_seconds
+
+    def _noted(self, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        for name, weight in weights:
+            self._received[name] = self.summed(weight, weight.dtype)
+            yield name, weight
+
+    def held_weights(self) -> dict[str, Any]:
+        """Return the bit sums of what came and of what stands in the model, and the layers that compute otherwise."""
+        return {"received": self._received, "stored": self._stored(), "stale": self._stale()}
+
+    def _stored(self) -> dict[str, int]:
+        dtype = self.model_config.dtype
+        return {name: self.summed(p, dtype) for name, p in self.model.named_parameters() if p.is_floating_point()}
+
+    def _stale(self) -> list[str]:
+        return []
 
 
 def _restore_half_loaded(model: nn.Module) -> None:
@@ -218,6 +244,14 @@ class _GlooReceiver(WeightTransferEngine[GlooInitInfo, BucketInfo]):
 class GlooWeightTransferEngine(_Lifecycle, _GlooReceiver):  # type: ignore[misc]
     """Back end of our own for CPU workers."""
 
+    summed = staticmethod(column_sum)
+
+    def _stored(self) -> dict[str, int]:
+        return stored_columns(self.model, self.model_config.dtype)
+
+    def _stale(self) -> list[str]:
+        return stale_layers(self.model)
+
 
 class NcclWeightTransferEngine(_Lifecycle, NCCLWeightTransferEngine):
     """vLLM's NCCL back end with our start and end of an update."""
@@ -294,6 +328,11 @@ class EngineLink:
         info["tensor_sizes"] = [entry.bytes for entry in entries]
         await self._llm.update_weights(WeightTransferUpdateRequest(info))
         await asyncio.to_thread(self._mailbox.acknowledge, self._transfer, bucket, self._engine)
+
+    async def held_weights(self) -> HeldWeights:
+        """Ask the workers what they hold."""
+        workers = await self._llm.collective_rpc("held_weights")
+        return HeldWeights(**{part: [worker[part] for worker in workers] for part in ("received", "stored", "stale")})
 
     async def abandon(self) -> None:
         """Make the workers ready for a new update after one that broke off."""

@@ -12,6 +12,7 @@ import torch
 
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.models.logit_size import LogitSize
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.engine_arguments import choose_transport
@@ -19,7 +20,7 @@ from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.transfer.group import Transport
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
-from rlhf_ray.transfer.verification import probe_sequences, verify_sync
+from rlhf_ray.transfer.verification import Tolerance, WeightComparison, compare_scores, probe_sequences
 
 pytestmark = pytest.mark.gpu
 
@@ -118,6 +119,7 @@ def follow_trainer(path: Path, rollout: RolloutConfig, transport: Transport, dev
         engine.begin("connect_transfer", sender.open(1, [engine.workers], "127.0.0.1"), 0)
         sender.join()
         engine.end()
+        comparison = WeightComparison("bfloat16")
         for version in (1, 2):
             if level is not None:
                 engine.call("sleep", level)
@@ -130,7 +132,10 @@ def follow_trainer(path: Path, rollout: RolloutConfig, transport: Transport, dev
             assert engine.end()["receive"] > 0
             if level is not None:
                 engine.call("wake", ["kv_cache"])
-            verify_sync(scores(model), engine.call("score", PROBES), dtype="bfloat16", version=version)
+            comparison.check(sender.sent, {0: engine.call("held_weights")}, version)
+            assert comparison.share == 1
+            found, tolerance = engine.call("score", PROBES), Tolerance.of("bfloat16", LogitSize())
+            compare_scores(scores(model), found, tolerance, dtype="bfloat16", version=version)
         request = GenerationRequest("r", PROBES[0], 2, 0, 16)
         (result,) = engine.call("generate", [request])
         assert {span.version for completion in result.completions for span in completion.weight_spans} == {2}

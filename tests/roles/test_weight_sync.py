@@ -113,7 +113,7 @@ def test_an_engine_that_fails_ends_the_rendezvous_for_all_with_its_own_error(mon
         bucket_bytes=64,
         dtype="float32",
         tolerance=None,
-        probes=[],
+        probes=lambda texts: [],
     )
     with pytest.raises(RoleRaised, match="no such interface"):
         sync(0, [0, 1])

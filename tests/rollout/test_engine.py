@@ -1,10 +1,9 @@
 """The real vLLM engine on CPU: what it samples and scores, and weights that change under it."""
 
-import asyncio
 import multiprocessing
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,61 +13,24 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_ray.config.lora import LoraConfig
-from rlhf_ray.config.model import ModelConfig
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.tiny import build_tiny
-from rlhf_ray.rollout.engine import Engine, EngineDirty
-from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult
+from rlhf_ray.rollout.engine import EngineDirty
+from rlhf_ray.rollout.requests import Completion, GenerationRequest
 from rlhf_ray.training.process import join
 from rlhf_ray.transfer.errors import ManifestMismatch, SyncMismatch, TransferError
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.manifest import Manifest
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
-from rlhf_ray.transfer.verification import TOLERANCE, probe_sequences, verify_sync
+from rlhf_ray.transfer.verification import Tolerance, compare_scores, probe_sequences
 from tests.leftovers import nothing_left
+from tests.rollout.engine_host import Host, collect
 
 VOCABULARY = 512
 TEXTS = ["The film was wonderful and I would watch it again.", "刚收到货，感觉质量一般，有点失望。"]
 PROBES = probe_sequences(VOCABULARY, [np.arange(5, 100), np.array([7, 300, 7])])
-LIMIT = TOLERANCE["float32"]
-
-
-class Host:
-    """An engine with an event loop of its own, called from the test's thread."""
-
-    def __init__(self, path: Path, lora: LoraConfig | None = None, **rollout: Any) -> None:
-        self.path = path
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        model = ModelConfig(path=str(path), dtype="float32")
-        self.engine = Engine(model, RolloutConfig(**rollout), max_tokens=256, lora=lora)
-        self.run(self.engine.start())
-
-    def submit(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(call, self._loop)
-
-    def run(self, call: Coroutine[Any, Any, Any]) -> Any:
-        return self.submit(call).result(120)
-
-    def score(self) -> list[np.ndarray]:
-        return self.run(self.engine.score(PROBES))
-
-    def generate(self, requests: list[GenerationRequest], queued: bool = False) -> dict[str, list[Completion]]:
-        return self.run(collect(self.engine, requests, queued))
-
-    def close(self) -> None:
-        self.engine.shutdown()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-
-
-async def collect(engine: Engine, requests: list[GenerationRequest], queued: bool) -> dict[str, list[Completion]]:
-    results: list[GenerationResult] = []
-    async for batch in engine.generate(requests, queued=queued):
-        results += batch
-    assert len(results) == len(requests)
-    return {result.request_id: result.completions for result in results}
+TOLERANCE = Tolerance(largest=1e-4, mean=1e-5)
+LIMIT = TOLERANCE.largest
 
 
 class Trainer:
@@ -169,20 +131,20 @@ def any_host(request: pytest.FixtureRequest) -> Host:
 def test_fresh_engine_scores_as_transformers(any_host: Host):
     if any_host.engine.version != 0:
         pytest.skip("another test gave this engine other weights: run the tests of this file in their order")
-    assert difference(any_host.score(), Trainer(any_host.path).score()) < LIMIT
+    assert difference(any_host.score(PROBES), Trainer(any_host.path).score()) < LIMIT
 
 
 def test_scores_follow_each_sync(any_host: Host):
     trainer = Trainer(any_host.path)
     trainer.connect(any_host)
     for version in (1, 2):
-        before = any_host.score()
+        before = any_host.score(PROBES)
         trainer.change(seed=version)
         assert difference(before, trainer.score()) > 100 * LIMIT
         (timings,) = trainer.sync(version, any_host)
         assert timings.keys() == {"pause", "wire", "load", "receive"}
         assert any_host.engine.version == version
-        assert verify_sync(trainer.score(), any_host.score(), dtype="float32", version=version) < LIMIT
+        compare_scores(trainer.score(), any_host.score(PROBES), TOLERANCE, dtype="float32", version=version)
 
 
 def test_verification_catches_a_wrong_weight(any_host: Host):
@@ -192,7 +154,7 @@ def test_verification_catches_a_wrong_weight(any_host: Host):
     with torch.no_grad():
         trainer.model.get_parameter("model.layers.1.mlp.down_proj.weight")[3, 5] += 1.0
     with pytest.raises(SyncMismatch, match="version 3"):
-        verify_sync(trainer.score(), any_host.score(), dtype="float32", version=3)
+        compare_scores(trainer.score(), any_host.score(PROBES), TOLERANCE, dtype="float32", version=3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -261,11 +223,11 @@ def test_tokens_know_which_weights_wrote_them(tied: Host):
 def test_other_tensors_are_refused_and_change_nothing(tied: Host):
     trainer = Trainer(tied.path)
     trainer.connect(tied)
-    before = tied.score()
+    before = tied.score(PROBES)
     fewer = Manifest.build(trainer.source.manifest.tensors[:-1], 2**18)
     with pytest.raises(ManifestMismatch, match="not those of transfer group"):
         tied.run(tied.engine.receive(fewer, 7))
-    assert difference(before, tied.score()) == 0
+    assert difference(before, tied.score(PROBES)) == 0
 
 
 def test_another_model_is_refused(tied: Host, models: dict[bool, Path]):
@@ -290,7 +252,7 @@ def test_dirty_engine_serves_nothing_until_a_clean_transfer(any_host: Host, buck
     trainer = Trainer(any_host.path)
     trainer.connect(any_host)
     trainer.sync(9, any_host)
-    assert difference(any_host.score(), trainer.score()) < LIMIT
+    assert difference(any_host.score(PROBES), trainer.score()) < LIMIT
     assert any_host.generate(make_requests(1)).keys() == {"r0"}
 
 
@@ -308,12 +270,12 @@ def test_two_engines_with_different_workers_follow_one_trainer(tied: Host, paral
         trainer.change(seed=version)
         trainer.sync(version, tied, parallel)
         for host in (tied, parallel):
-            assert difference(host.score(), trainer.score()) < LIMIT
+            assert difference(host.score(PROBES), trainer.score()) < LIMIT
     trainer.connect(parallel)
     trainer.change(seed=12)
     trainer.sync(12, parallel)
-    assert difference(parallel.score(), trainer.score()) < LIMIT
-    assert difference(tied.score(), trainer.score()) > LIMIT
+    assert difference(parallel.score(PROBES), trainer.score()) < LIMIT
+    assert difference(tied.score(PROBES), trainer.score()) > LIMIT
 
 
 def zero3_rank(rank: int, port: int, path: Path, from_parent: Any, to_parent: Any) -> None:
@@ -356,7 +318,7 @@ def test_weights_sharded_by_zero_3_arrive_whole(untied: Host):
         receiving.result(60)
         assert all(queue.get(timeout=60)["gather"] > 0 for queue in from_ranks)
     assert difference(scores, Trainer(untied.path).score()) > 100 * LIMIT
-    assert difference(untied.score(), scores) < LIMIT
+    assert difference(untied.score(PROBES), scores) < LIMIT
 
 
 class spawned_ranks:  # noqa: N801

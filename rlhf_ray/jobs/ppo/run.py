@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
@@ -16,7 +17,7 @@ from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements, turn_takers
 from rlhf_ray.jobs.ppo.start import start_roles
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
-from rlhf_ray.jobs.ppo.step import PPODriver
+from rlhf_ray.jobs.ppo.step import MOST_PROBES, PPODriver
 from rlhf_ray.jobs.ppo.turns import POLICY
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
@@ -118,6 +119,8 @@ def begin_loop(
     state = PPOState(data.cursor(), kl_controller(algorithm.kl), data.pretraining(), constraint_of(algorithm))
     held_out = data.held_out.rows if data.held_out is not None else []
     driver = make(config, roles, data.by_id, held_out, tracker, checkpoints, state)
+    # Until there are answers.
+    roles.sync.read([record.prompt_ids for record in islice(data.by_id.values(), MOST_PROBES)])
     progress = driver.restore(checkpoints.latest())
     return Loop(driver, schedule, progress, stop=stop)
 

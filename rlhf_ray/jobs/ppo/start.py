@@ -260,7 +260,7 @@ def _sync(
     verified: dict[str, Any] = {
         "dtype": config.model.dtype,
         "tolerance": config.rollout.sync_tolerance,
-        "probes": probe_sequences(vocabulary, max_tokens=config.longest_sample() - 1),
+        "probes": partial(probe_sequences, vocabulary, max_tokens=config.longest_sample() - 1),
         "hand_over": None if turns.engines is None else partial(turns.give, ROLLOUT),
     }
     if config.rollout.adapter == "reload":

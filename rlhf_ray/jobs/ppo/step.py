@@ -34,6 +34,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.checkpoint.storage import join
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleFailed, RoleRaised
@@ -65,6 +67,9 @@ ROUND_SEEDS = 1_000_003
 
 MEMORY = "groups"
 """Part of a checkpoint that has the finished groups of batches under way."""
+
+MOST_PROBES = 16
+"""Samples that are looked at for the natural text by which the next sync is verified."""
 
 MOST_SHOWN = 8
 """Prompts to learn from that are answered for people alone, twice in a run."""
@@ -177,6 +182,7 @@ class PPODriver:
         samples, outputs = self._pending.pop(step, self._nothing_pending()).finish()
         _refuse_a_batch_without_rewards(step, samples, outputs)
         self._shown = samples
+        self.roles.sync.read([np.concatenate([s.prompt_ids, s.response_ids]) for s in samples[:MOST_PROBES]])
         experience = estimate(
             samples,
             TokenBatch.from_samples(samples),
