@@ -68,7 +68,8 @@ class Engines:
     """The engine, likewise."""
 
     name = "rollout"
-    cluster = SimpleNamespace(host=lambda *_: "127.0.0.1", deadlines=SimpleNamespace(transfer_seconds=60.0))
+    transfer_seconds = 60.0
+    cluster = SimpleNamespace(host=lambda *_: "127.0.0.1")
 
     def __init__(self, host: Host) -> None:
         self._host = host
