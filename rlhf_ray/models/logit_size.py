@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from rlhf_ray.models.heads import LogprobHead
 from rlhf_ray.models.logprobs import chunk_tokens
+
+if TYPE_CHECKING:
+    from rlhf_ray.models.heads import LogprobHead
 
 
 @dataclass(slots=True)
@@ -23,7 +25,7 @@ class LogitSize:
 
 
 @contextmanager
-def measured_logits(head: LogprobHead) -> Iterator[LogitSize]:
+def measured_logits(head: "LogprobHead") -> Iterator[LogitSize]:
     """Measure the logits of all that the head computes within the block; the result stands when it ends.
 
     They are computed once more, before the head's own forward pass, when also a sharded weight is there.
