@@ -50,7 +50,7 @@ class Policy:
         return self.joining
 
     def call(self, method: str, *_: Any, phase: str = "", seconds: float = 60) -> Any:
-        return {"prepare_transfer": ["manifest"], "close_transfer": []}[method]
+        return {"prepare_transfer": [self._sender.manifest], "close_transfer": []}[method]
 
     def kill(self) -> None:
         self.killed = True
@@ -113,7 +113,7 @@ def test_an_engine_that_fails_ends_the_rendezvous_for_all_with_its_own_error(mon
         bucket_bytes=64,
         dtype="float32",
         tolerance=None,
-        probes=lambda texts: [],
+        probes=list,
     )
     with pytest.raises(RoleRaised, match="no such interface"):
         sync(0, [0, 1])
@@ -176,7 +176,7 @@ def test_an_engine_that_dies_in_a_colocated_sync_does_not_cost_the_policy(monkey
     actors: Any = SharingPolicy()
     engines: Any = DyingEngines(actors.cluster)
     policy: Any = SimpleNamespace(name="policy", actors=actors)
-    settings: Any = {"bucket_bytes": 64, "dtype": "float32", "tolerance": None, "probes": []}
+    settings: Any = {"bucket_bytes": 64, "dtype": "float32", "tolerance": None, "probes": list}
     sync = WeightSync(policy, engines, engine_workers=[1], transport="ipc", **settings)
     with pytest.raises(RoleDied, match="rollout rank 0 died"):
         sync(0, [0])

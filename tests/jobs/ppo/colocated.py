@@ -16,9 +16,11 @@ from rlhf_ray.jobs.ppo.start import _turns
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.jobs.ppo.turns import ROLLOUT, DeviceTurns
+from rlhf_ray.models.logit_size import LogitSize
 from rlhf_ray.roles.policy_sync import PolicySync
 from rlhf_ray.roles.trainer import SharedBatch
 from rlhf_ray.schedule import Loop, Schedule
+from rlhf_ray.transfer.verification import Probe
 
 TOKENS = 3
 """Of each response."""
@@ -73,7 +75,7 @@ class Trainer:
         self._note(self.name, "averages")
 
     def submit(self, method: str, *_: Any) -> list[str]:
-        self._note(self.name, {"probe_logprobs": "probes", "send_weights": "sends"}[method])
+        self._note(self.name, {"probe": "probes", "send_weights": "sends"}[method])
         return [method]
 
 
@@ -165,8 +167,8 @@ class Sync(PolicySync):
         return {}
 
     def _wait(self, policy: Any, members: Any, engines: Any, phase: str) -> tuple[list[Any], list[Any]]:
-        probe = [np.zeros(4, np.float32)]
-        return [probe for _ in policy], [probe for _ in engines]
+        logprobs = [np.zeros(4, np.float32)]
+        return [Probe(logprobs, LogitSize()) for _ in policy], [logprobs for _ in engines]
 
 
 class Tracker:
@@ -187,7 +189,7 @@ def roles_of(config: PPOConfig, note: Note) -> PPORoles:
     asleep = {name for name in (*trainers, "rewards") if shared_with(engines, name)}
     turns = _turns(config, trainers, engines, rewards, asleep)
     hand_over = None if turns.engines is None else lambda: turns.give(ROLLOUT)
-    sync = Sync(policy, engines, dtype="bfloat16", tolerance=None, probes=[], hand_over=hand_over)
+    sync = Sync(policy, engines, dtype="bfloat16", tolerance=None, probes=list, hand_over=hand_over)
     off = config.adapter_off_is_reference
     return PPORoles(
         policy, critics, reference, rewards, engines, engines, engines, sync, _never, None, turns, None, off
