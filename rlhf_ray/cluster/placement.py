@@ -5,7 +5,8 @@ shared in time: roles of one group take different devices as long as there are a
 by sleeping and waking.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -96,6 +97,22 @@ class Layout:
                 shared.add(other)
         return shared
 
+    def shares(self, name_of: Callable[[str], str] = str) -> dict[str, set[str]]:
+        """Return by name who must take turns with whom; `name_of` gives roles one name that do so as one."""
+        found: dict[str, set[str]] = {}
+        for role in self.slots:
+            if others := {name_of(other) for other in self.sharing(role)}:
+                found.setdefault(name_of(role), set()).update(others)
+        return found
+
+    def neighbours(self, role: str) -> int:
+        """Return how many workers of roles with which it takes turns are on the fullest of a role's devices."""
+        held: Counter[tuple[str, int, int]] = Counter()
+        for other in self.sharing(role):
+            held.update((slot.group, slot.bundle, device) for slot in self.slots[other] for device in slot.devices)
+        own = {(slot.group, slot.bundle, device) for slot in self.slots[role] for device in slot.devices}
+        return max((held[device] for device in own), default=0)
+
     def overlap(self, role: str, other: str) -> Literal["none", "some", "all"]:
         """Return how many of a role's devices are also the other role's; a role without devices has none."""
         devices, others = (
@@ -108,6 +125,25 @@ class Layout:
 
     def _overloaded(self, group: str, bundle: int, device: int) -> bool:
         return self._bundles[group][bundle].loads[device] > _capacity(self.groups[group]) + TOLERANCE
+
+
+def rounds(names: Sequence[str], shares: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Divide roles into rounds, so that nobody shares a device with another one of the same round.
+
+    Roles keep their order, but that each joins the first round in which it is in nobody's way.
+
+    Args:
+        names: of roles, in the order of their turns.
+        shares: of `Layout.shares`.
+    """
+    found: list[list[str]] = []
+    for name in names:
+        free = (one for one in found if not set(shares.get(name, ())).intersection(one))
+        if (joined := next(free, None)) is None:
+            found.append([name])
+        else:
+            joined.append(name)
+    return found
 
 
 def device_count(group: GroupConfig) -> int:

@@ -16,7 +16,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.facts import checkpoint_shapes
 from rlhf_ray.models.loading import engine_tokenizer
-from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, set_environment
+from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, gpu_share, set_environment
 from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles, replace_adapter
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
@@ -59,6 +59,7 @@ class Engine:
         version: of the weights that the checkpoint holds.
         lora: of adapters that it will load; None for none.
         load_seconds: until all its processes must have loaded.
+        neighbours: processes of other roles on its GPUs, which take turns with it.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class Engine:
         version: int = 0,
         lora: LoraConfig | None = None,
         load_seconds: float = 600.0,
+        neighbours: int = 0,
     ) -> None:
+        self._neighbours = neighbours
         self._model = model
         self._rollout = rollout
         self._index = index
@@ -118,12 +121,20 @@ class Engine:
 
             # vLLM decodes too, where it looks for stop texts: by the tokenizer that everything else here reads by.
             with engine_tokenizer(self._model) as tokenizer:
-                arguments = AsyncEngineArgs(**{**self._arguments, "tokenizer": tokenizer})
+                arguments = AsyncEngineArgs(**{**self._arguments, **self._gpu_share(), "tokenizer": tokenizer})
                 # The offline context has the larger default batch, which rollouts want.
                 self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._files.note(*await self._llm.collective_rpc("rendezvous_file"))
         await self._llm.update_weight_version(str(self.version))
         return self.workers
+
+    def _gpu_share(self) -> dict[str, float]:
+        if self._rollout.gpus_per_worker == 0:
+            return {}
+        from vllm.platforms import current_platform
+
+        total = current_platform.get_device_total_memory()
+        return {"gpu_memory_utilization": gpu_share(self._rollout, self._neighbours, total)}
 
     async def generate(
         self, requests: Sequence[GenerationRequest], *, queued: bool = False

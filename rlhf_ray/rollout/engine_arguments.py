@@ -18,6 +18,9 @@ CPU_CACHE_BYTES = 2**30
 GPU_SHARE = 0.9
 """Part of its share of a GPU that an engine fills; the rest is for CUDA contexts and fragmentation."""
 
+CUDA_CONTEXT_BYTES = 0.45 * 2**30
+"""Memory that each process with a CUDA context holds of its GPU, also while it sleeps."""
+
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Back large allocations by huge pages: packing allocates each weight anew, and on virtual machines the first touch of
 a small page costs ten times the copy that follows."""
@@ -71,6 +74,23 @@ def tensor_parallel_size(rollout: RolloutConfig) -> int:
     return size
 
 
+def gpu_share(rollout: RolloutConfig, neighbours: int, gpu_bytes: float) -> float:
+    """Return the part of a GPU that an engine fills, vLLM's gpu_memory_utilization.
+
+    An engine that shares the GPU in turns has all of its share while it generates, but for the CUDA contexts of others.
+
+    Args:
+        rollout: the engines' section, which may say it itself.
+        neighbours: processes of other roles on the GPU.
+        gpu_bytes: memory of the GPU.
+    """
+    own = rollout.engine.get("gpu_memory_utilization")
+    if own is not None:
+        return float(own)
+    whole = GPU_SHARE - neighbours * CUDA_CONTEXT_BYTES / gpu_bytes
+    return round(max(0.01, whole) * min(1.0, rollout.gpus_per_worker), 3)
+
+
 def engine_arguments(
     model: ModelConfig,
     rollout: RolloutConfig,
@@ -118,8 +138,7 @@ def engine_arguments(
     if rollout.gpus_per_worker == 0:
         arguments |= {"enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
     else:
-        share = min(1.0, rollout.gpus_per_worker)
-        arguments |= {"enable_sleep_mode": True, "gpu_memory_utilization": GPU_SHARE * share}
+        arguments["enable_sleep_mode"] = True
     return arguments | rollout.engine
 
 

@@ -84,6 +84,7 @@ def place_engines(
     max_tokens: int,
     lora: LoraConfig | None = None,
     name: str = "rollout",
+    neighbours: int = 0,
 ) -> ActorGroup:
     """Place actors of all engines, which load their model once `begin("start")` tells them to.
 
@@ -96,6 +97,7 @@ def place_engines(
         max_tokens: longest prompt and response together.
         lora: of adapters that they will load; None for none.
         name: of the role; unique in the cluster.
+        neighbours: processes of other roles on their GPUs, which take turns with them.
 
     Raises:
         DoesNotFit: they have no room in their group.
@@ -111,6 +113,7 @@ def place_engines(
             "max_tokens": max_tokens,
             "lora": lora,
             "load_seconds": cluster.deadlines.loading(size),
+            "neighbours": neighbours,
         }
 
     size = weight_bytes(model.path, model.trust_remote_code)

@@ -18,6 +18,8 @@ class JobLayout(NamedTuple):
     """When each is awake."""
     layout: Layout
     """Where each is."""
+    in_turns: bool = False
+    """Whether roles that share devices work one after another in SCORE and TRAIN."""
 
 
 def job_layouts(config: JobConfig) -> list[JobLayout]:
@@ -29,7 +31,7 @@ def job_layouts(config: JobConfig) -> list[JobLayout]:
     groups = config.node_groups()
     roles = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
     if not config.phases_apart:
-        return [JobLayout(config.phases(), lay_out(groups, roles))]
+        return [JobLayout(config.phases(), lay_out(groups, roles), config.learns_from_samples)]
     parts = []
     for phase, sections in config.phases().items():
         own: dict[str, PlacementConfig] = {

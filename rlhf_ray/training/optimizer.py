@@ -13,6 +13,9 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.model import Dtype
 from rlhf_ray.config.training import TrainerConfig
 
+COLLECTIVE_BUCKET = 50_000_000
+"""Elements of DeepSpeed's buffers of collectives; small models would otherwise reserve 500 million."""
+
 
 def effective_stage(trainer: TrainerConfig, dtype: Dtype) -> int:
     """Return the ZeRO stage that DeepSpeed runs.
@@ -42,9 +45,8 @@ def deepspeed_settings(trainer: TrainerConfig, dtype: Dtype, world: int, trainab
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_optimization": {
             "stage": stage,
-            # Small models would otherwise reserve buffers of 500 million elements.
-            "reduce_bucket_size": 50_000_000,
-            "allgather_bucket_size": 50_000_000,
+            "reduce_bucket_size": COLLECTIVE_BUCKET,
+            "allgather_bucket_size": COLLECTIVE_BUCKET,
             # Only with the stages that reduce while the backward pass goes on, and there are no streams on a CPU.
             "overlap_comm": stage >= 2 and trainer.gpus_per_worker > 0,
         },

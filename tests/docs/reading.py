@@ -25,7 +25,7 @@ from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SupervisedConf
 from rlhf_ray.config.reading.loading import dump_config, load_arguments
 from rlhf_ray.config.reading.verbs import deduce_verb, import_schema, load_job
 from rlhf_ray.config.run import RunConfig
-from rlhf_ray.jobs.plan.run import INCOMPLETE
+from rlhf_ray.jobs.plan.run import DOES_NOT_FIT
 from rlhf_ray.runs.layouts import checked_layouts
 from rlhf_ray.tracking.names import METRICS
 from rlhf_ray.tracking.records import METRICS_FILE
@@ -145,7 +145,7 @@ class Reader(Clone):
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(warned):
             code = cli.main(words)
         is_unknown = words[0] == "plan" and "--help" not in words and of_the_hub(_planned(words[1:]))
-        assert code == (INCOMPLETE if is_unknown else 0), f"{words}: {printed.getvalue()}{warned.getvalue()}"
+        assert code == (DOES_NOT_FIT if is_unknown else 0), f"{words}: {printed.getvalue()}{warned.getvalue()}"
         if file is not None:
             (self.cwd / file).write_text(printed.getvalue())
 

@@ -133,6 +133,21 @@ class PlanConfig(Section):
     gpu_gib: float = Field(default=80, ge=0.001, le=1_000_000)
     """Memory of each GPU, in GiB."""
 
+    host_gib: float = Field(default=931, ge=0.001, le=1_000_000)
+    """Memory of each machine with GPUs, in GiB; 931 are a terabyte."""
+
+    gpu_tflops: float = Field(default=989, ge=0.001, le=1_000_000)
+    """Peak of each GPU in bfloat16 without sparsity, in teraflops; by default that of an H100, as the next two are."""
+
+    gpu_bandwidth: float = Field(default=3350, ge=0.001, le=1_000_000)
+    """Memory bandwidth of each GPU, in GB/s."""
+
+    host_bandwidth: float = Field(default=50, ge=0.001, le=1_000_000)
+    """Between a GPU and the machine's memory, in GB/s; by which roles sleep and wake."""
+
+    link_bandwidth: float = Field(default=50, ge=0.001, le=1_000_000)
+    """Of each GPU to GPUs of other machines, in GB/s; by which weights travel to engines elsewhere."""
+
 
 class PlotConfig(Section):
     """Redraw the curves and the report of a run folder; several folders are laid over one another."""

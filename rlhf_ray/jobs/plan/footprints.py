@@ -17,9 +17,11 @@ from rlhf_ray.jobs.plan.memory import (
     WorkerMemory,
     engine_memory,
     forward_memory,
+    sending,
     trainer_memory,
     worker_process,
 )
+from rlhf_ray.runs.layouts import job_layouts
 
 CONFIG_FILE = "config.json"
 
@@ -29,33 +31,38 @@ HUB_SECONDS = 8.0
 
 def role_footprints(config: JobConfig, gpu_bytes: float) -> tuple[dict[str, WorkerMemory], list[str]]:
     """Return bytes of one worker of each role, and a warning for each model whose size is not known."""
-    placements, shapes = config.placements(), _Shapes()
+    placements, shapes, layouts = config.placements(), _Shapes(), [part.layout for part in job_layouts(config)]
     footprints: dict[str, WorkerMemory] = {}
     for key, models in config.held_models().items():
         sizes = [(shape, held) for held in models if (shape := shapes.of(held.model)) is not None]
         if key not in placements or (models and not sizes):
             continue
-        memory = WorkerMemory()
-        if sizes:
-            shape, held = max(sizes, key=lambda pair: pair[0].parameters)
-            memory = _holding(placements[key], held, shape, gpu_bytes)
-        memory = replace(memory, process=worker_process(placements[key]))
-        if memory.total:
-            footprints[".".join(map(str, key))] = memory
+        name, role = ".".join(map(str, key)), placements[key]
+        if not sizes:
+            footprints[name] = WorkerMemory(process=worker_process(role))
+            continue
+        shape, held = max(sizes, key=lambda pair: pair[0].parameters)
+        neighbours = max((layout.neighbours(name) for layout in layouts if name in layout.slots), default=0)
+        memory = _holding(role, held, shape, gpu_bytes, neighbours)
+        rollout = placements.get(("rollout",))
+        if name == "policy" and isinstance(rollout, RolloutConfig) and rollout.gpus_per_worker:
+            memory = sending(memory, shape, rollout, held.model.dtype)
+        footprints[name] = memory
     return footprints, shapes.unknown
 
 
-def _holding(role: PlacementConfig, held: HeldModel, shape: ModelShape, gpu_bytes: float) -> WorkerMemory:
-    dtype, shards = held.model.dtype, 1
+def _holding(
+    role: PlacementConfig, held: HeldModel, shape: ModelShape, gpu_bytes: float, neighbours: int
+) -> WorkerMemory:
+    dtype = held.model.dtype
     match role:
         case RolloutConfig():
-            return engine_memory(shape, dtype, role, gpu_bytes)
+            return engine_memory(shape, dtype, role, gpu_bytes, neighbours)
         case TrainerConfig():
             return trainer_memory(shape, role, dtype, held.tokens, held.scalar)
-        case ReferenceConfig(zero_stage=3):
-            shards = role.workers
-    one = forward_memory(shape, dtype, held.tokens, held.scalar, shards)
-    return replace(one, weights=one.weights * held.copies)
+    sharded = isinstance(role, ReferenceConfig) and role.zero_stage == 3
+    one = forward_memory(shape, dtype, held.tokens, held.scalar, role, sharded)
+    return replace(one, weights=one.weights * held.copies, asleep=one.asleep * held.copies)
 
 
 class _Shapes:
@@ -115,6 +122,8 @@ def read_shape(model: ModelConfig) -> ModelShape:
         output_head=0 if tied else description.vocab_size * description.hidden_size,
         hidden=description.hidden_size,
         layers=description.num_hidden_layers,
+        vocabulary=description.vocab_size * description.hidden_size,
+        largest=max(parameter.numel() for parameter in network.parameters()),
         kv_width=kv_heads * head_size,
         linear_widths={
             name: module.in_features + module.out_features

@@ -12,82 +12,36 @@ from rlhf_ray.config.checks.files import missing_files
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.reading.verbs import load_job, split_command
+from rlhf_ray.jobs.plan.devices import (
+    ALWAYS,
+    CPU,
+    Device,
+    Machine,
+    Peak,
+    device_loads,
+    host_loads,
+    peak,
+)
+from rlhf_ray.jobs.plan.floors import Floor, floors
 from rlhf_ray.jobs.plan.footprints import role_footprints
-from rlhf_ray.jobs.plan.memory import WorkerMemory, other_processes
+from rlhf_ray.jobs.plan.memory import OTHER_PROCESSES, WorkerMemory
 from rlhf_ray.jobs.plan.models import refuse_models
 from rlhf_ray.runs.layouts import JobLayout, checked_layouts, job_layouts
-
-Device = tuple[str, int, int]
-"""Group, node, and GPU; on CPU the last is -1."""
-
-CPU = -1
-ALWAYS = "always"
-"""In the place of a phase where no role of a device gives it to others."""
-
-
-@dataclass(frozen=True)
-class Peak:
-    """The phase in which a device holds most."""
-
-    phase: str
-    roles: tuple[str, ...]
-    """That are awake in it."""
-    size: float
-    """Bytes of them all."""
-
-
-def device_loads(part: JobLayout, footprints: Mapping[str, WorkerMemory]) -> dict[Device, dict[str, float]]:
-    """Return the bytes of each role of a part on each device."""
-    layout = part.layout
-    loads: dict[Device, dict[str, float]] = {}
-    for role, memory in footprints.items():
-        for slot in layout.slots.get(role, ()):
-            for device in slot.devices or (CPU,):
-                load = loads.setdefault((slot.group, slot.bundle, device), {})
-                load[role] = load.get(role, 0) + memory.total
-    return loads
-
-
-def add_processes(loads: dict[Device, dict[str, float]], processes: Mapping[str, float]) -> None:
-    """Add what runs beside the roles, by name, to the first machine whose CPU they compute on."""
-    home = min((device for device in loads if device[-1] == CPU), default=None, key=lambda device: device[1])
-    if home is not None:
-        loads[home] |= processes
-
-
-def peak(part: JobLayout, load: Mapping[str, float]) -> Peak:
-    """Find the peak of one device.
-
-    Args:
-        part: of the job.
-        load: bytes of each role on the device.
-    """
-
-    def shares(role: str) -> bool:
-        return role in part.layout.slots and bool(part.layout.sharing(role))
-
-    def awake() -> Iterator[Peak]:
-        for phase, sections in part.phases.items():
-            roles = tuple(r for r in load if r.partition(".")[0] in sections or not shares(r))
-            yield Peak(phase, roles, sum(load[role] for role in roles))
-
-    if not part.phases or not any(shares(role) for role in load):
-        return Peak(ALWAYS, tuple(load), sum(load.values()))
-    return max(awake(), key=lambda found: found.size)
-
 
 GIB = 2**30
 
 TO_SAVE_MEMORY = "raise zero_stage or workers, set gradient_checkpointing, or lower tokens_per_microbatch"
 
+TO_SAVE_HOST_MEMORY = "set reference.zero_stage to 3, or give roles GPUs of their own, so that they need not sleep"
+
 LESS_ENGINE = "lower rollout.engine.gpu_memory_utilization"
 
-NARROWEST = 100
+NARROWEST = 150
 """Columns that the tables need; narrower terminals and pipes wrap lines instead of cutting words."""
 
 
-INCOMPLETE = 1
-"""Exit code where the memory of a model is not known: what was planned may not fit."""
+DOES_NOT_FIT = 1
+"""Exit code where memory does not fit, or that of a model is not known, so that it may not."""
 
 
 def run(config: PlanConfig) -> int:
@@ -102,21 +56,21 @@ def run(config: PlanConfig) -> int:
     verb, arguments = split_command(config.job, "rlhf plan {verb} {path}")
     heading = "" if verb == config.job[0] else f"{arguments[0]} is planned as a config of rlhf {verb}"
     job = load_job(verb, arguments, check_files=False)
-    return show(job, config.gpu_gib, Console(width=max(Console().width, NARROWEST)), heading)
+    return show(job, config, Console(width=max(Console().width, NARROWEST)), heading)
 
 
-def show(config: JobConfig, gpu_gib: float, console: Console, heading: str = "") -> int:
+def show(config: JobConfig, machine: PlanConfig, console: Console, heading: str = "") -> int:
     """Print the plan of a checked config.
 
     Args:
         config: of any job.
-        gpu_gib: memory of each GPU.
+        machine: memory and speed of machines and GPUs.
         console: where to print.
         heading: the first line, if any.
 
     Returns:
-        0, or 1 where the config of a model could not be read, so that its memory is missing from the plan. A directory
-        that an earlier job has yet to write is only warned of.
+        0, or 1 where memory does not fit, or the config of a model could not be read, so that its memory is missing
+        from the plan. A directory that an earlier job has yet to write is only warned of.
 
     Raises:
         BadInput: the roles do not fit their groups, weights cannot reach the engines, or a model cannot be what it is
@@ -129,18 +83,25 @@ def show(config: JobConfig, gpu_gib: float, console: Console, heading: str = "")
         console.print(heading, soft_wrap=True, highlight=False, markup=False)
     if any(part.layout.slots for part in parts):
         console.print(_placement_table(parts, config))
-    footprints, unknown = role_footprints(config, gpu_gib * GIB)
-    loads = _loads(config, parts, footprints)
+    footprints, unknown = role_footprints(config, machine.gpu_gib * GIB)
+    loads, hosts = _loads(parts, footprints), _hosts(parts, footprints)
+    on_gpus = any(load.on_gpu for load in loads)
     if footprints:
-        console.print(_memory_table(footprints, other_processes(config)))
-        console.print(_device_table(loads, gpu_gib))
+        beside = {} if on_gpus else {name: WorkerMemory(process=size) for name, size in OTHER_PROCESSES.items()}
+        console.print(_memory_table(footprints | beside))
+        console.print(_device_table(loads, machine.gpu_gib))
+    if on_gpus:
+        console.print(_host_table(hosts, machine.host_gib))
+        console.print(_floor_table(floors(config, parts[0], footprints, machine)))
     for line in [*config.batch_lines(), *_cache_lines(config, footprints), *config.adapter_lines()]:
         console.print(line, highlight=False)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
     unused = [*config.batch_warnings(), *idle_groups(config)]
-    for warning in [*unknown, *files, *models, *unused, *_overfull(loads, footprints, gpu_gib)]:
+    overfull = _overfull(loads, footprints, machine.gpu_gib)
+    overfull += _overfull_hosts(hosts, machine.host_gib) if on_gpus else []
+    for warning in [*unknown, *files, *models, *unused, *overfull]:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
-    return INCOMPLETE if unknown else 0
+    return DOES_NOT_FIT if unknown or overfull else 0
 
 
 def _placement_table(parts: list[JobLayout], config: JobConfig) -> Table:
@@ -190,14 +151,28 @@ def _turns(layout: Layout, role: str) -> str:
     return f"all on {group}" if others and sharing == others else ", ".join(sorted(sharing))
 
 
-def _memory_table(footprints: dict[str, WorkerMemory], processes: Mapping[str, float]) -> Table:
+def _memory_table(footprints: dict[str, WorkerMemory]) -> Table:
+    """Show the parts of each worker's memory; no phase needs all of them, so that their sum is no number of its own."""
     table = Table(title="Memory of one worker, GiB (estimate)", title_justify="left")
-    for name in ("role", "weights", "gradients", "optimizer", "activations", "KV cache", "process", "sum"):
-        table.add_column(name, justify="left" if name == "role" else "right")
-    beside = {name: WorkerMemory(process=size) for name, size in processes.items()}
-    for role, memory in (footprints | beside).items():
-        parts = (memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.cache, memory.process)
-        table.add_row(role, *(_gib(part) for part in (*parts, memory.total)))
+    columns = {
+        "weights": [one.weights for one in footprints.values()],
+        "gradients": [one.gradients for one in footprints.values()],
+        "optimizer": [one.optimizer for one in footprints.values()],
+        "activations": [one.activations for one in footprints.values()],
+        "head": [one.head for one in footprints.values()],
+        "gathered": [one.gathered for one in footprints.values()],
+        "sync": [one.transfer for one in footprints.values()],
+        "KV cache": [one.cache for one in footprints.values()],
+        "process": [one.process for one in footprints.values()],
+        "between": [one.fragmentation * (one.total - one.process) for one in footprints.values()],
+        "at most": [one.total for one in footprints.values()],
+        "asleep, host": [one.asleep for one in footprints.values()],
+    }
+    table.add_column("role")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for role, parts in zip(footprints, zip(*columns.values(), strict=True), strict=True):
+        table.add_row(role, *map(_gib, parts))
     return table
 
 
@@ -231,11 +206,11 @@ def _gib(size: float) -> str:
 
 @dataclass(frozen=True)
 class _Load:
-    """Load of a device in one part of a job."""
+    """Roles that a device holds in one part of a job."""
 
     device: Device
     roles: Mapping[str, float]
-    """Bytes of each."""
+    """Bytes of each at most."""
     most: Peak
 
     @property
@@ -248,16 +223,30 @@ class _Load:
         return f"{group} node {node} " + (f"GPU {device}" if self.on_gpu else "CPU")
 
 
-def _loads(config: JobConfig, parts: list[JobLayout], footprints: dict[str, WorkerMemory]) -> list[_Load]:
+def _loads(parts: list[JobLayout], footprints: dict[str, WorkerMemory]) -> list[_Load]:
     """List the loads of all devices in all parts; where there are several, each has the name of its phase."""
     found = []
     for part in parts:
-        loads = device_loads(part, footprints)
-        add_processes(loads, other_processes(config))
-        for device, roles in loads.items():
-            most = peak(part, roles)
+        counts = device_loads(part, footprints)
+        on_gpus = any(device[-1] != CPU for device in counts)
+        for device, load in counts.items():
+            most = peak(part, load, footprints)
+            roles = {role: footprints[role].total * count for role, count in load.items()}
+            if device[-1] == CPU and not on_gpus and device[1] == 0:
+                roles |= OTHER_PROCESSES
+                most = replace(most, size=most.size + sum(OTHER_PROCESSES.values()))
             [phase, *_] = part.phases or [ALWAYS]
             found.append(_Load(device, roles, most if len(parts) == 1 else replace(most, phase=phase)))
+    return found
+
+
+def _hosts(parts: list[JobLayout], footprints: dict[str, WorkerMemory]) -> dict[Machine, dict[str, float]]:
+    """Return loads of all machines, of parts one after another the larger."""
+    found: dict[Machine, dict[str, float]] = {}
+    for part in parts:
+        for machine, load in host_loads(part, footprints).items():
+            if sum(load.values()) > sum(found.get(machine, {}).values()):
+                found[machine] = load
     return found
 
 
@@ -269,10 +258,41 @@ def _device_table(loads: list[_Load], gpu_gib: float) -> Table:
     for load in loads:
         alike.setdefault((tuple(sorted(load.roles.items())), load.on_gpu, load.most), []).append(load)
     for (roles, on_gpu, most), places in alike.items():
-        names = [load.name for load in places]
-        shown = ", ".join(names) if len(names) <= 2 else f"{names[0]} ... {names[-1]} ({len(names)})"
-        sizes = ", ".join(f"{role} {size / GIB:.2f}" for role, size in roles)
-        table.add_row(shown, f"{most.size / GIB:.2f}", f"{gpu_gib:g}" if on_gpu else "", most.phase, sizes)
+        of = f"{gpu_gib:g}" if on_gpu else ""
+        table.add_row(
+            _shown([load.name for load in places]), f"{most.size / GIB:.2f}", of, most.phase, _sizes(dict(roles))
+        )
+    return table
+
+
+def _host_table(hosts: Mapping[Machine, Mapping[str, float]], host_gib: float) -> Table:
+    table = Table(title="Host memory of each machine, GiB (estimate)", title_justify="left")
+    for name in ("machines", "at once", "of", "roles, asleep and awake"):
+        table.add_column(name, justify="right" if name in {"at once", "of"} else "left")
+    alike: dict[tuple[tuple[str, float], ...], list[Machine]] = {}
+    for machine, load in hosts.items():
+        alike.setdefault(tuple(sorted(load.items())), []).append(machine)
+    for roles, machines in alike.items():
+        names = _shown([f"{group} node {node}" for group, node in machines])
+        size = sum(size for _, size in roles)
+        table.add_row(names, f"{size / GIB:.2f}", f"{host_gib:g}", _sizes(dict(roles)))
+    return table
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 2 else f"{names[0]} ... {names[-1]} ({len(names)})"
+
+
+def _sizes(roles: Mapping[str, float]) -> str:
+    return ", ".join(f"{role} {size / GIB:.2f}" for role, size in roles.items())
+
+
+def _floor_table(found: Mapping[str, Floor]) -> Table:
+    table = Table(title="Floor of each phase, seconds, all samples as long as they may be", title_justify="left")
+    for name in ("phase", "at least", "computing", "moving bytes", "sleep and wake"):
+        table.add_column(name, justify="left" if name == "phase" else "right")
+    for phase, floor in found.items():
+        table.add_row(phase, *(f"{value:.1f}" for value in (floor.seconds, floor.computing, floor.moving, floor.turns)))
     return table
 
 
@@ -289,4 +309,14 @@ def _overfull(loads: list[_Load], footprints: dict[str, WorkerMemory], gpu_gib: 
     engine = footprints.get("rollout")
     if engine is not None and engine.cache == 0:
         found["rollout: the weights leave no room for the KV cache; raise rollout.gpus_per_worker"] = None
+    return list(found)
+
+
+def _overfull_hosts(hosts: Mapping[Machine, Mapping[str, float]], host_gib: float) -> list[str]:
+    found: dict[str, None] = {}
+    for (group, _), load in hosts.items():
+        if (size := sum(load.values())) > host_gib * GIB:
+            largest = ", ".join(sorted(load, key=lambda role: -load[role])[:3])
+            needed = f"{size / GIB:.0f} GiB of a machine's {host_gib:g} of host memory, most of them for {largest}"
+            found[f"group {group}: {needed}; {TO_SAVE_HOST_MEMORY}"] = None
     return list(found)

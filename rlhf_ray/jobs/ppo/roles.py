@@ -10,7 +10,7 @@ import numpy as np
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
 from rlhf_ray.cluster.group import CPU_THREADS, ActorGroup
-from rlhf_ray.cluster.placement import lay_out
+from rlhf_ray.cluster.placement import Layout, lay_out
 from rlhf_ray.cluster.supervision import Health
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
@@ -165,13 +165,22 @@ def role_placements(config: PPOConfig) -> dict[str, PlacementConfig]:
     return {_role(config, key): placement for key, placement in config.placements().items()}
 
 
+def planned_layout(config: PPOConfig) -> Layout:
+    """Return where all roles will be, before any of them is placed.
+
+    Raises:
+        DoesNotFit: the roles do not fit their groups.
+    """
+    return lay_out(config.groups, role_placements(config))
+
+
 def turn_takers(config: PPOConfig) -> set[str]:
     """Name the roles that take turns on shared devices, known before any is placed; rewards count as one.
 
     Raises:
         DoesNotFit: the roles do not fit their groups.
     """
-    layout = lay_out(config.groups, role_placements(config))
+    layout = planned_layout(config)
     return {role.partition(".")[0] for role in layout.slots if layout.sharing(role)}
 
 

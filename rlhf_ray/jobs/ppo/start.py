@@ -21,6 +21,7 @@ from rlhf_ray.jobs.ppo.roles import (
     critic_model,
     critic_role,
     critic_units,
+    planned_layout,
     thread_demand,
     turn_takers,
 )
@@ -158,6 +159,7 @@ class _Start:
             seed=config.seed,
             max_tokens=config.longest_sample(),
             lora=config.policy.lora if config.rollout.adapter == "reload" else None,
+            neighbours=planned_layout(config).neighbours("rollout"),
         )
         if engines.name not in self.sharing:
             engines.begin("start")
@@ -235,11 +237,7 @@ def _turns(
     asleep: set[str],
 ) -> DeviceTurns:
     """Make the turns of roles that share devices, by the names that `uses` has for them; all reward sources are one."""
-    shares: dict[str, set[str]] = {}
-    for name in engines.cluster.layout.slots:
-        others = {other.partition(".")[0] for other in engines.cluster.layout.sharing(name)}
-        if others:
-            shares.setdefault(name.partition(".")[0], set()).update(others)
+    shares = engines.cluster.layout.shares(lambda role: role.partition(".")[0])
     shared_engines = SharedEngines(engines, get_all_weights=config.rollout.adapter == "merged")
     roles: dict[str, Sleeper] = {**trainers, ROLLOUT: shared_engines, REWARDS: rewards}
     return DeviceTurns({name: role for name, role in roles.items() if name in shares}, shares, asleep)

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from rlhf_ray.cluster.placement import rounds
 from rlhf_ray.runs.engines import SharedEngines
 
 POLICY, ROLLOUT, REWARDS, REFERENCE = "policy", "rollout", "rewards", "reference"
@@ -69,18 +70,8 @@ class DeviceTurns:
                 self.asleep.add(name)
 
     def rounds(self, names: Sequence[str]) -> list[list[str]]:
-        """Divide roles that a phase needs into rounds: nobody shares a device with another one of the same round.
-
-        Roles keep their order, but that each joins the first round in which it is in nobody's way.
-        """
-        rounds: list[list[str]] = []
-        for name in names:
-            free = (one for one in rounds if not self._is_in_the_way(name, one))
-            if (found := next(free, None)) is None:
-                rounds.append([name])
-            else:
-                found.append(name)
-        return rounds
+        """Divide roles that a phase needs into rounds, see `cluster.placement.rounds`."""
+        return rounds(names, self.shares)
 
     def _wake(self, names: Collection[str]) -> None:
         for name, role in self.roles.items():

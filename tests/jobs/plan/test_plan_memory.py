@@ -7,26 +7,35 @@ from typing import Any
 import pytest
 
 from rlhf_ray import cli
+from rlhf_ray.config.lora import LoraConfig
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.reading.verbs import load_job
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.training import TrainerConfig
+from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
+from rlhf_ray.jobs.plan.devices import host_loads
 from rlhf_ray.jobs.plan.footprints import read_shape, role_footprints
 from rlhf_ray.jobs.plan.memory import (
+    COMMUNICATOR,
     DRIVER,
     ENGINE,
     ENGINE_WORKER,
+    FRAGMENTATION,
     FUNCTION,
+    LOGIT_CHUNKS,
+    PINNED_ROUNDING,
     RAY,
     SCORER,
     TRAINER,
+    ModelShape,
     engine_memory,
     forward_memory,
-    other_processes,
+    sending,
     trainer_memory,
     worker_process,
 )
-from rlhf_ray.jobs.plan.run import GIB
+from rlhf_ray.jobs.plan.run import DOES_NOT_FIT, GIB
+from rlhf_ray.rollout.engine_arguments import CUDA_CONTEXT_BYTES, gpu_share
+from rlhf_ray.runs.layouts import checked_layouts
 from tests.jobs.plan.plan_models import CONFIGS, SEVEN_B, SEVEN_B_PARAMETERS, SHAPE, with_models
 
 
@@ -70,18 +79,22 @@ def test_recomputing_saves_activations() -> None:
 
 
 def test_scalar_models_have_no_output_head() -> None:
-    with_head = forward_memory(SHAPE, "bfloat16", 1, scalar=False).weights
-    assert with_head - forward_memory(SHAPE, "bfloat16", 1, scalar=True).weights == 2 * SHAPE.output_head
+    with_head = forward_memory(SHAPE, "bfloat16", 1, False, ReferenceConfig())
+    without = forward_memory(SHAPE, "bfloat16", 1, True, ReferenceConfig())
+    assert with_head.weights - without.weights == 2 * SHAPE.output_head
+    assert without.head == 0
 
 
 def test_a_frozen_model_may_be_sharded() -> None:
-    assert forward_memory(SHAPE, "bfloat16", 1, scalar=False, shards=4).weights == 2 * SHAPE.parameters / 4
+    sharded = forward_memory(SHAPE, "bfloat16", 1, False, ReferenceConfig(workers=4), sharded=True)
+    assert sharded.weights == 2 * SHAPE.parameters / 4
+    assert sharded.gathered >= 2 * SHAPE.parameters, "all of a small model is there while it computes"
 
 
 def test_engines_fill_their_share() -> None:
     memory = engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=2), gpu_bytes=1e8)
     assert memory.weights == 1e6
-    assert memory.total == pytest.approx(0.9 * 1e8)
+    assert memory.total - memory.process == pytest.approx(0.9 * 1e8)
     assert engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=1), gpu_bytes=1e6).cache == 0
     # Keys and values of 32 numbers of 2 bytes in 4 layers, on one of two devices.
     assert memory.cached_tokens == pytest.approx(memory.cache / (2 * 4 * 32 * 2 / 2))
@@ -89,11 +102,13 @@ def test_engines_fill_their_share() -> None:
 
 def test_engines_take_the_share_that_the_user_gives() -> None:
     def total(**rollout: Any) -> float:
-        return engine_memory(SHAPE, "bfloat16", RolloutConfig(**rollout), gpu_bytes=1e8).total
+        memory = engine_memory(SHAPE, "bfloat16", RolloutConfig(**rollout), gpu_bytes=1e9)
+        return memory.weights + memory.cache + memory.activations
 
-    assert total(gpus_per_worker=1, engine={"gpu_memory_utilization": 0.3}) == pytest.approx(0.3 * 1e8)
-    assert total(gpus_per_worker=1, engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
-    assert total(engine={"kv_cache_memory_bytes": 7}) == 2e6 + 7
+    assert total(gpus_per_worker=1, engine={"gpu_memory_utilization": 0.3}) == pytest.approx(0.3 * 1e9)
+    given = {"kv_cache_memory_bytes": 7}
+    assert engine_memory(SHAPE, "bfloat16", RolloutConfig(gpus_per_worker=1, engine=given), 1e9).cache == 7
+    assert total(engine=given) == 2e6 + 7
 
 
 def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
@@ -121,13 +136,6 @@ def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
     assert "│ Ray" in shown
 
 
-def test_on_gpus_processes_do_not_count(tmp_path: Path) -> None:
-    _, config = with_models(CONFIGS / "ppo_7b_8gpu.yaml", tmp_path)
-    found, _ = role_footprints(config, 80 * GIB)
-    assert not any(memory.process for memory in found.values())
-    assert not other_processes(config)
-
-
 def test_tensor_parallel_engines_hold_all_their_workers_on_cpu() -> None:
     one = engine_memory(SHAPE, "float32", RolloutConfig(), gpu_bytes=0)
     two = engine_memory(SHAPE, "float32", RolloutConfig(tensor_parallel=2), gpu_bytes=0)
@@ -135,3 +143,76 @@ def test_tensor_parallel_engines_hold_all_their_workers_on_cpu() -> None:
     assert two.cache == 2 * one.cache, "each worker takes what is asked for"
     assert two.cached_tokens == 2 * one.cached_tokens
     assert worker_process(RolloutConfig(tensor_parallel=2)) == ENGINE + 2 * ENGINE_WORKER
+
+
+BIG = ModelShape(
+    parameters=SEVEN_B_PARAMETERS,
+    output_head=152064 * 3584,
+    hidden=3584,
+    layers=28,
+    kv_width=512,
+    vocabulary=152064 * 3584,
+    largest=152064 * 3584,
+)
+EIGHT = TrainerConfig(workers=8, gpus_per_worker=1, zero_stage=3, gradient_checkpointing=True)
+
+
+def test_the_heads_backward_pass_holds_its_gradient_three_times_and_chunks_of_logits() -> None:
+    """In float32, as one chunk's product and as its cast; with the gathered weight 5.8 GiB at 7B."""
+    memory = trainer_memory(BIG, EIGHT, "bfloat16", 8192, scalar=False)
+    assert memory.head == 152064 * 3584 * (4 + 2 + 2) + LOGIT_CHUNKS * 256 * 2**20
+    assert (memory.head + 2 * 152064 * 3584) / GIB == pytest.approx(5.8, abs=0.05)
+    adapted = trainer_memory(BIG, EIGHT.model_copy(update={"lora": LoraConfig()}), "bfloat16", 8192, scalar=False)
+    assert adapted.head == LOGIT_CHUNKS * 256 * 2**20, "a frozen head has no gradient"
+
+
+def test_sharded_weights_are_live_while_they_compute() -> None:
+    memory = trainer_memory(BIG, EIGHT, "bfloat16", 8192, scalar=False)
+    assert 2e9 <= memory.gathered < 2.3e9, "a billion parameters, and buckets"
+    whole = trainer_memory(BIG, EIGHT.model_copy(update={"zero_stage": 2}), "bfloat16", 8192, scalar=False)
+    assert whole.gathered < 0.3e9
+
+
+def test_weights_on_their_way_are_there_several_times() -> None:
+    policy = trainer_memory(BIG, EIGHT, "bfloat16", 8192, scalar=False)
+    rollout = RolloutConfig(gpus_per_worker=1, workers=8)
+    assert sending(policy, BIG, rollout, "bfloat16").transfer == 3 * 2 * BIG.largest, "the embedding travels alone"
+    large = rollout.model_copy(update={"bucket_megabytes": 4096})
+    assert sending(policy, BIG, large, "bfloat16").transfer == 3 * 4096 * 2**20
+    assert engine_memory(BIG, "bfloat16", rollout, 80 * GIB).transfer == 2 * 2 * BIG.largest
+
+
+def test_a_process_on_a_gpu_has_a_context_and_peers_also_while_it_sleeps() -> None:
+    memory = trainer_memory(BIG, EIGHT, "bfloat16", 8192, scalar=False)
+    assert memory.process == CUDA_CONTEXT_BYTES + COMMUNICATOR
+    held = memory.state + memory.gathered + memory.activations + memory.head
+    assert memory.total == pytest.approx(memory.process + held * (1 + FRAGMENTATION))
+    assert memory.asleep == memory.state == pytest.approx(SEVEN_B_PARAMETERS * 20 / 8)
+
+
+def test_an_engine_that_takes_turns_leaves_the_others_contexts() -> None:
+    rollout = RolloutConfig(gpus_per_worker=1)
+    alone, shared = (engine_memory(BIG, "bfloat16", rollout, 80 * GIB, n) for n in (0, 4))
+    assert (alone.total - shared.total) / GIB == pytest.approx(4 * 0.45, abs=0.1)
+    assert gpu_share(rollout, 4, 80 * GIB) > 0.85
+    assert gpu_share(rollout, 4, 24 * GIB) > 0.8
+    assert gpu_share(rollout.model_copy(update={"engine": {"gpu_memory_utilization": 0.3}}), 4, 80 * GIB) == 0.3
+    assert shared.asleep == PINNED_ROUNDING * 2 * SEVEN_B_PARAMETERS
+
+
+def test_host_memory_holds_what_sleeps_and_is_refused_where_it_does_not_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, config = with_models(CONFIGS / "ppo_7b_8gpu.yaml", tmp_path)
+    found, _ = role_footprints(config, 80 * GIB)
+    [part] = checked_layouts(config)
+    [load] = host_loads(part, found).values()
+    assert load["policy"] == 8 * (found["policy"].asleep + found["policy"].beside)
+    assert {"driver", "Ray"} < set(load)
+    assert cli.main(["plan", "--host_gib", "512", *command[1:]]) == DOES_NOT_FIT
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "group main: 777 GiB of a machine's 512 of host memory, most of them for rollout, policy, critics" in shown
+    apart = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml"), *command[5:]], check_files=False)
+    found, _ = role_footprints(apart, 80 * GIB)
+    [part] = checked_layouts(apart)
+    assert max(sum(load.values()) for load in host_loads(part, found).values()) < 32 * GIB, "nobody sleeps"

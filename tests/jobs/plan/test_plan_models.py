@@ -9,7 +9,7 @@ import yaml
 
 from rlhf_ray import cli
 from rlhf_ray.jobs.plan import footprints
-from rlhf_ray.jobs.plan.run import INCOMPLETE
+from rlhf_ray.jobs.plan.run import DOES_NOT_FIT
 from rlhf_ray.models.tiny import build_tiny
 from tests.jobs.plan.plan_models import CONFIGS, ROOT
 
@@ -32,7 +32,7 @@ def test_a_model_of_a_hub_that_is_not_reached_is_unknown_at_once(
         monkeypatch.setattr(footprints, "HUB_SECONDS", 0.1)
     models = ["--model.path", "owner/model", "--rewards.0.path", "owner/judge"]
     try:
-        assert cli.main(["plan", "ppo", str(CONFIGS / "ppo_7b_8gpu.yaml"), *models]) == INCOMPLETE
+        assert cli.main(["plan", "ppo", str(CONFIGS / "ppo_7b_8gpu.yaml"), *models]) == DOES_NOT_FIT
     finally:
         ends.set()
     shown = " ".join(capsys.readouterr().out.split())
