@@ -61,6 +61,10 @@ class JobConfig(Section):
         """Return by role what a worker holds, one of the list at a time; nothing where it holds no model."""
         return {key: source.held_models() for key, source in self.reward_sources().items()}
 
+    def step_tokens(self) -> Mapping[str, int]:
+        """Return by phase the tokens that a step reads or writes, where all texts are as long as they may be."""
+        return {}
+
     def data_sets(self) -> dict[KeyPath, RowSource]:
         """Return the data sets that the job reads."""
         return {}

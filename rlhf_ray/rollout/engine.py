@@ -16,7 +16,7 @@ from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.facts import checkpoint_shapes
 from rlhf_ray.models.loading import engine_tokenizer
-from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, gpu_share, set_environment
+from rlhf_ray.rollout.engine_arguments import engine_arguments, engine_environment, gpu_arguments, set_environment
 from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles, replace_adapter
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
@@ -119,22 +119,15 @@ class Engine:
             from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
+            share = gpu_arguments(self._rollout, self._neighbours)
             # vLLM decodes too, where it looks for stop texts: by the tokenizer that everything else here reads by.
             with engine_tokenizer(self._model) as tokenizer:
-                arguments = AsyncEngineArgs(**{**self._arguments, **self._gpu_share(), "tokenizer": tokenizer})
+                arguments = AsyncEngineArgs(**{**self._arguments, **share, "tokenizer": tokenizer})
                 # The offline context has the larger default batch, which rollouts want.
                 self._started = AsyncLLM.from_engine_args(arguments, usage_context=UsageContext.LLM_CLASS)
         self._files.note(*await self._llm.collective_rpc("rendezvous_file"))
         await self._llm.update_weight_version(str(self.version))
         return self.workers
-
-    def _gpu_share(self) -> dict[str, float]:
-        if self._rollout.gpus_per_worker == 0:
-            return {}
-        from vllm.platforms import current_platform
-
-        total = current_platform.get_device_total_memory()
-        return {"gpu_memory_utilization": gpu_share(self._rollout, self._neighbours, total)}
 
     async def generate(
         self, requests: Sequence[GenerationRequest], *, queued: bool = False
@@ -188,8 +181,7 @@ class Engine:
         await self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=clear_cache)
 
     async def _resume(self) -> None:
-        # An engine whose cache sleeps goes on by itself once that is awake.
-        if not self._without_cache:
+        if not self._without_cache:  # it goes on by itself once its cache is awake
             await self._llm.resume_generation()
 
     async def score(self, sequences: Sequence[Int32[np.ndarray, " tokens"]]) -> list[Float32[np.ndarray, " tokens-1"]]:
@@ -364,10 +356,7 @@ class Engine:
             raise RlhfError(f"rollout engine {self._index}: its processes died; its log says why") from error
 
     async def sleep(self, level: int = 1) -> None:
-        """Free GPU memory: 1 moves weights to the host and drops the cache, 2 drops both. Nothing on CPU.
-
-        Requests in flight wait, and are computed anew from their tokens.
-        """
+        """Free GPU memory: 1 moves weights to the host and drops the cache, 2 drops both; requests wait. Not on CPU."""
         if self._rollout.gpus_per_worker > 0:
             await _unless_dead(self._llm.sleep(level, mode="keep"))
             self._without_cache = True

@@ -1,4 +1,4 @@
-"""From what a user says to what vLLM is told: engine arguments, environment. Imports neither vLLM nor torch."""
+"""From what a user says to what vLLM is told: arguments, environment. Imports neither vLLM nor torch at first."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -89,6 +89,15 @@ def gpu_share(rollout: RolloutConfig, neighbours: int, gpu_bytes: float) -> floa
         return float(own)
     whole = GPU_SHARE - neighbours * CUDA_CONTEXT_BYTES / gpu_bytes
     return round(max(0.01, whole) * min(1.0, rollout.gpus_per_worker), 3)
+
+
+def gpu_arguments(rollout: RolloutConfig, neighbours: int) -> dict[str, float]:
+    """Return what an engine is told of the GPU that its process has; nothing on CPU. See `gpu_share`."""
+    if not rollout.gpus_per_worker:
+        return {}
+    from vllm.platforms import current_platform  # asks the driver's library, without a CUDA context
+
+    return {"gpu_memory_utilization": gpu_share(rollout, neighbours, current_platform.get_device_total_memory())}
 
 
 def engine_arguments(

@@ -154,13 +154,13 @@ def _wait_for(store: Store, names: list[str], seconds: float, why_ended: Callabl
         TransferError: it is, or they did not come in time, or the store is gone.
     """
     deadline = time.monotonic() + seconds
-    pause, looks = SHORTEST_PAUSE, 0.0
+    pause, next_look = SHORTEST_PAUSE, 0.0
     try:
         # Not by the store's own waiting, which cannot hear of an end, and logs each time that it waited in vain.
         while not store.check(names):
             now = time.monotonic()
-            if now >= looks:
-                looks = now + LOOK_SECONDS
+            if now >= next_look:
+                next_look = now + LOOK_SECONDS
                 if (reason := why_ended()) is not None:
                     raise TransferError(f"weight transfer: broken off: {reason}")
             if now > deadline:

@@ -7,6 +7,8 @@ from rlhf_ray.rollout.engine_arguments import (
     choose_transport,
     engine_arguments,
     engine_environment,
+    gpu_arguments,
+    gpu_share,
     tensor_parallel_size,
     worker_cpus,
 )
@@ -76,9 +78,10 @@ def test_user_arguments_come_last():
 
 
 def test_an_engine_takes_its_share_of_a_gpu():
-    assert "gpu_memory_utilization" not in arguments()
-    assert arguments(gpus_per_worker=0.5)["gpu_memory_utilization"] == pytest.approx(0.45)
-    assert arguments(gpus_per_worker=2)["gpu_memory_utilization"] == pytest.approx(0.9)
+    assert gpu_arguments(RolloutConfig(), 0) == {}
+    assert gpu_share(RolloutConfig(gpus_per_worker=0.5), 0, 80e9) == pytest.approx(0.45)
+    assert gpu_share(RolloutConfig(gpus_per_worker=2), 0, 80e9) == pytest.approx(0.9)
+    assert 0.8 < gpu_share(RolloutConfig(gpus_per_worker=1), 4, 24e9) < 0.9, "less the contexts of others"
 
 
 def test_our_arguments_exist_in_the_installed_vllm():

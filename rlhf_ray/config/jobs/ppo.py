@@ -1,7 +1,7 @@
 """`rlhf ppo`: the whole of what a user may say about a policy-gradient run."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 from pydantic import Field, model_validator
@@ -200,6 +200,11 @@ class PPOConfig(RunConfig):
         """Return the tokens of the longest prompt, held-out ones among them, with the longest response."""
         prompts = [data.max_prompt_tokens for data in (self.data, self.evaluation.data) if data is not None]
         return max(prompts) + self.rollout.max_new_tokens
+
+    def step_tokens(self) -> Mapping[str, int]:
+        """Return the tokens of a batch, those that are learned from in each pass over it."""
+        tokens = self.prompts_per_step * self.samples_per_prompt * self.longest_sample()
+        return {GENERATE: tokens, SCORE: tokens, TRAIN: tokens * self.epochs}
 
     def data_sets(self) -> dict[KeyPath, RowSource]:
         """Return the prompts, the texts that are mixed in, and held-out prompts."""

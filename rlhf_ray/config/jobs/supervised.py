@@ -1,6 +1,6 @@
 """`rlhf sft` and `rlhf reward`: jobs that learn from a fixed data set."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -66,6 +66,11 @@ class SupervisedConfig(RunConfig):
     def held_models(self) -> dict[KeyPath, list[HeldModel]]:
         """Return the trainer's."""
         return {("trainer",): [HeldModel(self.model, self.tokens_per_microbatch, self.learns_scalar)]}
+
+    def step_tokens(self) -> Mapping[str, int]:
+        """Return the tokens of an optimizer step."""
+        longest = max((data.text_limit() or 0 for data in self.data_sets().values()), default=0)
+        return {TRAIN: self.batch_size * longest}
 
     def batch_lines(self) -> Iterator[str]:
         """Say what an optimizer step comes to."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlhf_ray.config.job import JobConfig
-from rlhf_ray.config.jobs.ppo import PPOConfig
-from rlhf_ray.config.jobs.supervised import SupervisedConfig
 from rlhf_ray.config.jobs.tools import PlanConfig
 from rlhf_ray.config.placement import GENERATE, SCORE, SYNC, TRAIN, PlacementConfig
+from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.training import TrainerConfig
 from rlhf_ray.jobs.plan.devices import awake
 from rlhf_ray.jobs.plan.memory import WorkerMemory
@@ -55,20 +54,16 @@ def floors(
     placements = {".".join(map(str, key)): placement for key, placement in config.placements().items()}
     known = {role: memory for role, memory in footprints.items() if placements[role].gpus_per_worker}
     found = _Floors(part, known, placements, machine)
-    if isinstance(config, PPOConfig):
-        samples = config.prompts_per_step * config.samples_per_prompt
-        tokens = samples * config.longest_sample()
+    tokens = config.step_tokens()
+    rollout, longest = placements.get("rollout"), config.longest_sample()
+    if isinstance(rollout, RolloutConfig) and longest is not None and GENERATE in tokens:
         return {
-            GENERATE: found.generate(samples, config.longest_sample(), config.rollout.max_new_tokens),
-            SCORE: found.passes(SCORE, tokens, reads_twice=config.adapter_off_is_reference),
-            TRAIN: found.passes(TRAIN, tokens * config.epochs),
+            GENERATE: found.generate(tokens[GENERATE] // longest, longest, rollout.max_new_tokens),
+            SCORE: found.passes(SCORE, tokens[SCORE]),
+            TRAIN: found.passes(TRAIN, tokens[TRAIN]),
             SYNC: found.sync(),
         }
-    if isinstance(config, SupervisedConfig):
-        longest = getattr(config, "data", None)
-        tokens = config.batch_size * (longest.max_tokens if longest is not None else 0)
-        return {TRAIN: found.passes(TRAIN, tokens)}
-    return {}
+    return {phase: found.passes(phase, tokens[phase]) for phase in tokens}
 
 
 @dataclass(frozen=True)
@@ -92,14 +87,14 @@ class _Floors:
         operations = FORWARD * engine.parameters * own * longest / max(1.0, placement.gpus_per_worker)
         return Floor(self._computing(operations), read / (self.machine.gpu_bandwidth * 1e9))
 
-    def passes(self, phase: str, tokens: int, *, reads_twice: bool = False) -> Floor:
+    def passes(self, phase: str, tokens: int) -> Floor:
         """Count the passes of one round of roles after another, and that each that takes turns comes and goes."""
         computing = turns = 0.0
         for at, names in awake(self.part):
             if at != phase:
                 continue
             here = [role for role in self.footprints if role in names or role.partition(".")[0] in names]
-            computing += max((self._operations(role, phase, tokens, reads_twice) for role in here), default=0.0)
+            computing += max((self._operations(role, phase, tokens) for role in here), default=0.0)
             turns += max((self._coming_and_going(role) for role in here), default=0.0)
         return Floor(self._computing(computing), turns=turns)
 
@@ -114,7 +109,7 @@ class _Floors:
         whole = engine.weights * parallel
         return Floor(moving=whole / (speed * 1e9), turns=self._coming_and_going("policy") if shared else 0.0)
 
-    def _operations(self, role: str, phase: str, tokens: int, reads_twice: bool) -> float:
+    def _operations(self, role: str, phase: str, tokens: int) -> float:
         """Return the operations of one worker of a role."""
         memory, placement = self.footprints[role], self.placements[role]
         times = float(FORWARD)
@@ -122,8 +117,6 @@ class _Floors:
             recomputed = FORWARD * placement.gradient_checkpointing
             # Frozen weights need no gradient of their own.
             times += recomputed + (BACKWARD if placement.lora is None else BACKWARD / 2)
-        elif reads_twice and role == "policy":
-            times *= 2
         return times * memory.parameters * tokens / placement.workers
 
     def _computing(self, operations: float) -> float:
