@@ -129,6 +129,9 @@ class Engines:
     def restore_lost(self) -> None:
         pass
 
+    def take_idle_seconds(self) -> float:
+        return 0.0
+
     def run(self, batch: Any) -> "Groups":
         self._note(ROLLOUT, "answers")
         return Groups(batch)
