@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,22 @@ def test_tokens_know_which_weights_wrote_them(tied: Host):
             expected = written_logprobs(model, request.prompt_ids, completion, 1.0)
             part = slice(span.start, span.end)
             assert np.abs(expected[part] - completion.logprobs[part]).max() < LIMIT
+
+
+def test_no_answer_reads_what_older_weights_left_in_the_prefix_cache(tied: Host):
+    """The score of a fixed text, which each sync checks, bypasses that cache."""
+    trainer = Trainer(tied.path)
+    trainer.connect(tied)
+    prompt = np.random.default_rng(0).integers(5, VOCABULARY, 220).astype(np.int32)
+    for version in (31, 32):
+        trainer.change(seed=version)
+        trainer.sync(version, tied)
+        for number in range(2):  # the second finds the first's prompt in the cache
+            (request,) = make_requests(1, n=1, max_tokens=16, ignore_eos=True)
+            request = replace(request, prompt_ids=prompt, temperature=0.0, request_id=f"{version}/{number}")
+            (completion,) = tied.generate([request])[request.request_id]
+            expected = written_logprobs(trainer.model, prompt, completion, 1.0)
+            assert np.abs(expected - completion.logprobs).max() < LIMIT
 
 
 def test_other_tensors_are_refused_and_change_nothing(tied: Host):
