@@ -25,7 +25,7 @@ from benchmarks.ppo_floor import BarePasses
 from benchmarks.ppo_workload import PROMPT_TOKENS, Workload
 from rlhf_ray.checkpoint.checkpoints import Checkpoints
 from rlhf_ray.cluster.connect import Cluster, connect
-from rlhf_ray.cluster.group import worker_environment
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import read_prompts

@@ -27,7 +27,7 @@ from benchmarks.memory import actors_mib, peak_mib
 from benchmarks.peer_process import ANSWER_SECONDS, PeerProcess
 from benchmarks.preference_floor import REFERENCE_EPOCHS, BarePairs
 from benchmarks.preference_workload import KINDS, PreferenceWorkload
-from rlhf_ray.cluster.group import worker_environment
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.config.jobs.dpo import DPOConfig
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig
 from rlhf_ray.jobs.supervised import dpo, reward

@@ -21,7 +21,7 @@ import ray
 
 from benchmarks.bare_vllm import BareEngine
 from benchmarks.peer_process import ANSWER_SECONDS
-from rlhf_ray.cluster.group import worker_environment
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord

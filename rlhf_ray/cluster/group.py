@@ -1,7 +1,6 @@
 """A role's workers: Ray actors placed by the config, called together, restarted one by one or all."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,49 +15,15 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
 from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy, Supervision
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.redaction.values import named_secrets
 
-# Thread counts of all the libraries that a worker computes with; each reads only its own.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-CPU_THREADS = 1
 HEALTH_SECONDS = 10.0
 
 PUT_AWAY_SECONDS = 5.0
 """In which a worker that is replaced puts away what it has; one that hangs makes its role wait so much longer."""
 logger = logging.getLogger(__name__)
-
-
-def worker_environment(device_ids: list[str], threads: int | None, one_node: bool) -> dict[str, str]:
-    """Return the environment variables of one worker.
-
-    Args:
-        device_ids: CUDA devices that it sees, as the node numbers them; none on CPU.
-        threads: compute threads; None: 1 on CPU, the libraries' choice on GPU.
-        one_node: all workers of the run are on one node, so that collectives can use its loopback interface.
-    """
-    variables = {
-        # Several roles may share a device, which Ray's own accounting cannot express for whole GPUs: the devices were
-        # chosen from those of the placement group, and Ray must leave the choice alone.
-        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "CUDA_VISIBLE_DEVICES": ",".join(device_ids),
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "PYTHONHASHSEED": "0",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    if not device_ids:
-        variables["DS_ACCELERATOR"] = "cpu"
-        threads = threads or CPU_THREADS
-    elif not threads:
-        # Where it is not set, Ray writes 1; our package takes it away again before a library reads it.
-        variables["OMP_NUM_THREADS"] = ""
-    if threads:
-        variables |= dict.fromkeys(THREAD_VARIABLES, str(threads))
-    if one_node and "GLOO_SOCKET_IFNAME" not in os.environ:
-        # Gloo otherwise resolves the host's name, which fails on machines without a network.
-        variables["GLOO_SOCKET_IFNAME"] = "lo"
-    return variables
 
 
 @dataclass(frozen=True)

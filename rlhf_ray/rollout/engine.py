@@ -21,7 +21,8 @@ from rlhf_ray.rollout.engine_files import END_SECONDS, EngineFiles, replace_adap
 from rlhf_ray.rollout.requests import (
     GenerationRequest,
     GenerationResult,
-    generation_result,
+    next_results,
+    put_result,
     sampling_params,
 )
 from rlhf_ray.transfer.errors import ManifestMismatch, TransferError
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
     from rlhf_ray.transfer.vllm_adapter import EngineLink
-
-COALESCE_SECONDS = 0.02
-"""Groups that finish within this time travel together: a message per group would cost more than the wait."""
 
 
 class EngineDirty(RlhfError):
@@ -151,12 +149,12 @@ class Engine:
                 await self._pause_scheduler(clear_cache=False)
             for request in requests:
                 output = await self._submit(request.request_id, request.prompt_ids, sampling_params(request))
-                waiting.append(asyncio.create_task(_put_result(output, finished)))
+                waiting.append(asyncio.create_task(put_result(output, finished)))
             if queued:
                 await self._llm.resume_generation()
             remaining = len(waiting)
             while remaining:
-                batch = await _next_batch(finished, remaining)
+                batch = await next_results(finished, remaining)
                 self._check_clean()
                 remaining -= len(batch)
                 yield batch
@@ -389,27 +387,3 @@ async def _unless_dead(change: Awaitable[object]) -> None:
 
     with suppress(EngineDeadError):
         await change
-
-
-async def _put_result(output: Any, finished: "asyncio.Queue[GenerationResult | BaseException]") -> None:
-    try:
-        finished.put_nowait(generation_result(await output.get()))
-    except Exception as error:
-        finished.put_nowait(error)
-
-
-async def _next_batch(
-    finished: "asyncio.Queue[GenerationResult | BaseException]", remaining: int
-) -> list[GenerationResult]:
-    """Wait for a group, then for its neighbours in time, or until nothing remains to wait for."""
-    batch = [await finished.get()]
-    with suppress(TimeoutError):
-        async with asyncio.timeout(COALESCE_SECONDS):
-            while len(batch) < remaining:
-                batch.append(await finished.get())
-    results = []
-    for result in batch:
-        if isinstance(result, BaseException):
-            raise result
-        results.append(result)
-    return results

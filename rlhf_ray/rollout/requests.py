@@ -1,7 +1,9 @@
 """What the pool asks of an engine, and what comes back: token ids in, token ids out."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -116,3 +118,32 @@ def _finish_reason(output: "CompletionOutput") -> FinishReason:
     raise RlhfError(
         f"rollout engine: completion {output.index} ended with {output.finish_reason!r}; the engine's log says why"
     )
+
+
+COALESCE_SECONDS = 0.02
+"""Groups that finish within this time travel together: a message per group would cost more than the wait."""
+
+
+async def put_result(output: Any, finished: "asyncio.Queue[GenerationResult | BaseException]") -> None:
+    """Put a request's result, or why there is none, where `next_results` finds it."""
+    try:
+        finished.put_nowait(generation_result(await output.get()))
+    except Exception as error:
+        finished.put_nowait(error)
+
+
+async def next_results(
+    finished: "asyncio.Queue[GenerationResult | BaseException]", remaining: int
+) -> list[GenerationResult]:
+    """Wait for a group, then for its neighbours in time, or until nothing remains to wait for."""
+    batch = [await finished.get()]
+    with suppress(TimeoutError):
+        async with asyncio.timeout(COALESCE_SECONDS):
+            while len(batch) < remaining:
+                batch.append(await finished.get())
+    results = []
+    for result in batch:
+        if isinstance(result, BaseException):
+            raise result
+        results.append(result)
+    return results

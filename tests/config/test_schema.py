@@ -16,8 +16,9 @@ from rlhf_ray.config.reading.schema import bounds_of, describe, type_text
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 from rlhf_ray.config.rollout import RolloutConfig
 
-FIELD_LIMIT = 160
-"""One verb trains all of the policy-gradient family, with and without adapters and limits of cost."""
+FIELD_LIMIT = 170
+"""One verb trains all of the policy-gradient family, with and without adapters and limits of cost, in turns or overlapped,
+on clusters whose processes need variables and deadlines of their own. A new key has to be worth its place."""
 
 
 def reachable_sections(section: type[Section]) -> set[type[Section]]:

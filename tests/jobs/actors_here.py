@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import pytest
 import ray
 
-from rlhf_ray.cluster.group import ActorGroup, worker_environment
+from rlhf_ray.cluster.group import ActorGroup
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.rollout.engine import Engine
 
 # Ray's workers cannot import this module, which pytest found by its path.

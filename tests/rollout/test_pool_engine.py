@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import ray
 
-from rlhf_ray.cluster.group import worker_environment
+from rlhf_ray.cluster.worker_environment import worker_environment
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed
-from rlhf_ray.cluster.group import CPU_THREADS, ActorGroup
+from rlhf_ray.cluster.group import ActorGroup
 from rlhf_ray.cluster.placement import Layout, lay_out
 from rlhf_ray.cluster.supervision import Health
+from rlhf_ray.cluster.worker_environment import CPU_THREADS
 from rlhf_ray.config.algorithm import AlgorithmConfig
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.model import ModelConfig
