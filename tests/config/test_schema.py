@@ -17,8 +17,9 @@ from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 from rlhf_ray.config.rollout import RolloutConfig
 
 FIELD_LIMIT = 170
-"""One verb trains all of the policy-gradient family, with and without adapters and limits of cost, in turns or overlapped,
-on clusters whose processes need variables and deadlines of their own. A new key has to be worth its place."""
+"""One verb trains all of the policy-gradient family, with and without adapters and limits of cost, in turns or
+overlapped, on clusters whose processes need variables and deadlines of their own. A new key has to be worth its place.
+"""
 
 
 def reachable_sections(section: type[Section]) -> set[type[Section]]:
