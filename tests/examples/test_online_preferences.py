@@ -51,9 +51,7 @@ def test_a_run_that_is_stopped_or_whose_roles_die_equals_one_that_is_not(tmp_pat
     assert expected["comparisons"] == sorted(expected["comparisons"])
     assert all(np.isfinite(expected[name]).all() for name in ("reward", "eval_reward", "loss", "val/ratio"))
     for other in map(series_of, (stopped, dying)):
-        assert {name: pytest.approx(values, nan_ok=True, abs=0) for name, values in expected.items()} == series_of(
-            other
-        )
+        assert {name: pytest.approx(values, nan_ok=True, abs=0) for name, values in expected.items()} == other
 
 
 @pytest.mark.usefixtures("_short_episodes")
@@ -93,7 +91,7 @@ def _answering(settings: Settings, choices: Iterable[Any], monkeypatch: pytest.M
                     store.choose("anna", pair.id, f"{run_name(settings)} {pair.id}", next(left), 1.0)
                 return super()._together(phase, *calls)
 
-        patched.setattr(sys.modules[__name__], "RolesHere", Answering)
+        patched.setattr("tests.examples.online_runs.RolesHere", Answering)
         yield store
 
 
