@@ -35,6 +35,7 @@ class NoEngines:
     name = "rollout"
     handles = (None,)
     starting = ()
+    load_seconds = 60.0
 
     def __init__(self, cluster: Any, model: ModelConfig, rollout: RolloutConfig, **_: Any) -> None:
         self.cluster = cluster
@@ -49,6 +50,12 @@ class NoSync:
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self.version = -1
+
+    def learned(self, version: int) -> None:
+        """Nobody comes back to get it."""
+
+    def read(self, texts: Any) -> None:
+        """There is no check that would read them."""
 
     def __call__(self, version: int, members: list[int]) -> dict[str, float]:
         return {}
