@@ -33,7 +33,7 @@ def test_verbs_options_and_values_are_completed() -> None:
     assert asked("sft", "c.yaml", "--model.dtype", "") == ["float32", "bfloat16"]
     assert asked("plan", "pp") == ["ppo"]
     assert asked("plan", "ppo", "c.yaml", "--steps") == ["--steps"]
-    assert asked("plan", "--gpu") == ["--gpu_gib"]
+    assert asked("plan", "--gpu_g") == ["--gpu_gib"]
 
 
 def test_files_are_completed(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
