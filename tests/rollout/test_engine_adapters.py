@@ -15,13 +15,13 @@ from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import EngineDirty
 from rlhf_ray.training.export import adapter_files
 from rlhf_ray.transfer.errors import TransferError
+from tests.rollout.engine_host import Host, collect
 from tests.rollout.test_engine import (
     LIMIT,
+    PROBES,
     TEXTS,
     VOCABULARY,
-    Host,
     Trainer,
-    collect,
     difference,
     make_requests,
     written_logprobs,
@@ -68,13 +68,13 @@ def load(host: Host, trainer: AdapterTrainer, version: int) -> dict[str, float]:
 
 
 def test_each_adapter_takes_the_place_of_the_one_before(host: Host, trainer: AdapterTrainer) -> None:
-    assert difference(host.score(), trainer.score()) < LIMIT
+    assert difference(host.score(PROBES), trainer.score()) < LIMIT
     for version in (1, 2, 3):
         trainer.change(seed=version)
-        before = host.score()
+        before = host.score(PROBES)
         assert load(host, trainer, version).keys() == {"pause", "load"}
-        assert difference(before, host.score()) > 100 * LIMIT
-        assert difference(host.score(), trainer.score()) < LIMIT
+        assert difference(before, host.score(PROBES)) > 100 * LIMIT
+        assert difference(host.score(PROBES), trainer.score()) < LIMIT
         [request] = make_requests(1)
         for completion in host.generate([request])["r0"]:
             expected = written_logprobs(trainer.model, request.prompt_ids, completion, 1.0)
@@ -108,7 +108,7 @@ def test_an_adapter_that_vllm_refuses_leaves_the_engine_dirty_until_a_good_one(
     with pytest.raises(TransferError, match="adapter of version 7 broke off"):
         host.run(host.engine.load_adapter(files, 7))
     with pytest.raises(EngineDirty, match="serves nothing"):
-        host.score()
+        host.score(PROBES)
     trainer.change(seed=8)
     load(host, trainer, 8)
-    assert difference(host.score(), trainer.score()) < LIMIT
+    assert difference(host.score(PROBES), trainer.score()) < LIMIT
