@@ -17,7 +17,7 @@ from torch import nn
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import EngineDirty
 from rlhf_ray.rollout.requests import Completion, GenerationRequest
-from rlhf_ray.training.process import join
+from rlhf_ray.training.process import RankDeadlines, join
 from rlhf_ray.transfer.errors import ManifestMismatch, SyncMismatch, TransferError
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.manifest import Manifest
@@ -298,7 +298,7 @@ def test_two_engines_with_different_workers_follow_one_trainer(tied: Host, paral
 def zero3_rank(rank: int, port: int, path: Path, from_parent: Any, to_parent: Any) -> None:
     """A trainer rank under ZeRO 3 that changes the weights, scores the probes and sends."""
     torch.set_num_threads(1)
-    join(rank, 2, ("127.0.0.1", port), torch.device("cpu"), 60)
+    join(rank, 2, ("127.0.0.1", port), torch.device("cpu"), RankDeadlines(60, 60, 60))
     import deepspeed
     from transformers import AutoModelForCausalLM
 
