@@ -11,7 +11,6 @@ from torch import nn
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleRaised
 from rlhf_ray.roles import policy_sync
-from rlhf_ray.roles import policy_sync as weight_sync
 from rlhf_ray.roles.policy_sync import WeightSync
 from rlhf_ray.transfer import sender as sender_module
 from rlhf_ray.transfer.group import TransferGroup, Transport
@@ -99,9 +98,9 @@ def test_an_engine_that_fails_ends_the_rendezvous_for_all_with_its_own_error(mon
     """Nobody waits for the deadline: neither the policy, which would be lost, nor the engine that came."""
     monkeypatch.setattr(policy_sync, "wait_together", first_failure)
     monkeypatch.setattr(policy_sync.ray, "wait", ended)
-    monkeypatch.setattr(weight_sync.ray, "put", lambda value: value)
-    monkeypatch.setattr(weight_sync, "wait", lambda calls, **_: wait_for(calls, timeout=60))
-    monkeypatch.setattr(weight_sync, "run_on", lambda node, function, *arguments: THREADS.submit(function, *arguments))
+    monkeypatch.setattr(policy_sync.ray, "put", lambda value: value)
+    monkeypatch.setattr(policy_sync, "wait", lambda calls, **_: wait_for(calls, timeout=60))
+    monkeypatch.setattr(policy_sync, "run_on", lambda node, function, *arguments: THREADS.submit(function, *arguments))
     actors: Any = Policy()
     engines: Any = Engines(actors.cluster)
     policy: Any = SimpleNamespace(name="policy", actors=actors)

@@ -12,20 +12,11 @@ from rlhf_ray.jobs.ppo import scoring as measuring
 from rlhf_ray.jobs.ppo.scoring import PendingScores
 from rlhf_ray.jobs.ppo.turns import DeviceTurns
 from rlhf_ray.roles.trainer import SharedBatch
+from tests.jobs.ppo.colocated import Done
 from tests.samples import make_sample
 
 GROUPS, SAMPLES = 5, 3
 ORDER = ["rewards", "reference", "policy", "critic"]
-
-
-class Done:
-    """Work that has ended."""
-
-    def __init__(self, found: Any) -> None:
-        self._found = found
-
-    def result(self) -> Any:
-        return self._found
 
 
 class Network:
