@@ -208,7 +208,7 @@ class Loop:
             while progress.done < steps and not self._stop:
                 self._step()
             if self._schedule.max_staleness:
-                self._take_what_came()  # the checkpoint of a run that leaves holds it
+                self._take_what_came()  # while it can be had: the last checkpoint holds it
         finally:
             for batch in self._under_way:
                 batch.groups.close()
@@ -236,6 +236,7 @@ class Loop:
             self._evaluate_if_due()
         self.driver.log(self.progress.done, metrics, self._timings.take())
         if self._schedule.checkpoint_due(self.progress.done):
+            self._take_what_came()
             self._checkpoint()
 
     def _collect(self, step: int) -> None:
@@ -295,7 +296,6 @@ class Loop:
             self.progress.evaluated = True
 
     def _checkpoint(self) -> None:
-        self._take_what_came()
         with self._timings.part(CHECKPOINT):
             self.driver.checkpoint(self.progress.done, evaluated=self.progress.evaluated)
         self.progress.saved = self.progress.done

@@ -61,9 +61,11 @@ class HostCopy:
             total += -(-size // ALIGNMENT) * ALIGNMENT
         if total > self.nbytes:
             self._pieces = []
-            _pin(self._block, False) if self._pinned else None
+            if self._pinned:
+                _pin(self._block, False)
             self._block = torch.empty(total, dtype=torch.uint8)
-            _pin(self._block, True) if self._pinned else None
+            if self._pinned:
+                _pin(self._block, True)
         return [self._block[begin : begin + size] for begin, size in zip(begins, sizes, strict=True)]
 
 

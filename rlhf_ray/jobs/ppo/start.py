@@ -77,22 +77,20 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
         memory = None
         if config.algorithm.max_staleness and config.rollout.replay is None:
             memory = RememberedSource(pool, only_whole=config.rollout.deterministic)
-        source = _source(config, memory or pool)
-        adapter_off = config.adapter_off_is_reference
         yield PPORoles(
-            policy,
-            critics,
-            reference,
-            rewards,
-            engines,
-            pool,
-            source,
-            sync,
-            renew,
-            tokenizer,
-            turns,
-            memory,
-            adapter_off,
+            policy=policy,
+            critics=critics,
+            reference=reference,
+            rewards=rewards,
+            engines=engines,
+            pool=pool,
+            source=_source(config, memory or pool),
+            sync=sync,
+            renew=renew,
+            tokenizer=tokenizer,
+            turns=turns,
+            memory=memory,
+            adapter_off=config.adapter_off_is_reference,
         )
 
 
