@@ -207,7 +207,7 @@ def test_sources_weigh_together(optional: Path) -> None:
 def test_a_sync_that_did_not_arrive_whole_ends_the_run(ppo_settings: Settings, tmp_path: Path) -> None:
     """No two programs agree to so many digits."""
     settings = ppo_settings(tmp_path / "run", rollout={"sync_tolerance": 1e-12})
-    with pytest.raises(SyncMismatch, match=r"version 0: rollout engine 0 .* allowed are 1e-12"):
+    with pytest.raises(SyncMismatch, match=r"version 0: rollout engine 0 .* allowed are 6.25e-14 and 1e-12"):
         run(PPOConfig.model_validate(settings))
     assert not (tmp_path / "run").exists(), "it made nothing"
 
