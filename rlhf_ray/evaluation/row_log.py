@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.errors import BadInput
+from rlhf_ray.data.file_formats import Row
 from rlhf_ray.tracking.records import RecordFile, read_whole_rows, replace_file
 
 KEYS_FILE = "keys.json"
-
-Row = dict[str, Any]
 
 
 def key_of(*parts: Any) -> str:

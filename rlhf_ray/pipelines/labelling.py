@@ -13,12 +13,11 @@ from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.iterate import IterateConfig, PeopleLabels, SourceLabels
 from rlhf_ray.config.rewards import TOTAL_COLUMN, RewardConfig
 from rlhf_ray.data.columns import prompt_of, ranking_of
+from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.loading import converted_rows, report_of
 from rlhf_ray.data.row_files import json_line
 from rlhf_ray.pipelines.round_stages import Round, policy_before
 from rlhf_ray.tracking.records import replace_file
-
-Row = dict[str, Any]
 
 
 class WaitingForPeople(RlhfError):

@@ -50,7 +50,7 @@ class Microbatch:
     """It has no rows of its own: its results count nothing."""
 
 
-def lay_out(batch: TokenBatch, rows: np.ndarray, packed: bool, device: torch.device) -> Microbatch:
+def build_microbatch(batch: TokenBatch, rows: np.ndarray, packed: bool, device: torch.device) -> Microbatch:
     """Lay out some rows of a batch; no rows give a stand-in.
 
     Args:
@@ -171,7 +171,7 @@ def without_context(prompts: np.ndarray, responses: np.ndarray) -> Bool[np.ndarr
 def _stand_in(batch: TokenBatch, device: torch.device) -> Microbatch:
     # Token 0 exists in every vocabulary.
     one = TokenBatch.from_sequences([np.zeros(STAND_IN_TOKENS - 1, np.int32)], [np.zeros(1, np.int32)])
-    laid = lay_out(one, np.zeros(1, np.int64), False, device)
+    laid = build_microbatch(one, np.zeros(1, np.int64), False, device)
     empty = np.zeros(0, np.int64)
     return Microbatch(**{**vars(laid), "flat": empty, "row_index": empty, "stand_in": True})
 

@@ -16,7 +16,7 @@ from rlhf_ray.models.logit_transform import UnknownTransform
 from rlhf_ray.models.lora import add_adapter
 from rlhf_ray.models.probe import Reading, Unfaithful, check_readings, probe_texts, scores_alone
 from rlhf_ray.models.score_statistics import ScoreStatistics
-from rlhf_ray.training.microbatch import Microbatch, as_tensor, lay_out
+from rlhf_ray.training.microbatch import Microbatch, as_tensor, build_microbatch
 from rlhf_ray.training.ragged import lay_out_ragged
 
 Kind = Literal["policy", "critic", "reward"]
@@ -77,7 +77,7 @@ def check_network(
     prompt, answers = probe_texts(wrapped.network.config)
     batch = TokenBatch.from_sequences([prompt] * len(answers), answers)
     rows = np.arange(batch.rows)
-    ways = {PACKED if packed else PADDED: lay_out(batch, rows, packed, device)}
+    ways = {PACKED if packed else PADDED: build_microbatch(batch, rows, packed, device)}
     if wrapped.takes_ragged_rows:
         ways[RAGGED] = lay_out_ragged(batch, rows, device)
     try:

@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from rlhf_ray.data.batches import TokenBatch, passes_by_length
 from rlhf_ray.models.ragged_attention import AttentionGroup, RaggedRows
 from rlhf_ray.training import microbatch
-from rlhf_ray.training.microbatch import Microbatch, as_tensor, lay_out, ranges
+from rlhf_ray.training.microbatch import Microbatch, as_tensor, build_microbatch, ranges
 
 ATTENTION_SHARE = 0.1
 """Part of a token's work that attention and the copies of its rows take."""
@@ -36,13 +36,13 @@ def lay_out_passes(
     """
     rows = np.asarray(rows, dtype=np.int64)
     if packed or not len(rows):
-        return [lay_out(batch, rows, packed, device)]
+        return [build_microbatch(batch, rows, packed, device)]
     start = microbatch.start_tokens(device)
     lengths = batch.lengths[rows]
     parts = passes_by_length(lengths, start) if by_length else [np.arange(len(rows))]
     if ragged and _ragged_cost(batch, rows, start) < _padded(lengths, parts) + start * len(parts):
         return [lay_out_ragged(batch, rows, device)]
-    return [lay_out(batch, rows[part], packed, device) for part in parts]
+    return [build_microbatch(batch, rows[part], packed, device) for part in parts]
 
 
 def lay_out_ragged(batch: TokenBatch, rows: np.ndarray, device: torch.device) -> Microbatch:

@@ -25,10 +25,10 @@ from rlhf_ray.training.microbatch import (
     ExtraBatch,
     Microbatch,
     accumulate,
+    build_microbatch,
     in_order,
     join_columns,
     join_outputs,
-    lay_out,
     zero_loss,
 )
 from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
@@ -371,7 +371,9 @@ class TrainerRank:
         self._module.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = 0.0
-        microbatch = lay_out(TokenBatch.from_sequences([], []), np.zeros(0, np.int64), self._packed, self._device)
+        microbatch = build_microbatch(
+            TokenBatch.from_sequences([], []), np.zeros(0, np.int64), self._packed, self._device
+        )
         self._engine.set_gradient_accumulation_boundary(True)
         outputs = self._outputs(microbatch, False, self._temperature)
         self._engine.backward(zero_loss(outputs), scale_wrt_gas=False)

@@ -13,7 +13,7 @@ from rlhf_ray.algorithms.preferences import PreferenceObjective
 from rlhf_ray.algorithms.segments import row_sums
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.models.heads import PolicyNetwork
-from rlhf_ray.training.microbatch import lay_out, select_columns
+from rlhf_ray.training.microbatch import build_microbatch, select_columns
 
 trl = pytest.importorskip("trl", reason="TRL is installed to compare with: pip install --no-deps trl==1.16.0")
 
@@ -59,7 +59,7 @@ def batch_of(inputs: dict[str, Tensor], prefix: str = "") -> TokenBatch:
 
 def logprobs_of(network: nn.Module, batch: TokenBatch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Log-probabilities of tokens and their sums, and the columns that every loss reads, packed without padding."""
-    microbatch = lay_out(batch, range(batch.rows), packed=True, device=torch.device("cpu"))
+    microbatch = build_microbatch(batch, range(batch.rows), packed=True, device=torch.device("cpu"))
     # A row of the Chinese pair may have no prompt: TRL takes it away where its tokens merge with the response's.
     outputs = PolicyNetwork(network)(
         microbatch.input_ids,

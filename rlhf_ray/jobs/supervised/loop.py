@@ -28,7 +28,7 @@ from rlhf_ray.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-Row = TypeVar("Row")
+Example = TypeVar("Example")
 
 
 class NothingLearned(RlhfError):
@@ -47,13 +47,13 @@ class TrainingBatch:
     """Rows with the same number stay in one micro-batch."""
 
 
-class SupervisedTask(ABC, Generic[Row]):
+class SupervisedTask(ABC, Generic[Example]):
     """Base of jobs that learn from a fixed data set: kind of model, loss, rows and what they become."""
 
     kind: Kind
     loss: Loss
 
-    def __init__(self, train: Loaded[Row], held_out: Loaded[Row] | None) -> None:
+    def __init__(self, train: Loaded[Example], held_out: Loaded[Example] | None) -> None:
         """Take the rows to learn from, and those kept aside."""
         self.train, self.held_out = train, held_out
 
@@ -61,7 +61,7 @@ class SupervisedTask(ABC, Generic[Row]):
         """Read what must be known of the model as it was loaded, before the first step or a resume."""
 
     @abstractmethod
-    def batch(self, rows: Sequence[Row]) -> TrainingBatch:
+    def batch(self, rows: Sequence[Example]) -> TrainingBatch:
         """Make one optimizer step of some rows."""
 
     def report(self, sums: dict[str, float]) -> dict[str, float]:
@@ -69,7 +69,7 @@ class SupervisedTask(ABC, Generic[Row]):
         return sums
 
     @abstractmethod
-    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Row]) -> dict[str, float]:
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Example]) -> dict[str, float]:
         """Return metrics of rows kept aside, without the prefix `eval_`."""
 
     def state(self) -> dict[str, Any] | None:
@@ -92,7 +92,7 @@ def learned_before(config: SupervisedConfig) -> bool:
     return finished_before(config, deciding=("epochs", "batch_size"))
 
 
-def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
+def learn(config: SupervisedConfig, task: SupervisedTask[Example]) -> bool:
     """Run a supervised job to its end, or until it is asked to stop; begin, or resume from the newest checkpoint.
 
     Returns:
@@ -124,13 +124,13 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
         task.begin(trainer, tracker)
         begun = task.state()
 
-        def begin() -> _Job[Row]:
+        def begin() -> _Job[Example]:
             """Begin at the newest checkpoint, or at the start."""
             job = _Job(config, task, trainer, tracker, checkpoints, passes)
             job.restore(checkpoints.latest(), begun)
             return job
 
-        def recover(job: _Job[Row], death: RoleDied) -> _Job[Row]:
+        def recover(job: _Job[Example], death: RoleDied) -> _Job[Example]:
             logger.warning("%s; starting it again", death)
             trainer.restart(death.rank or 0)
             job = begin()
@@ -147,13 +147,13 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Row]) -> bool:
     return job.finished
 
 
-class _Job(Generic[Row]):
+class _Job(Generic[Example]):
     """State of a supervised run between its steps."""
 
     def __init__(
         self,
         config: SupervisedConfig,
-        task: SupervisedTask[Row],
+        task: SupervisedTask[Example],
         trainer: TrainerGroup,
         tracker: Tracker,
         checkpoints: Checkpoints,

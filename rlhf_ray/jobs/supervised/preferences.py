@@ -30,19 +30,19 @@ from rlhf_ray.jobs.supervised.reference import Model, ReferenceLogprobs, summed
 from rlhf_ray.roles.trainer import SharedBatch, TrainerGroup
 from rlhf_ray.tracking.tracker import Tracker
 
-Row = TypeVar("Row")
+Example = TypeVar("Example")
 ReferenceOf = Callable[[TrainerGroup, Callable[[str], None]], ReferenceLogprobs]
 """Makes the reference from the policy as it was loaded; takes words for the person who watches too."""
 
 
-class PreferenceTask(SupervisedTask[Row]):
+class PreferenceTask(SupervisedTask[Example]):
     """Batches, columns and metrics of one kind of preferences, for training rows and for rows kept aside."""
 
     kind = "policy"
     needs_reference: bool
     reference_of: ReferenceOf | None = None
 
-    def __init__(self, train: Loaded[Row], held_out: Loaded[Row] | None, rows_per_step: int) -> None:
+    def __init__(self, train: Loaded[Example], held_out: Loaded[Example] | None, rows_per_step: int) -> None:
         """Take the rows of both data sets, and how many of them make an optimizer step."""
         super().__init__(train, held_out)
         self._rows_per_step = rows_per_step
@@ -72,11 +72,11 @@ class PreferenceTask(SupervisedTask[Row]):
             if self.held_out is not None:
                 self._read_reference(self.held_out.rows, reference, training=False)
 
-    def batch(self, rows: Sequence[Row]) -> TrainingBatch:
+    def batch(self, rows: Sequence[Example]) -> TrainingBatch:
         """Make one optimizer step of some training rows."""
         return self._batch(rows, training=True)
 
-    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Row]) -> dict[str, float]:
+    def evaluate(self, trainer: TrainerGroup, rows: Sequence[Example]) -> dict[str, float]:
         """Return loss and metrics of rows kept aside, as the mean of steps of the training's size."""
         totals: dict[str, float] = {}
         for start in range(0, len(rows), self._rows_per_step):
@@ -94,14 +94,14 @@ class PreferenceTask(SupervisedTask[Row]):
         self._moments = RunningMoments(**state)
 
     @abstractmethod
-    def _read_reference(self, rows: Sequence[Row], reference: ReferenceLogprobs, training: bool) -> None:
+    def _read_reference(self, rows: Sequence[Example], reference: ReferenceLogprobs, training: bool) -> None:
         """Keep the reference's log-probabilities of a data set."""
 
     @abstractmethod
-    def _batch(self, rows: Sequence[Row], training: bool) -> TrainingBatch:
+    def _batch(self, rows: Sequence[Example], training: bool) -> TrainingBatch:
         """Make batch and columns of some rows of a data set."""
 
-    def _evaluate(self, rows: Sequence[Row]) -> dict[str, float]:
+    def _evaluate(self, rows: Sequence[Example]) -> dict[str, float]:
         batch = self._batch(rows, training=False)
         columns = {name: torch.from_numpy(values) for name, values in {**batch.columns, **batch.row_columns}.items()}
         columns["rows"] = row_index(torch.from_numpy(batch.tokens.response_offsets))
