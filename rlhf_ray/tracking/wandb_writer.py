@@ -1,19 +1,24 @@
 """Weights & Biases, on a thread of its own, so that an outage, a hang or a broken login costs one line of warning.
 
-An online run continues under its id after a resume. wandb cannot resume an offline run: there each start leaves one
-more folder, but all have the run's id and count the same steps, so `wandb sync --append` joins them.
+A run is one run there however often it was killed and resumed. Online the service knows what it has; offline each
+start leaves a folder of its own, all of one id, which `wandb sync` appends to one another in the order of their starts.
+Nothing that wandb has can be taken back, so each step is given once: what a kill kept from it comes from
+`metrics.jsonl`, and a step that is made again keeps the values of its first time.
 """
 
 import importlib
 import os
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rlhf_ray.config.run import TrackingConfig
 from rlhf_ray.redaction.texts import redact, redact_text
+from rlhf_ray.tracking.records import METRICS_FILE, read_records
+from rlhf_ray.tracking.wandb_files import last_step
 from rlhf_ray.tracking.writer import SampleRow, Status, Warn
 
 INIT_SECONDS = 60
@@ -21,6 +26,10 @@ INIT_SECONDS = 60
 CLOSE_SECONDS = {"online": 60.0, "offline": 20.0}
 # Some 1,000 steps at ten calls each; a writer that is that far behind is not coming back.
 QUEUE_LENGTH = 10_000
+FLUSH_SECONDS = 0.5
+"""After which wandb's own process has written what it was given; by itself it waits 10 seconds and more."""
+GATHER_SECONDS = 0.5
+"""For all that a step says to come together, as one row."""
 EXIT_CODES: dict[Status, int] = {"finished": 0, "stopped": 0, "failed": 1}
 
 
@@ -48,6 +57,13 @@ class WandbWriter:
         self._queue: queue.Queue[tuple[str, tuple[Any, ...]]] = queue.Queue(QUEUE_LENGTH)
         self._dropped = False
         self._status: Status = "finished"
+        self._run_id, self._resumed = run_id, resumed
+        self._row: dict[str, Any] = {}
+        """What came of the newest step."""
+        self._last = -1
+        """The newest step that wandb was given, in this start or an earlier one."""
+        self._again = -1
+        """Steps up to this one are made again, and wandb has them."""
         self._options = {
             "id": run_id,
             "project": tracking.project,
@@ -55,8 +71,8 @@ class WandbWriter:
             "dir": str(folder),
             "mode": self._mode,
             "config": redact(config),
-            # Offline, wandb cannot know an earlier part of the run and would only warn about the request.
-            "resume": "allow" if resumed and self._mode == "online" else None,
+            # Offline it is for `wandb sync`, which then looks at what the service has.
+            "resume": "allow" if resumed else None,
             "reinit": "create_new",
         }
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -71,7 +87,8 @@ class WandbWriter:
         self._put("samples", step, [dict(row) for row in rows], kind)
 
     def truncate_after(self, step: int) -> None:
-        """Do nothing: wandb keeps what it has; steps that run again are drawn over by their own number."""
+        """Go on from a step: give what wandb lacks up to there, and from then on what it does not have."""
+        self._put("go on", step)
 
     def close(self, status: Status) -> None:
         """Finish the run, waiting at most CLOSE_SECONDS for what is left."""
@@ -100,9 +117,10 @@ class WandbWriter:
             return
         warned = False
         while True:
-            kind, arguments = self._queue.get()
+            kind, arguments = self._take()
             try:
                 if kind == "stop":
+                    self._give(run)
                     run.finish(exit_code=EXIT_CODES[self._status])
                     return
                 self._send(wandb, run, kind, arguments)
@@ -112,6 +130,13 @@ class WandbWriter:
                     self._warn(f"wandb: {_first_line(error)}; training goes on, metrics are in metrics.jsonl")
                 if kind == "stop":
                     return
+
+    def _take(self) -> tuple[str, tuple[Any, ...]]:
+        """Wait for what comes next; "give" where nothing comes to a row that was begun."""
+        try:
+            return self._queue.get(timeout=GATHER_SECONDS if self._row else None)
+        except queue.Empty:
+            return "give", ()
 
     def _start(self, wandb: Any) -> Any:
         settings = wandb.Settings(
@@ -126,20 +151,72 @@ class WandbWriter:
             disable_code=True,
             disable_git=True,
         )
-        run = wandb.init(settings=settings, **self._options)
+        if self._resumed and self._mode == "offline":
+            self._last = last_step(self._folder, self._run_id)
+        with _flushed(wandb.Settings):
+            run = wandb.init(settings=settings, **self._options)
+        if self._resumed and self._mode == "online":
+            self._last = int(run.summary.get("step", -1))
         run.define_metric("step", hidden=True)
         run.define_metric("*", step_metric="step")
         return run
 
     def _send(self, wandb: Any, run: Any, kind: str, arguments: tuple[Any, ...]) -> None:
-        if kind == "log":
-            step, metrics = arguments
-            run.log({"step": step, **metrics})
+        match kind, arguments:
+            case "log", (step, metrics):
+                self._add(run, step, metrics)
+            case "samples", (step, rows, name):
+                columns = list(dict.fromkeys(column for row in rows for column in row))
+                cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+                self._add(run, step, {f"samples/{name}": wandb.Table(columns=columns, data=cells)})
+            case "go on", (step,):
+                self._go_on(run, step)
+            case _:
+                self._give(run)
+
+    def _add(self, run: Any, step: int, values: Mapping[str, Any]) -> None:
+        """Put values into the row of a step, once the row before is given; wandb may have that step."""
+        if step <= self._again:
             return
-        step, rows, name = arguments
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
-        run.log({"step": step, f"samples/{name}": wandb.Table(columns=columns, data=cells)})
+        if self._row and self._row["step"] != step:
+            self._give(run)
+        self._row |= {"step": step, **values}
+
+    def _give(self, run: Any) -> None:
+        row, self._row = self._row, {}
+        if row:
+            run.log(row)
+            self._last = max(self._last, row["step"])
+
+    def _go_on(self, run: Any, step: int) -> None:
+        self._give(run)
+        self._again = self._last if self._last > step else -1
+        # Those of an earlier start, which a kill kept from wandb.
+        for record in read_records(self._folder / METRICS_FILE):
+            if self._last < record["step"] <= step:
+                self._add(run, record["step"], {name: value for name, value in record.items() if name != "time"})
+        self._give(run)
+
+
+@contextmanager
+def _flushed(settings: Any) -> Iterator[None]:
+    """Let a run that begins meanwhile write its file every FLUSH_SECONDS, which wandb's Python does not pass on."""
+    told = getattr(settings, "to_proto", None)
+    if told is None:
+        yield
+        return
+
+    def to_proto(self: Any) -> Any:
+        message = told(self)
+        if "x_transaction_log_flush_interval" in message.DESCRIPTOR.fields_by_name:
+            message.x_transaction_log_flush_interval.value = FLUSH_SECONDS
+        return message
+
+    settings.to_proto = to_proto
+    try:
+        yield
+    finally:
+        settings.to_proto = told
 
 
 def _cell(value: Any) -> str | float | int | None:

@@ -24,6 +24,7 @@ class FakeRun:
     def __init__(self, act: Any) -> None:
         self.act = act
         self.rows: list[dict[str, Any]] = []
+        self.summary: dict[str, Any] = {}
         self.exit_code: int | None = None
 
     def define_metric(self, name: str, **options: Any) -> None: ...
@@ -162,7 +163,39 @@ def test_a_resumed_run_keeps_its_id_and_its_steps(monkeypatch, open_tracker):
     assert again.run.exit_code == 1
 
 
-def test_real_wandb_offline_takes_two_starts_of_one_run(open_tracker, shown, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("has", "given"), [(1, [2, 3, 4]), (2, [3, 4]), (3, [4])])
+def test_a_resumed_run_gives_each_step_once(has, given, monkeypatch, open_tracker):
+    """Whether a kill took steps from wandb that a checkpoint holds, or wandb has steps that are made again."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    first = open_tracker()
+    for step in (1, 2, 3):
+        first.log(step, {"reward": float(step)})
+    first.close("stopped")
+    made = fake_wandb(monkeypatch)
+    made.run.summary["step"] = has
+    resumed = open_tracker(first.run_id, wandb="online")
+    resumed.truncate_after(2)
+    for step in (3, 4):
+        resumed.log(step, {"eval_score": 0.5})
+        resumed.log(step, {"reward": float(step)})
+    resumed.close()
+    assert [row["step"] for row in made.run.rows] == given
+    assert [row["reward"] for row in made.run.rows] == [float(step) for step in given]
+    assert all("eval_score" in row for row in made.run.rows if row["step"] > 2), "a step is one row"
+
+
+def test_a_step_that_is_made_again_within_a_start_is_given_once(monkeypatch, open_tracker):
+    made = fake_wandb(monkeypatch)
+    tracker = open_tracker(wandb="offline")
+    for after, steps in ((0, (1, 2, 3)), (1, (2, 3, 4)), (-1, (1, 5))):
+        tracker.truncate_after(after)
+        for step in steps:
+            tracker.log(step, {"reward": float(after)})
+    tracker.close()
+    assert [(row["step"], row["reward"]) for row in made.run.rows] == [(1, 0), (2, 0), (3, 0), (4, 1), (5, -1)]
+
+
+def test_real_wandb_offline_hides_the_key(open_tracker, shown, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     tracker = open_tracker(wandb="offline", config={"url": f"https://me:{KEY}@host"})
@@ -171,13 +204,4 @@ def test_real_wandb_offline_takes_two_starts_of_one_run(open_tracker, shown, tmp
         tracker.samples(STEPS, [{"prompt": f"the key is {KEY}", "response": KEY, "rewards": {"r": 1.0}}])
         tracker.close("stopped")
     assert leaks_in(tmp_path, needles=(KEY.encode(),)) == commands == []
-    # Folders are named by the second.
-    time.sleep(1)
-    again = open_tracker(tracker.run_id, wandb="offline")
-    again.truncate_after(10)
-    train(again)
-    again.close()
-    folders = [folder.name for folder in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-    assert len(folders) == 2
-    assert all(name.endswith(f"-{tracker.run_id}") for name in folders)
     assert "wandb" not in shown.getvalue()
