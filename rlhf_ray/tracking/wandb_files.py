@@ -44,7 +44,7 @@ def last_step(folder: Path, run_id: str) -> int:
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
     # Here, as only a run that wandb follows needs it.
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # made as it is imported
 
     for data in _records(file.read_bytes()):
         try:
