@@ -132,26 +132,36 @@ def check_engine(model: ModelConfig, rollout: RolloutConfig, max_tokens: int) ->
             f"{model.path}/config.json: architectures: names nothing, and the engines go by it; write the network's "
             "class, such as [Qwen2ForCausalLM]"
         )
+    check_heads(model.path, described, rollout)
     network = described.get_text_config()
-    heads = network.num_attention_heads
-    size = getattr(network, "head_dim", None) or network.hidden_size // heads
-    if rollout.gpus_per_worker == 0 and size not in CPU_HEAD_SIZES:
-        raise BadInput(
-            f"model.path: {model.path}: vLLM has no CPU attention for heads of width {size} (it has "
-            f"{', '.join(map(str, CPU_HEAD_SIZES))}); use another model, or put the engines on a GPU "
-            "(rollout.gpus_per_worker)"
-        )
-    parallel = tensor_parallel_size(rollout)
-    if heads % parallel:
-        raise BadInput(
-            f"rollout.tensor_parallel: {parallel} does not divide the {heads} attention heads of {model.path}"
-        )
     context = _context(network)
     if "max_model_len" not in rollout.engine and context is not None and max_tokens > context:
         raise BadInput(
             f"data.max_prompt_tokens and rollout.max_new_tokens are {max_tokens} tokens together, "
             f"but {model.path} reads at most {context} (max_position_embeddings); lower one of them"
         )
+
+
+def check_heads(path: str, described: Any, rollout: RolloutConfig) -> None:
+    """Check that an engine can compute and divide a model's attention heads.
+
+    Args: path, of the model; described, its Transformers config; rollout, the engines' section.
+
+    Raises:
+        BadInput: names the key and what to do.
+    """
+    network = described.get_text_config()
+    heads = network.num_attention_heads
+    size = getattr(network, "head_dim", None) or network.hidden_size // heads
+    if rollout.gpus_per_worker == 0 and size not in CPU_HEAD_SIZES:
+        raise BadInput(
+            f"model.path: {path}: vLLM has no CPU attention for heads of width {size} (it has "
+            f"{', '.join(map(str, CPU_HEAD_SIZES))}); use another model, or put the engines on a GPU "
+            "(rollout.gpus_per_worker)"
+        )
+    parallel = tensor_parallel_size(rollout)
+    if heads % parallel:
+        raise BadInput(f"rollout.tensor_parallel: {parallel} does not divide the {heads} attention heads of {path}")
 
 
 def check_transfer(model: ModelConfig, rollout: RolloutConfig) -> None:

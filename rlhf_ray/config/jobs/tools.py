@@ -133,8 +133,9 @@ class PlanConfig(Section):
     gpu_gib: float = Field(default=80, ge=0.001, le=1_000_000)
     """Memory of each GPU, in GiB."""
 
-    host_gib: float = Field(default=931, ge=0.001, le=1_000_000)
-    """Memory of each machine with GPUs, in GiB; 931 are a terabyte."""
+    host_gib: Annotated[float, Field(ge=0.001, le=1_000_000)] | None = None
+    """Memory of each machine, in GiB. None: 931, a terabyte, where there are GPUs; for one machine without, what this
+    one has; for several without, it is not looked at."""
 
     gpu_tflops: float = Field(default=989, ge=0.001, le=1_000_000)
     """Peak of each GPU in bfloat16 without sparsity, in teraflops; by default that of an H100, as the next two are."""

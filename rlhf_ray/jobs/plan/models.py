@@ -5,9 +5,11 @@ from collections.abc import Iterator, Set
 from pathlib import Path
 
 from rlhf_ray.config.commands import JOBS
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.reading.verbs import verb_of
+from rlhf_ray.config.rollout import RolloutConfig
 
 
 def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
@@ -24,6 +26,7 @@ def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
     Raises:
         BadInput: names the key and what to do.
     """
+    _refuse_heads(config)
     own = {*config.model_paths(), *config.reward_sources()}
     if any(key in own or key[:-1] in own for key in missing):
         return []
@@ -37,6 +40,22 @@ def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
         module, _, function = check.partition(":")
         getattr(importlib.import_module(module), function)(config)
     return list(_long_texts(config))
+
+
+def _refuse_heads(config: JobConfig) -> None:
+    """Refuse what engines cannot compute, which a config file tells also where weights or other models are not here."""
+    from rlhf_ray.models.loading import read_model_config
+    from rlhf_ray.runs.model_checks import check_heads
+
+    rollout = config.placements().get(("rollout",))
+    if isinstance(rollout, RolloutConfig):
+        for held in config.held_models().get(("rollout",), []):
+            if (Path(held.model.path) / "config.json").is_file():
+                try:
+                    described = read_model_config(held.model.path, held.model.trust_remote_code)
+                except BadInput:
+                    continue  # the plan says that its memory is not known, and why
+                check_heads(held.model.path, described, rollout)
 
 
 def _long_texts(config: JobConfig) -> Iterator[str]:

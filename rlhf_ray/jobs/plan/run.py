@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -33,6 +34,11 @@ GIB = 2**30
 TO_SAVE_MEMORY = "raise zero_stage or workers, set gradient_checkpointing, or lower tokens_per_microbatch"
 
 TO_SAVE_HOST_MEMORY = "set reference.zero_stage to 3, or give roles GPUs of their own, so that they need not sleep"
+
+TO_SAVE_MACHINE = "fewer workers, a smaller model, or lower tokens_per_microbatch; --host_gib says what a machine has"
+
+TERABYTE = 931.0
+"""GiB that machines with GPUs have, unless it is said."""
 
 LESS_ENGINE = "lower rollout.engine.gpu_memory_utilization"
 
@@ -91,14 +97,17 @@ def show(config: JobConfig, machine: PlanConfig, console: Console, heading: str 
         console.print(_memory_table(footprints | beside))
         console.print(_device_table(loads, machine.gpu_gib))
     if on_gpus:
-        console.print(_host_table(hosts, machine.host_gib))
+        console.print(_host_table(hosts, machine.host_gib or TERABYTE))
         console.print(_floor_table(floors(config, parts[0], footprints, machine)))
     for line in [*config.batch_lines(), *_cache_lines(config, footprints), *config.adapter_lines()]:
         console.print(line, highlight=False)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
     unused = [*config.batch_warnings(), *idle_groups(config)]
     overfull = _overfull(loads, footprints, machine.gpu_gib)
-    overfull += _overfull_hosts(hosts, machine.host_gib) if on_gpus else []
+    if on_gpus:
+        overfull += _overfull_hosts(hosts, machine.host_gib or TERABYTE)
+    else:
+        overfull += _overfull_machines(loads, machine.host_gib or _memory_here(config))
     for warning in [*unknown, *files, *models, *unused, *overfull]:
         console.print(f"[yellow]warning[/yellow] {warning}", highlight=False)
     return DOES_NOT_FIT if unknown or overfull else 0
@@ -309,6 +318,24 @@ def _overfull(loads: list[_Load], footprints: dict[str, WorkerMemory], gpu_gib: 
     engine = footprints.get("rollout")
     if engine is not None and engine.cache == 0:
         found["rollout: the weights leave no room for the KV cache; raise rollout.gpus_per_worker"] = None
+    return list(found)
+
+
+def _memory_here(config: JobConfig) -> float | None:
+    """Return the GiB of this machine, where a job without GPUs takes one machine; None where it takes several."""
+    if sum(group.nodes for group in config.node_groups().values()) != 1:
+        return None
+    return float(psutil.virtual_memory().total) / GIB
+
+
+def _overfull_machines(loads: list[_Load], host_gib: float | None) -> list[str]:
+    """Name machines without GPUs that hold more than they have; None: it is not known what they have."""
+    found: dict[str, None] = {}
+    for load in loads:
+        if host_gib is not None and load.most.size > host_gib * GIB:
+            largest = ", ".join(sorted(load.roles, key=lambda role: -load.roles[role])[:3])
+            needed = f"{load.most.size / GIB:.0f} GiB of a machine's {host_gib:.0f}, most of them for {largest}"
+            found[f"group {load.device[0]}: {needed}; {TO_SAVE_MACHINE}"] = None
     return list(found)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -128,7 +129,7 @@ def test_on_cpu_a_plan_counts_what_processes_hold_beside_their_models(
     }
     assert min(TRAINER, ENGINE, SCORER, FUNCTION, DRIVER, RAY) > 0
     whole = sum(memory.total for memory in found.values()) + DRIVER + RAY
-    assert cli.main(["plan", "ppo", *arguments]) == 0
+    assert cli.main(["plan", "--host_gib", "2000", "ppo", *arguments]) == 0
     shown = capsys.readouterr().out
     [row] = [line for line in shown.splitlines() if "main node 0 CPU" in line]
     assert row.split("│")[2].strip() == f"{whole / GIB:.2f}"
@@ -216,3 +217,21 @@ def test_host_memory_holds_what_sleeps_and_is_refused_where_it_does_not_fit(
     found, _ = role_footprints(apart, 80 * GIB)
     [part] = checked_layouts(apart)
     assert max(sum(load.values()) for load in host_loads(part, found).values()) < 32 * GIB, "nobody sleeps"
+
+
+def test_without_gpus_the_machines_memory_is_what_must_suffice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(SEVEN_B))
+    job = ["ppo", str(CONFIGS / "ppo_cpu_tiny.yaml"), "--model.path", str(model)]
+    assert cli.main(["plan", "--host_gib", "2000", *job]) == 0
+    assert cli.main(["plan", "--host_gib", "100", *job]) == DOES_NOT_FIT
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "of a machine's 100, most of them for policy" in shown
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=16 * GIB))
+    assert cli.main(["plan", *job]) == DOES_NOT_FIT
+    assert "of a machine's 16, most of them for policy" in " ".join(capsys.readouterr().out.split())
+    groups = '{"main": {"nodes": 2}}'
+    assert cli.main(["plan", *job, "--groups", groups]) == 0, "what they have is not known"

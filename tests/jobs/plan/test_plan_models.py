@@ -85,6 +85,21 @@ def test_what_engines_cannot_read_is_refused_as_by_the_run(
     assert "are 1280 tokens together" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("away", ["weights", "reward model"])
+def test_heads_that_engines_on_cpu_cannot_compute_are_refused_from_the_config_file_alone(
+    away: str, tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = build_tiny(tmp_path / "model", tiny_model.texts, hidden=64, heads=4)
+    reward = {"kind": "function", "function": f"{ROOT}/examples/reviews/balance.py:one_sided"}
+    if away == "weights":
+        (model / "model.safetensors").unlink()
+    else:
+        reward = {"kind": "model", "path": str(tmp_path / "yet to be written")}
+    job = {"model": {"path": str(model)}, "data": PROMPTS, "rewards": [reward], "output": str(tmp_path / "out")}
+    assert planned(tmp_path, "ppo", **job) == 2
+    assert "vLLM has no CPU attention for heads of width 16" in capsys.readouterr().err
+
+
 def test_longer_texts_than_a_model_was_made_for_are_a_word(
     reads_512: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
