@@ -32,8 +32,8 @@ $(READY): $(REQUIREMENTS) pyproject.toml
 demo: setup  ## Language model, reward model and PPO on product reviews; results in outputs/demo.
 	$(BIN)/python -m examples.reviews.demo --output outputs/demo
 
-test: setup  ## All tests that need no GPU and take no minutes.
-	$(PYTEST)
+test: setup  ## All tests that need no GPU and take no minutes, in two processes.
+	$(PYTEST) --numprocesses 2
 
 slow: setup  ## Learning runs and benchmarks' own tests.
 	$(PYTEST) -m slow

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -13,6 +14,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 
 from tests.planted_secrets import plant
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadScopeScheduling
 
 plant()
 
@@ -24,6 +29,22 @@ TEXTS = [
     "Great value for the money, my family loves it!",
     "服务态度不错，下次还会再来。",
 ]
+
+
+ROOM_OF_ENGINES = "tests/jobs/"
+"""Its tests share engines and whole runs for a session, so that one process has all of them."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "LoadScopeScheduling":
+    """Keep tests together that share what is slow to start, where processes share the suite (`make test`)."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return ROOM_OF_ENGINES if nodeid.startswith(ROOM_OF_ENGINES) else nodeid.split("::")[0]
+
+    return ByRoom(config, log)
 
 
 START_SECONDS = 240
