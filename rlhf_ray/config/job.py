@@ -73,6 +73,10 @@ class JobConfig(Section):
         """Return the tokens of the longest prompt with the longest response; None where no engine answers."""
         return None
 
+    def max_staleness(self) -> int | None:
+        """Return how many steps ahead of the policy engines write; None where they may not, or there are none."""
+        return None
+
     def output_folder(self) -> str | None:
         """Return the folder that the job makes; None where it makes none."""
         return None

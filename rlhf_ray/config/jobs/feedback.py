@@ -89,6 +89,9 @@ class FeedbackConfig(PPOConfig):
                 text = "feedback.jsonl in the run folder has every answer with its score; `replay` at the top reads one"
                 yield Problem(("rollout", name), text)
 
+    def max_staleness(self) -> None:
+        """Return None: each answer waits for a person."""
+
     def missing(self) -> Iterator[Problem]:
         """Find rows to learn from that are not there."""
         yield from super().missing()

@@ -201,6 +201,10 @@ class PPOConfig(RunConfig):
         prompts = [data.max_prompt_tokens for data in (self.data, self.evaluation.data) if data is not None]
         return max(prompts) + self.rollout.max_new_tokens
 
+    def max_staleness(self) -> int | None:
+        """Return that of the algorithm; None where replayed answers take the place of the engines'."""
+        return self.algorithm.max_staleness if self.rollout.replay is None else None
+
     def step_tokens(self) -> Mapping[str, int]:
         """Return the tokens of a batch, those that are learned from in each pass over it."""
         tokens = self.prompts_per_step * self.samples_per_prompt * self.longest_sample()

@@ -27,6 +27,7 @@ from rlhf_ray.jobs.plan.floors import Floor, floors
 from rlhf_ray.jobs.plan.footprints import role_footprints
 from rlhf_ray.jobs.plan.memory import OTHER_PROCESSES, WorkerMemory
 from rlhf_ray.jobs.plan.models import refuse_models
+from rlhf_ray.jobs.plan.staleness import staleness_lines
 from rlhf_ray.runs.layouts import JobLayout, checked_layouts, job_layouts
 
 GIB = 2**30
@@ -98,7 +99,12 @@ def show(config: JobConfig, machine: PlanConfig, console: Console, heading: str 
         console.print(_device_table(loads, machine.gpu_gib))
     if on_gpus:
         console.print(_host_table(hosts, machine.host_gib or TERABYTE))
-        console.print(_floor_table(floors(config, parts[0], footprints, machine)))
+        found = floors(config, parts[0], footprints, machine)
+        console.print(_floor_table(found))
+        staleness, rollout = config.max_staleness(), config.placements().get(("rollout",))
+        if staleness is not None and rollout is not None:
+            for line in staleness_lines(staleness, parts[0].layout, rollout.gpus_per_worker, found):
+                console.print(line, highlight=False)
     for line in [*config.batch_lines(), *_cache_lines(config, footprints), *config.adapter_lines()]:
         console.print(line, highlight=False)
     files = [f"{'.'.join(map(str, problem.key))}: {problem.message}" for problem in missing]
