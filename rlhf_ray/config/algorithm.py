@@ -183,7 +183,8 @@ class AlgorithmConfig(Section):
 
     filter_groups: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Drop groups whose rewards are all equal and answer further prompts in their place (DAPO), up to this many batches
-    of prompts a step. None: keep all groups."""
+    of prompts a step. Each takes the place at once; in deterministic mode, or where rewards share devices with engines,
+    once all others are answered. None: keep all groups."""
 
     reward_baseline: AnyFloat = 0.0
     """Taken from the reward of each response."""

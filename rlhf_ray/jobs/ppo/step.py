@@ -63,7 +63,8 @@ from rlhf_ray.tracking.tracker import Tracker
 from rlhf_ray.transfer.errors import ManifestMismatch
 
 ROUND_SEEDS = 1_000_003
-"""Between the seeds of a step's rounds, so that a prompt that comes again in a later one is answered anew."""
+"""Between the seeds of the prompts of a step that are sent out after one another, so that a prompt that comes again is
+answered anew."""
 
 MEMORY = "groups"
 """Part of a checkpoint that has the finished groups of batches under way."""
@@ -162,6 +163,7 @@ class PPODriver:
             self.roles.rewards,
             wanted=prompts,
             most=prompts * batches,
+            one_by_one=not self.config.rollout.deterministic,
             greedy_last=self._greedy,
             turns=self.roles.turns,
         )

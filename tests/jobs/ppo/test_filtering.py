@@ -1,8 +1,10 @@
 """Groups that say nothing are replaced by further prompts, within a bound and in a fixed order."""
 
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,8 +28,8 @@ WANTED, SAMPLES = 4, 3
 class Engines:
     """Answers prompts in the order in which they were sent, and notes what happens."""
 
-    def __init__(self, cursor: Cursor) -> None:
-        self.cursor = cursor
+    def __init__(self, cursor: Cursor, come: Callable[[], bool] = lambda: False) -> None:
+        self.cursor, self.come = cursor, come
         self.rounds: list[list[str]] = []
         self.closed: list[int] = []
 
@@ -38,16 +40,22 @@ class Engines:
         groups = [
             [SimpleNamespace(prompt_id=prompt, index=index, rewards={}) for index in range(SAMPLES)] for prompt in taken
         ]
-        return Running(groups, lambda: self.closed.append(number))
+        return Running(groups, lambda: self.closed.append(number), self.come)
 
 
 class Running:
-    def __init__(self, groups: list[Any], on_close: Any) -> None:
-        self._groups = groups
+    """Groups of which some come later than others."""
+
+    def __init__(self, groups: list[Any], on_close: Any, come: Callable[[], bool] = lambda: False) -> None:
+        self._groups, self._come = deque(groups), come
         self.close = on_close
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._groups)
+        while self._groups:
+            yield self._groups.popleft()
+
+    def poll(self) -> Any:
+        return self._groups.popleft() if self._groups and self._come() else None
 
 
 class Rewards:
@@ -67,17 +75,34 @@ class Rewards:
         return by_source["reward"]
 
 
-def filtered(cursor: Cursor, dull: set[str], batches: int = 3) -> tuple[InformativeGroups, Engines]:
-    engines = Engines(cursor)
-    groups = InformativeGroups(engines.start, Rewards(dull), wanted=WANTED, most=WANTED * batches)  # type: ignore[arg-type]
+def filtered(
+    cursor: Cursor,
+    dull: set[str],
+    batches: int = 3,
+    *,
+    one_by_one: bool = False,
+    come: Callable[[], bool] = lambda: False,
+) -> tuple[InformativeGroups, Engines]:
+    engines, rewards = Engines(cursor, come), Rewards(dull)
+    most = WANTED * batches
+    groups = InformativeGroups(engines.start, rewards, wanted=WANTED, most=most, one_by_one=one_by_one)  # type: ignore[arg-type]
     return groups, engines
 
 
-@given(dull=st.sets(st.integers(0, 29).map(str)), batches=st.integers(1, 4))
-def test_as_many_groups_as_wanted_or_as_the_bound_allows(dull: set[str], batches: int) -> None:
+@given(
+    dull=st.sets(st.integers(0, 29).map(str)), batches=st.integers(1, 4), one_by_one=st.booleans(), random=st.randoms()
+)
+def test_as_many_groups_as_wanted_or_as_the_bound_allows(
+    dull: set[str], batches: int, one_by_one: bool, random: Random
+) -> None:
+    """The same prompts, one by one or in rounds, whichever answers come first."""
     cursor = Cursor([str(number) for number in range(30)], seed=0, shuffle=False)
-    groups, engines = filtered(cursor, dull, batches)
-    kept = [group[0].prompt_id for group in groups]
+    groups, engines = filtered(cursor, dull, batches, one_by_one=one_by_one, come=lambda: random.random() < 0.5)
+    in_rounds, _ = filtered(Cursor([str(number) for number in range(30)], seed=0, shuffle=False), dull, batches)
+    kept = sorted((group[0].prompt_id for group in groups), key=int)
+    assert kept == [group[0].prompt_id for group in in_rounds]
+    if one_by_one:
+        assert all(len(sent) == 1 for sent in engines.rounds[1:])
     asked = [prompt for sent in engines.rounds for prompt in sent]
     assert asked == [str(number) for number in range(len(asked))], "in the data's order, each once"
     assert len(asked) <= WANTED * batches
@@ -96,6 +121,15 @@ def test_as_many_groups_as_wanted_or_as_the_bound_allows(dull: set[str], batches
     cursor.finish(kept)
     cursor.finish(group[0].prompt_id for group in groups.dropped)
     assert cursor.in_flight == []
+
+
+def test_another_prompt_is_sent_while_others_are_written() -> None:
+    """Engines need not wait for the longest answer of the batch."""
+    engines = Engines(Cursor([str(number) for number in range(9)], seed=0, shuffle=False))
+    groups = iter(InformativeGroups(engines.start, Rewards({"0"}), wanted=3, most=9, one_by_one=True))  # type: ignore[arg-type]
+    assert next(groups)[0].prompt_id == "1"
+    assert engines.rounds == [["0", "1", "2"], ["3"]], "2 has not come"
+    assert [group[0].prompt_id for group in groups] == ["2", "3"]
 
 
 def test_a_resumed_step_asks_for_the_same_prompts_in_the_same_rounds() -> None:
@@ -118,7 +152,7 @@ def test_failed_rewards_are_not_compared() -> None:
             return [math.nan, *by_source["reward"][1:]]
 
     engines = Engines(Cursor([str(number) for number in range(9)], seed=0, shuffle=False))
-    groups = InformativeGroups(engines.start, Failing({"1"}), wanted=2, most=2)  # type: ignore[arg-type]
+    groups = InformativeGroups(engines.start, Failing({"1"}), wanted=2, most=2, one_by_one=True)  # type: ignore[arg-type]
     assert [group[0].prompt_id for group in groups] == ["0"], "1 and 0 differ; two equal ones and a failure do not"
 
 
@@ -128,7 +162,7 @@ def test_a_greedy_response_is_not_compared() -> None:
             return SimpleNamespace(result=lambda: {"reward": [1.0] * (len(samples) - 1) + [0.0]})
 
     engines = Engines(Cursor(["0", "1"], seed=0, shuffle=False))
-    groups = InformativeGroups(engines.start, Greedy(set()), wanted=1, most=1, greedy_last=True)  # type: ignore[arg-type]
+    groups = InformativeGroups(engines.start, Greedy(set()), wanted=1, most=1, one_by_one=True, greedy_last=True)  # type: ignore[arg-type]
     assert len(list(groups)) == 1
     assert groups.kept == 0
 
@@ -155,7 +189,7 @@ def test_roles_that_share_devices_take_turns() -> None:
         turns.give("engine")
         return engines.start(number, count)
 
-    groups = InformativeGroups(start, rewards, wanted=2, most=6, turns=turns)  # type: ignore[arg-type]
+    groups = InformativeGroups(start, rewards, wanted=2, most=6, one_by_one=True, turns=turns)  # type: ignore[arg-type]
     assert [group[0].prompt_id for group in groups] == ["1", "2"]
     assert events == [
         *("engine sleeps", "reward wakes", "score 0", "score 1"),
@@ -187,7 +221,7 @@ def test_rounds_are_recorded_and_replayed_each_by_itself(tmp_path: Path) -> None
             chosen = [records[prompt] for prompt in taken]
             return source.run(PromptBatch(chosen, step=0, version=1, samples_per_prompt=SAMPLES, seed=seed))
 
-        groups = InformativeGroups(start, LengthRewards(set()), wanted=3, most=9)  # type: ignore[arg-type]
+        groups = InformativeGroups(start, LengthRewards(set()), wanted=3, most=9, one_by_one=False)  # type: ignore[arg-type]
         return [[sample.response_ids.tobytes() for sample in group] for group in [*groups, *groups.dropped]]
 
     turn = SingleTurn(FakeEncoder(), Sampling(max_tokens=6))
