@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rlhf_ray.checkpoint.parts import Part, problem
+from rlhf_ray.checkpoint.parts import Damaged, Part, problem
 from rlhf_ray.checkpoint.storage import CheckpointError, entries, exists, join, reading, remove, writing
 
 MANIFEST = "manifest.json"
@@ -113,9 +113,23 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: holds no {name} (roles in it: {known})")
         return join(self.directory, name)
 
+    def check(self, name: str) -> None:
+        """Read a role's parts and compare their hashes, for a role whose `load` does not do so.
+
+        Raises:
+            Damaged: one is not what was written.
+        """
+        listed = {name: self.manifest.parts[name]}
+        if found := _problems(self.directory, Manifest(self.step, listed, {}), hashes=True):
+            raise Damaged("; ".join(found))
+
 
 class Checkpoints:
-    """The checkpoints of one run folder."""
+    """The checkpoints of one run folder.
+
+    A checkpoint counts as whole where its manifest has its own hash and all parts have their sizes. The parts' hashes
+    are compared by those who load them, each rank its own; who finds another one than was written tells `skip`.
+    """
 
     def __init__(self, folder: str, keep: int) -> None:
         """Serve the checkpoints below `folder`, a path or URL, and keep the `keep` newest whole ones (at least 1)."""
@@ -123,8 +137,8 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.folder = folder
         self.keep = keep
-        self._newest: Checkpoint | None = None
-        """What `latest` found, until another is begun: to hash a large one takes as long as to read it."""
+        self._skipped: dict[int, str] = {}
+        """Steps whose parts were found to be damaged, and how."""
 
     def begin(self, step: int) -> str:
         """Make room for a checkpoint: the folder below which each role writes into a folder of its own name.
@@ -135,9 +149,9 @@ class Checkpoints:
             CheckpointError: this step is saved already (ask `saved` first).
         """
         directory = self._directory(step)
-        self._newest = None
         if self.saved(step):
             raise CheckpointError(f"{directory}: this step is saved already")
+        self._skipped.pop(step, None)
         self._remove(step)
         return directory
 
@@ -163,8 +177,8 @@ class Checkpoints:
         return Checkpoint(directory, manifest)
 
     def saved(self, step: int) -> bool:
-        """Tell whether a whole checkpoint of this step exists (sizes and hashes checked)."""
-        return _load(self._directory(step))[0] is not None
+        """Tell whether a whole checkpoint of this step exists."""
+        return step not in self._skipped and _load(self._directory(step))[0] is not None
 
     def steps(self) -> list[int]:
         """List the steps that have a manifest, ascending."""
@@ -176,22 +190,25 @@ class Checkpoints:
         Raises:
             CheckpointError: there are committed checkpoints and all of them are damaged.
         """
-        if self._newest is not None:
-            return self._newest
         damaged = []
         for step in reversed(self.steps()):
-            checkpoint, why = _load(self._directory(step))
-            if checkpoint is not None:
-                self._newest = checkpoint
-                return checkpoint
-            logger.warning("checkpoint of step %d is damaged and skipped: %s", step, why)
-            damaged.append(why)
+            if step not in self._skipped:
+                checkpoint, why = _load(self._directory(step))
+                if checkpoint is not None:
+                    return checkpoint
+                self.skip(step, why)
+            damaged.append(self._skipped[step])
         if damaged:
             raise CheckpointError(
                 f"{self.folder}: no checkpoint is whole: {'; '.join(damaged)}; "
                 "restore the files, or move the folder away to start from the beginning"
             )
         return None
+
+    def skip(self, step: int, why: str) -> None:
+        """Take a checkpoint for damaged from now on: `latest` finds an older one."""
+        logger.warning("checkpoint of step %d is damaged and skipped: %s", step, why)
+        self._skipped[step] = why
 
     def _started(self) -> list[int]:
         found = (STEP_FOLDER.fullmatch(name) for name in entries(self.folder))
@@ -226,7 +243,7 @@ def _load(directory: str) -> tuple[Checkpoint | None, str]:
         return None, f"{directory} was never committed"
     except CheckpointError as error:
         return None, str(error)
-    found = _problems(directory, manifest, hashes=True)
+    found = _problems(directory, manifest, hashes=False)
     return (None, "; ".join(found)) if found else (Checkpoint(directory, manifest), "")
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 HASH_BLOCK_BYTES = 8 << 20
 
 
+class Damaged(CheckpointError):
+    """A part of a checkpoint is not what was written."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One written file. `path` is relative to the folder that its writer was given."""
@@ -106,24 +110,37 @@ def write_tensors(directory: str, name: str, tensors: "Mapping[str, torch.Tensor
 
 
 @contextmanager
-def open_tensors(path: str) -> "Iterator[LazyTensors]":
+def open_tensors(path: str, sha256: str | None = None) -> "Iterator[LazyTensors]":
     """Open the tensors of a safetensors file by name, each read when asked for; a remote file is fetched first.
+
+    Args:
+        path: of the file, or its URL.
+        sha256: what its bytes must hash to; None: whatever it holds is right.
 
     Raises:
         CheckpointError: the file is missing or is no safetensors file.
+        Damaged: it does not have that hash.
     """
-    from rlhf_ray.checkpoint.tensors import LazyTensors
-
-    local = local_path(path)
     try:
-        if local is not None:
+        with _local_copy(path) as local:
+            if sha256 is not None and hash_file(local) != sha256:
+                raise Damaged(f"{path} does not have the hash that was written")
+            from rlhf_ray.checkpoint.tensors import LazyTensors
+
             with LazyTensors(local) as tensors:
-                yield tensors
-            return
-        fs, inner = filesystem(path)
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
-            fs.get_file(inner, copy.name)
-            with LazyTensors(copy.name) as tensors:
                 yield tensors
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file in the checkpoint") from error
+
+
+@contextmanager
+def _local_copy(path: str) -> Iterator[str]:
+    """Return the path of a file on this machine; of a remote one that of a copy, which goes with the block."""
+    local = local_path(path)
+    if local is not None:
+        yield local
+        return
+    fs, inner = filesystem(path)
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as copy:
+        fs.get_file(inner, copy.name)
+        yield copy.name

@@ -22,6 +22,10 @@ class CheckpointConfig(Section):
     keep: PositiveInt = 2
     """Newest checkpoints that stay."""
 
+    in_background: bool = True
+    """Write files while training goes on, from copies in host memory: 12 bytes for each trained parameter. false: one
+    role after the other, and training waits, where host memory holds no copies of all roles at once."""
+
 
 class TrackingConfig(Section):
     """Places where metrics go besides the run folder."""

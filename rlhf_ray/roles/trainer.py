@@ -323,9 +323,22 @@ class TrainerGroup:
         """Write the parts of all ranks below a directory or URL that all nodes see."""
         return [part for parts in self.actors.call("save", directory) for part in parts]
 
-    def load(self, directory: str) -> None:
-        """Continue from a saved state, of any number of ranks and any ZeRO stage."""
-        self.actors.call("load", directory)
+    def begin_save(self, directory: str) -> None:
+        """Begin to write these parts: returns when all ranks have copied theirs, and can train on."""
+        self.actors.call("begin_save", directory)
+
+    def submit_saved(self, *, wait: bool) -> list[ray.ObjectRef]:
+        """Ask each rank for the part that it began, see `TrainerRank.saved`; it answers between its other calls."""
+        return self.actors.submit("saved", wait=wait)
+
+    def load(self, directory: str, written: Sequence[Part] = ()) -> None:
+        """Continue from a saved state, of any number of ranks and any ZeRO stage.
+
+        Args:
+            directory: of the parts.
+            written: what the checkpoint's manifest says of them; the ranks compare their hashes.
+        """
+        self.actors.call("load", directory, written)
 
     def average_weights(self, decay: float) -> None:
         """Move the exponential moving average of the weights towards the present ones; the first call begins it."""

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor, nn
 
 from rlhf_ray.algorithms.losses import Loss
+from rlhf_ray.checkpoint.background import BackgroundWrite
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.model import ModelConfig
@@ -43,6 +44,7 @@ from rlhf_ray.training.process import (
     wait_for_ranks,
 )
 from rlhf_ray.training.ragged import lay_out_passes
+from rlhf_ray.training.saved_parts import part_name
 from rlhf_ray.training.state import TrainedState, WeightAverage, has_moments
 
 Microbatches = Sequence[np.ndarray]
@@ -122,6 +124,7 @@ class TrainerRank:
         if self._in_group:
             limit_collectives(deadlines.collective)
         self._average: WeightAverage | None = None
+        self._write = BackgroundWrite()
         self._spoiled = False
         constant = tuple if trainable else partial(weights_of, self.network)
         self.memory = DeviceMemory(self._device, partial(tensors_on, self._device), constant)
@@ -324,31 +327,51 @@ class TrainerRank:
         network: nn.Module = self.network
         return network
 
-    def save(self, directory: str) -> list[Part]:
-        """Write this rank's part of weights, optimizer state, counters and random state; all ranks together.
+    def begin_save(self, directory: str) -> None:
+        """Begin to write this rank's part of weights, optimizer state, counters and random state; all ranks together.
 
-        Returns:
-            The part written, its path relative to `directory`.
+        Returns when they are copied to host memory; the file is written and hashed meanwhile, see `saved`.
 
         Raises:
             NonFinite: the weights were spoiled by a step that was not finite.
-            CheckpointError: the storage is full, or refuses to be written.
         """
         if self._spoiled:
             raise self._non_finite("a weight", math.nan)
-        return self._state().save(directory, self.steps_taken, self._average.weights if self._average else None)
+        self._write.settle()  # two copies at a time would take twice the memory
+        tensors = self._state().copied(self.steps_taken, self._average.weights if self._average else None)
+        self._write.begin(directory, part_name(self.rank), tensors)
 
-    def load(self, directory: str) -> None:
+    def saved(self, *, wait: bool) -> list[Part] | None:
+        """Return the part that `begin_save` began, its path relative to the directory; None while it is not whole.
+
+        Raises:
+            CheckpointError: the storage is full, or refuses to be written.
+        """
+        part = self._write.part(wait=wait)
+        return None if part is None else [part]
+
+    def save(self, directory: str) -> list[Part]:
+        """Write this rank's part, and wait until it is whole; see `begin_save` and `saved`."""
+        self.begin_save(directory)
+        return self.saved(wait=True) or []
+
+    def load(self, directory: str, written: Sequence[Part] = ()) -> None:
         """Continue from a saved state, of any number of ranks and any ZeRO stage; all ranks together.
+
+        Args:
+            directory: of the parts.
+            written: what the checkpoint's manifest says of them; each rank hashes those that it reads.
 
         Raises:
             CheckpointError: parts are missing, or belong to another model.
+            Damaged: one is not what was written.
         """
+        self._write.settle()  # into a checkpoint that is given up
         self._materialize_moments()
         state = self._state()
         # One rank may still fetch its part while others wait for what is in it.
         limit_collectives(self._deadlines.load)
-        self.steps_taken, average = state.load(directory)
+        self.steps_taken, average = state.load(directory, written)
         limit_collectives(self._deadlines.collective)
         self._average = WeightAverage(average) if average else None
         self._spoiled = False

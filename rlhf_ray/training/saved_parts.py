@@ -4,14 +4,14 @@ Storage gives each byte once, whatever the number of ranks: at 72B, weights with
 would otherwise read 64 times. Where as many ranks read as wrote, each reads its own part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_ray.checkpoint.parts import open_tensors
+from rlhf_ray.checkpoint.parts import Part, open_tensors
 from rlhf_ray.checkpoint.storage import CheckpointError, join
 from rlhf_ray.checkpoint.tensors import LazyTensors
 
@@ -32,10 +32,14 @@ class SavedParts:
         rank: of this process.
         world: number of ranks.
         device: where tensors come, and travel.
+        written: what the checkpoint's manifest says of the parts; each is hashed by the rank that reads it.
     """
 
-    def __init__(self, directory: str, rank: int, world: int, device: torch.device) -> None:
+    def __init__(
+        self, directory: str, rank: int, world: int, device: torch.device, written: Sequence[Part] = ()
+    ) -> None:
         self.directory = directory
+        self._hashes = {part.path: part.sha256 for part in written}
         self._rank, self._world, self._device = rank, world, device
         self._parts: dict[int, LazyTensors] = {}
         """Those that this rank reads, by the rank that wrote them."""
@@ -49,18 +53,19 @@ class SavedParts:
         """Open the parts that this rank reads, and learn what the others have.
 
         Raises:
-            CheckpointError: a part is missing or damaged, on whichever rank; all ranks raise it.
+            CheckpointError: a part is missing, on whichever rank; all ranks raise it.
+            Damaged: one is not what was written; likewise.
         """
         with ExitStack() as stack:
             if error := self._exchange(self._try(stack, [0] if self._rank == 0 else []))[0]:
-                raise CheckpointError(error)
+                raise error
             counters = self._parts[0][COUNTERS].tolist() if self._rank == 0 else []
             self.counters = self._exchange(counters)[0]
             writers = self.counters[1]
             mine = [writer for writer in range(self._rank, writers, self._world) if writer]
             for error in self._exchange(self._try(stack, mine)):
                 if error:
-                    raise CheckpointError(error)
+                    raise error
             own = {name: (writer, part.shape(name)) for writer, part in self._parts.items() for name in part}
             for reader, tensors in enumerate(self._exchange(own)):
                 self._places |= {name: (reader, *place) for name, place in tensors.items()}
@@ -88,14 +93,17 @@ class SavedParts:
         """Return what a rank of this number wrote; None where there was none."""
         return self._parts.get(self._rank)
 
-    def _try(self, stack: ExitStack, writers: list[int]) -> str:
+    def _try(self, stack: ExitStack, writers: list[int]) -> CheckpointError | None:
         """Open parts; returns why that failed, for the others to hear."""
         try:
             for writer in writers:
-                self._parts[writer] = stack.enter_context(open_tensors(join(self.directory, part_name(writer))))
+                name = part_name(writer)
+                opened = open_tensors(join(self.directory, name), self._hashes.get(name))
+                self._parts[writer] = stack.enter_context(opened)
         except CheckpointError as error:
-            return str(error)
-        return ""
+            # Without traceback and cause it can travel.
+            return type(error)(str(error))
+        return None
 
     def _exchange(self, mine: Any) -> list[Any]:
         if self._world == 1:

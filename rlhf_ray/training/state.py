@@ -5,16 +5,16 @@ Each rank writes `rank_<r>.safetensors` with its share of the parameters: `maste
 and its own random state.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.checkpoint.parts import Part, write_tensors
+from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.checkpoint.storage import CheckpointError
-from rlhf_ray.training.saved_parts import COUNTERS, SavedParts, part_name
+from rlhf_ray.training.saved_parts import COUNTERS, SavedParts
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -48,36 +48,37 @@ class TrainedState:
         if stage in (1, 2) and has_moments(optimizer):
             _link_moments(sharded)
 
-    def save(self, directory: str, steps_taken: int, average: Mapping[str, Tensor] | None = None) -> list[Part]:
-        """Write this rank's part, with its share of the average.
+    def copied(self, steps_taken: int, average: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Return what this rank's part holds, with its share of the average: copies, which later steps do not change.
 
-        Raises:
-            CheckpointError: the storage is full, or refuses to be written.
+        They are in host memory. All that a save keeps training from is to make them.
         """
         tensors: dict[str, Tensor] = {}
         for name, owner in self._owners().items():
             # Gathering a sharded parameter takes all ranks; only its owner keeps it.
             full = self._read(self._parameters[name])
             if owner == self._rank:
-                tensors |= {f"{key}/{name}": value.detach().to("cpu", torch.float32) for key, value in full.items()}
-        tensors |= {f"average/{name}": value for name, value in (average or {}).items()}
+                tensors |= {
+                    f"{key}/{name}": value.detach().to("cpu", torch.float32, copy=True) for key, value in full.items()
+                }
+        tensors |= {f"average/{name}": value.clone() for name, value in (average or {}).items()}
         tensors[COUNTERS] = torch.tensor([steps_taken, self.world, self._optimizer_step()], dtype=torch.int64)
-        tensors |= _random_state(self._device)
-        return [write_tensors(directory, part_name(self._rank), tensors)]
+        return tensors | _random_state(self._device)
 
-    def load(self, directory: str) -> tuple[int, dict[str, Tensor]]:
+    def load(self, directory: str, written: Sequence[Part] = ()) -> tuple[int, dict[str, Tensor]]:
         """Put a saved state in place, each part of it read by one rank.
 
-        The optimizer's moments must exist already.
+        The optimizer's moments must exist already. `written` is what the manifest says of the parts.
 
         Returns:
             The number of optimizer steps it had taken, and this rank's share of the average; empty where it holds none.
 
         Raises:
             CheckpointError: parts are missing, or belong to another model.
+            Damaged: one is not what was written.
         """
         average = {}
-        with SavedParts(directory, self._rank, self.world, self._device).open() as parts:
+        with SavedParts(directory, self._rank, self.world, self._device, written).open() as parts:
             steps_taken, writers, optimizer_step = parts.counters
             for name, owner in self._owners().items():
                 if f"master/{name}" not in parts:

@@ -7,10 +7,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlhf_ray.checkpoint import checkpoints as room
+from rlhf_ray.checkpoint import parts as parts_room
 from rlhf_ray.checkpoint import storage
-from rlhf_ray.checkpoint.checkpoints import Checkpoints, Manifest, read_manifest, write_manifest
+from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints, Manifest, read_manifest, write_manifest
 from rlhf_ray.checkpoint.parts import Part
 from rlhf_ray.checkpoint.storage import CheckpointError, entries, join
+from rlhf_ray.runs.saving import restore_newest
 from tests.checkpoint.files import write_bytes
 
 ROLES = {"policy": 2, "value": 1}
@@ -25,6 +27,15 @@ def save(checkpoints: Checkpoints, step: int, after_write: Callable[[], None] = 
             parts.setdefault(role, []).append(write_bytes(join(directory, role), f"rank_{rank}.safetensors", data))
             after_write()
     checkpoints.commit(step, parts, {"step": step, "kl": 0.1})
+
+
+def checked(checkpoint: Checkpoint | None) -> int:
+    """The step of a checkpoint all of whose parts were read, as those who load it do."""
+    if checkpoint is None:
+        return 0
+    for role in ROLES:
+        checkpoint.check(role)
+    return checkpoint.step
 
 
 def damage(folder: str, step: int) -> None:
@@ -64,17 +75,17 @@ def test_steps_count_as_numbers_and_foreign_names_stay(folder: str):
     assert entries(folder) == ["notes.txt", "step_10", "step_old"]
 
 
-def test_files_are_hashed_once_until_another_begins(folder: str, monkeypatch: pytest.MonkeyPatch):
-    checkpoints, read = Checkpoints(folder, keep=2), room._load
+def test_the_driver_hashes_no_part(folder: str, monkeypatch: pytest.MonkeyPatch):
+    """Of a large model that would take as long as to read it, which its ranks do together."""
+    checkpoints = Checkpoints(folder, keep=2)
     save(checkpoints, 1)
-    hashed: list[str] = []
-    monkeypatch.setattr(room, "_load", lambda directory: (hashed.append(directory), read(directory))[1])
-    assert checkpoints.latest() is checkpoints.latest() is not None
-    assert hashed == [join(folder, "step_1")]
-    save(checkpoints, 2)
-    latest = checkpoints.latest()
-    assert latest is not None
-    assert latest.step == 2
+
+    def hashes(path: str) -> str:
+        raise AssertionError(f"{path} is read on the driver")
+
+    monkeypatch.setattr(parts_room, "hash_file", hashes)
+    assert checkpoints.latest() is not None
+    assert Checkpoints(folder, keep=2).saved(1)
 
 
 def test_a_damaged_one_is_skipped_and_reported(folder: str, caplog: pytest.LogCaptureFixture):
@@ -82,11 +93,19 @@ def test_a_damaged_one_is_skipped_and_reported(folder: str, caplog: pytest.LogCa
     save(checkpoints, 1)
     save(checkpoints, 2)
     damage(folder, 2)
+    assert restore_newest(checkpoints, checked) == 1
+    assert "checkpoint of step 2 is damaged" in caplog.text
+    assert "rank_1.safetensors does not have the hash" in caplog.text
+
+
+def test_a_part_that_is_cut_short_is_seen_without_reading_it(folder: str):
+    checkpoints = Checkpoints(folder, keep=3)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    write_bytes(join(folder, "step_2", "policy"), "rank_1.safetensors", b"short")
     latest = checkpoints.latest()
     assert latest is not None
     assert latest.step == 1
-    assert "checkpoint of step 2 is damaged" in caplog.text
-    assert "rank_1.safetensors does not have the hash" in caplog.text
 
 
 def test_the_run_goes_on_after_a_damaged_one_without_losing_the_whole(folder: str):
@@ -96,6 +115,7 @@ def test_the_run_goes_on_after_a_damaged_one_without_losing_the_whole(folder: st
     Checkpoints(folder, keep=2).begin(20)
     save(Checkpoints(folder, keep=2), 20)
     damage(folder, 20)
+    assert restore_newest(checkpoints, checked) == 10
     save(checkpoints, 15)
     latest = checkpoints.latest()
     assert latest is not None
@@ -110,7 +130,7 @@ def test_all_damaged_is_an_error_not_a_fresh_start(folder: str):
     save(checkpoints, 1)
     damage(folder, 1)
     with pytest.raises(CheckpointError, match=r"no checkpoint is whole: .*move the folder away"):
-        checkpoints.latest()
+        restore_newest(checkpoints, checked)
 
 
 def test_every_flipped_bit_of_a_manifest_is_noticed(tmp_path: Path):

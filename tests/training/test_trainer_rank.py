@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import numpy as np
 import plain_model
@@ -24,6 +25,8 @@ from training_cases import (
 )
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlhf_ray.checkpoint import background
+from rlhf_ray.checkpoint.parts import Damaged, hash_file
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.training.optimizer import deepspeed_settings
@@ -122,6 +125,26 @@ def test_storage_gives_each_byte_of_a_saved_state_once(tiny_model, tmp_path):
         read = [tensor for _, tensors in ranks for tensor in tensors if "/" in tensor and "random" not in tensor]
         kinds = ["master", "exp_avg", "exp_avg_sq", *(["average"] if name == "two" else [])]
         assert sorted(read) == sorted(f"{kind}/{key}" for kind in kinds for key in saved_weights(tmp_path / "one"))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_training_goes_on_while_a_save_is_written_and_does_not_change_it(tiny_model, tmp_path, monkeypatch, stage):
+    trainer = start(tiny_model.tied, stage)
+    step(trainer, DIVISIONS["one"])
+    trainer.average_weights(0.5)
+    trainer.save(str(tmp_path / "before"))
+    may_write, write = threading.Event(), background.write_tensors
+    monkeypatch.setattr(background, "write_tensors", lambda *given: may_write.wait(60) and write(*given))
+    trainer.begin_save(str(tmp_path / "beside"))
+    step(trainer, DIVISIONS["one"])
+    trainer.average_weights(0.5)
+    assert trainer.saved(wait=False) is None
+    may_write.set()
+    (part,) = trainer.saved(wait=True)
+    assert part.sha256 == hash_file(str(tmp_path / "before" / part_name(0)))
+    trainer.load(str(tmp_path / "beside"), [part])
+    with pytest.raises(Damaged, match="does not have the hash"):
+        trainer.load(str(tmp_path / "beside"), [dataclasses.replace(part, sha256="0" * 64)])
 
 
 @pytest.mark.parametrize("stage", [0, 2])

@@ -87,14 +87,15 @@ Machine = tuple[str, int]
 def host_loads(part: JobLayout, footprints: Mapping[str, WorkerMemory]) -> dict[Machine, dict[str, float]]:
     """Return the bytes of each role in the memory of each machine, what sleeps there among them.
 
-    Host copies are made once and kept. On the first machine are also the driver and Ray.
+    Host copies of what sleeps are made once and kept, those of a checkpoint go when it is written. On the first machine
+    are also the driver and Ray.
     """
     loads: dict[Machine, dict[str, float]] = {}
     for role, memory in footprints.items():
         for slot in part.layout.slots.get(role, ()):
             load = loads.setdefault((slot.group, slot.bundle), {})
             kept = memory.asleep if part.layout.sharing(role) else 0.0
-            load[role] = load.get(role, 0.0) + (memory.beside + kept if slot.devices else memory.total)
+            load[role] = load.get(role, 0.0) + (memory.beside + memory.copied + kept if slot.devices else memory.total)
     home = min(loads, default=None, key=lambda machine: machine[1])
     if home is not None:
         loads[home] |= OTHER_PROCESSES

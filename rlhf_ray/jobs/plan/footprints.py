@@ -1,6 +1,7 @@
 """Memory of each role of a job, from its models' config files."""
 
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.rollout import RolloutConfig
+from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
 from rlhf_ray.jobs.plan.memory import (
     ModelShape,
@@ -48,7 +50,20 @@ def role_footprints(config: JobConfig, gpu_bytes: float) -> tuple[dict[str, Work
         if name == "policy" and isinstance(rollout, RolloutConfig) and rollout.gpus_per_worker:
             memory = sending(memory, shape, rollout, held.model.dtype)
         footprints[name] = memory
+    if isinstance(config, RunConfig) and not config.checkpoint.in_background:
+        _save_in_turn(footprints, placements)
     return footprints, shapes.unknown
+
+
+def _save_in_turn(
+    footprints: dict[str, WorkerMemory], placements: Mapping[tuple[str | int, ...], PlacementConfig]
+) -> None:
+    """Leave the copy for a checkpoint to the role whose copies are largest, as there is one at a time."""
+    workers = {".".join(map(str, key)): role.workers for key, role in placements.items()}
+    largest = max(footprints, key=lambda name: footprints[name].copied * workers[name], default="")
+    for name, memory in footprints.items():
+        if name != largest:
+            footprints[name] = replace(memory, copied=0.0)
 
 
 def _holding(

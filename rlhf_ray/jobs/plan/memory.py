@@ -101,6 +101,8 @@ class WorkerMemory:
     """Host memory for what is on the GPU, where the role takes turns."""
     beside: float = 0
     """Host memory of a worker on a GPU, in any case."""
+    copied: float = 0
+    """Host memory from which a checkpoint is written, while training goes on."""
     parameters: float = 0
     """Of the whole network."""
 
@@ -113,12 +115,18 @@ class WorkerMemory:
     def total(self) -> float:
         """Return the bytes of a worker that never sleeps."""
         work = max(self.activations + self.head, self.forward, self.transfer)
-        return self.process + (self.state + self.gathered + self.cache + work) * (1 + self.fragmentation)
+        return self._besides + (self.state + self.gathered + self.cache + work) * (1 + self.fragmentation)
 
     def in_phase(self, phase: str) -> float:
         """Return the bytes of an awake worker: in a weight sync, in forward passes, or in its main work."""
         work = {SYNC: self.transfer, SCORE: self.forward}.get(phase, self.activations + self.head + self.cache)
-        return self.process + (self.state + self.gathered + work) * (1 + self.fragmentation)
+        return self._besides + (self.state + self.gathered + work) * (1 + self.fragmentation)
+
+    @property
+    def _besides(self) -> float:
+        """Return what the device holds beside the model: a GPU not what a checkpoint is written from."""
+        on_gpu = bool(self.beside)
+        return self.process if on_gpu else self.process + self.copied
 
 
 def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, tokens: int, scalar: bool) -> WorkerMemory:
@@ -161,7 +169,8 @@ def trainer_memory(shape: ModelShape, trainer: TrainerConfig, dtype: Dtype, toke
         gathered=_gathered(parameters, shape, size, stage, ranks),
         parameters=parameters,
     )
-    return _on_device(memory, trainer, offloaded=optimizer if optimizer_offloaded else 0)
+    copied = trained * MASTER_AND_MOMENTS_BYTES / ranks
+    return _on_device(memory, trainer, offloaded=optimizer if optimizer_offloaded else 0, copied=copied)
 
 
 def forward_memory(
@@ -226,10 +235,17 @@ def engine_memory(
     return replace(_on_device(memory, rollout), fragmentation=0.0, asleep=PINNED_ROUNDING * weights)
 
 
-def _on_device(memory: WorkerMemory, role: PlacementConfig, offloaded: float = 0) -> WorkerMemory:
-    """Add what a device has of any process; `offloaded` is what lies in host memory in any case."""
+def _on_device(memory: WorkerMemory, role: PlacementConfig, offloaded: float = 0, copied: float = 0) -> WorkerMemory:
+    """Add what a device has of any process.
+
+    Args:
+        memory: of what the worker computes.
+        role: its placement.
+        offloaded: bytes that lie in host memory in any case.
+        copied: bytes in host memory from which a checkpoint is written.
+    """
     if not role.gpus_per_worker:
-        return replace(memory, optimizer=memory.optimizer + offloaded, process=worker_process(role))
+        return replace(memory, optimizer=memory.optimizer + offloaded, process=worker_process(role), copied=copied)
     peers = role.workers > 1 or role.gpus_per_worker > 1
     return replace(
         memory,
@@ -237,6 +253,7 @@ def _on_device(memory: WorkerMemory, role: PlacementConfig, offloaded: float = 0
         fragmentation=FRAGMENTATION,
         asleep=memory.state,
         beside=worker_process(role) + CUDA_HOST + offloaded,
+        copied=copied,
     )
 
 
@@ -289,6 +306,9 @@ DRIVER = 430 * MIB
 RAY = 425 * MIB
 """Ray's own processes of a machine, and idle workers; what lies in its object store is not in it."""
 
+
+MASTER_AND_MOMENTS_BYTES = 12
+"""Of a trained parameter in a checkpoint: float32 weight and AdamW's two moments."""
 
 CUDA_HOST = 1024 * MIB
 """CUDA's own part of a process on a GPU, in host memory; not measured here."""

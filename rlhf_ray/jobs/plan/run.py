@@ -179,9 +179,13 @@ def _memory_table(footprints: dict[str, WorkerMemory]) -> Table:
         "sync": [one.transfer for one in footprints.values()],
         "KV cache": [one.cache for one in footprints.values()],
         "process": [one.process for one in footprints.values()],
-        "between": [one.fragmentation * (one.total - one.process) for one in footprints.values()],
+        "between": [
+            one.fragmentation * (one.total - one.process - (0.0 if one.beside else one.copied))
+            for one in footprints.values()
+        ],
         "at most": [one.total for one in footprints.values()],
         "asleep, host": [one.asleep for one in footprints.values()],
+        "saving, host": [one.copied for one in footprints.values()],
     }
     table.add_column("role")
     for name in columns:

@@ -20,7 +20,15 @@ from rlhf_ray.feedback.scored_rows import (
 )
 from rlhf_ray.feedback.terminal import ScoringTerminal
 from rlhf_ray.jobs.ppo.data import PPOData
-from rlhf_ray.jobs.ppo.run import begin_loop, check_models, export, policy_finished_before, recover, started_roles
+from rlhf_ray.jobs.ppo.run import (
+    begin_loop,
+    check_models,
+    export,
+    make_steps,
+    policy_finished_before,
+    recover,
+    started_roles,
+)
 from rlhf_ray.jobs.ppo.step import PPODriver
 from rlhf_ray.jobs.ppo.turns import POLICY
 from rlhf_ray.rollout.interfaces import Group, Groups
@@ -29,7 +37,7 @@ from rlhf_ray.runs.folder import RunFolder, tracked_run
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest
-from rlhf_ray.schedule import Loop, Schedule
+from rlhf_ray.schedule import Schedule
 from rlhf_ray.tracking.terminal import Terminal
 
 
@@ -128,7 +136,7 @@ def run(config: FeedbackConfig) -> None:
 
         make = partial(FeedbackDriver, session=session)
         begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
-        done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
+        done = run_through_deaths(begin, make_steps, partial(recover, begin), roles.trainers)
         if done:
             roles.turns.give(POLICY)
             export(config, roles.policy, folder)

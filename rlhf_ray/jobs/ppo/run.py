@@ -34,6 +34,7 @@ from rlhf_ray.runs.model_checks import (
     text_lengths,
 )
 from rlhf_ray.runs.recovery import run_through_deaths
+from rlhf_ray.runs.saving import restore_newest
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 from rlhf_ray.schedule import Loop, Schedule, Stop
 from rlhf_ray.tracking.records import holds_evaluation
@@ -60,7 +61,7 @@ def run(config: PPOConfig) -> None:
         started_roles(config, data, tracker) as (roles, stop),
     ):
         begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
-        done = run_through_deaths(begin, Loop.run, partial(recover, begin), roles.trainers)
+        done = run_through_deaths(begin, make_steps, partial(recover, begin), roles.trainers)
         if done == config.steps:
             roles.turns.give(POLICY)
             export(config, roles.policy, folder)
@@ -121,8 +122,15 @@ def begin_loop(
     driver = make(config, roles, data.by_id, held_out, tracker, checkpoints, state)
     # Until there are answers.
     roles.sync.read([record.prompt_ids for record in islice(data.by_id.values(), MOST_PROBES)])
-    progress = driver.restore(checkpoints.latest())
+    progress = restore_newest(checkpoints, driver.restore)
     return Loop(driver, schedule, progress, stop=stop)
+
+
+def make_steps(loop: Loop) -> int:
+    """Make the steps that are left, until the last checkpoint is whole; returns how many are done."""
+    driver: PPODriver = loop.driver  # type: ignore[assignment]  # as `begin_loop` made it
+    with driver.saves.finished():
+        return loop.run()
 
 
 def recover(begin: Callable[[], Loop], loop: Loop, death: RoleDied) -> Loop:

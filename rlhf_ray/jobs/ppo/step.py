@@ -55,6 +55,7 @@ from rlhf_ray.jobs.ppo.turns import POLICY, REWARDS, ROLLOUT
 from rlhf_ray.jobs.ppo.update import optimise
 from rlhf_ray.rollout.interfaces import Group, Groups, PromptBatch
 from rlhf_ray.runs.folder import RunFolder
+from rlhf_ray.runs.saving import Saves
 from rlhf_ray.schedule import GENERATE, SCORE, RunProgress
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
@@ -96,6 +97,7 @@ class PPODriver:
 
     def __post_init__(self) -> None:
         self._greedy = self.config.algorithm.advantages == "remax"
+        self.saves = Saves(self.checkpoints, self.config.checkpoint.in_background)
         self._pending = defaultdict[int, PendingScores](self._nothing_pending)
         """By step."""
 
@@ -117,6 +119,7 @@ class PPODriver:
 
     def sync(self, version: int) -> Mapping[str, float]:
         """Give the policy's weights to the engines as `version`, and verify them there."""
+        self.saves.look()
         self.tracker.progress(version, "sync")
         pool, sync, turns = self.roles.pool, self.roles.sync, self.roles.turns
         sync.learned(version)
@@ -174,6 +177,7 @@ class PPODriver:
         pending = self._pending[step]
         pending.add(group, early=early)
         if not early:
+            self.saves.look()
             total = self.config.prompts_per_step * (self.config.samples_per_prompt + self._greedy)
             self.tracker.progress(step, GENERATE, done=pending.samples, total=total)
 
@@ -201,6 +205,7 @@ class PPODriver:
 
     def update(self, step: int, experience: Experience) -> Mapping[str, float]:
         """Make `epochs` passes in `minibatches` optimizer steps each; policy and critics side by side."""
+        self.saves.look()
         self.tracker.progress(step, "train")
         roles, state, config = self.roles, self.state, self.config
         loss = policy_loss(config.algorithm, state.kl.coefficient)
@@ -225,6 +230,7 @@ class PPODriver:
         """Write the policy as it is now, where that is due."""
         every = self.config.policy.export_every_steps
         if every and done % every == 0:
+            self.saves.finish()
             name = f"step_{done}_reward_{metrics['objective/scores']:.3f}"
             self.roles.policy.export(str(RunFolder.of(self.config).exports / name))
 
@@ -277,17 +283,16 @@ class PPODriver:
             self.tracker.warn(warning)
 
     def checkpoint(self, done: int, *, evaluated: bool) -> None:
-        """Save models, optimizers and the driver's own state; whole, or not at all."""
+        """Begin to save models, optimizers and the driver's own state; whole, or not at all: see `Saves`."""
         self.tracker.progress(done, "checkpoint")
-        directory = self.checkpoints.begin(done)
-        parts = {}
+        directory = self.saves.begin(done)
         for name, group in self.roles.trained.items():
             self.roles.turns.give(name)
-            parts[name] = group.save(join(directory, name))
-        if self.roles.memory is not None:
-            parts[MEMORY] = self.roles.memory.save(join(directory, MEMORY))
+            self.saves.copy(group, join(directory, name))
+        memory = self.roles.memory
+        parts = {} if memory is None else {MEMORY: memory.save(join(directory, MEMORY))}
         own = {"step": done, "evaluated": evaluated, "tracker_run": self.tracker.run_id}
-        self.checkpoints.commit(done, parts, own | self.state.to_json())
+        self.saves.follow(done, self.roles.trained, parts, own | self.state.to_json())
 
     def restore(self, checkpoint: Checkpoint | None) -> RunProgress:
         """Continue from a checkpoint, with whose run id the tracker was opened; None: begin with fresh roles.
@@ -305,9 +310,10 @@ class PPODriver:
         else:
             for name, group in self.roles.trained.items():
                 self.roles.turns.give(name)
-                group.load(checkpoint.role(name))
+                group.load(checkpoint.role(name), checkpoint.manifest.parts[name])
             self.state.load(checkpoint.state)
             if self.roles.memory is not None and MEMORY in checkpoint.manifest.parts:
+                checkpoint.check(MEMORY)
                 self.roles.memory.load(checkpoint.role(MEMORY))
             progress.done = progress.saved = checkpoint.state["step"]
             # The checkpoint of a run that was asked to leave is older than an evaluation that a resume made up for.

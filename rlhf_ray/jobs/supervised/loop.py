@@ -23,6 +23,7 @@ from rlhf_ray.data.loading import Loaded
 from rlhf_ray.roles.trainer import Kind, SharedBatch, TrainerGroup
 from rlhf_ray.runs.folder import RunFolder, finished_before, tracked_run
 from rlhf_ray.runs.recovery import RESTARTS, run_through_deaths
+from rlhf_ray.runs.saving import Saves, restore_newest
 from rlhf_ray.runs.stopping import StopRequest, stop_on_signals
 from rlhf_ray.tracking.tracker import Tracker
 
@@ -127,7 +128,7 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Example]) -> bool:
         def begin() -> _Job[Example]:
             """Begin at the newest checkpoint, or at the start."""
             job = _Job(config, task, trainer, tracker, checkpoints, passes)
-            job.restore(checkpoints.latest(), begun)
+            restore_newest(checkpoints, lambda checkpoint: job.restore(checkpoint, begun))
             return job
 
         def recover(job: _Job[Example], death: RoleDied) -> _Job[Example]:
@@ -160,7 +161,7 @@ class _Job(Generic[Example]):
         passes: Passes,
     ) -> None:
         self._config, self._task, self._trainer = config, task, trainer
-        self._tracker, self._checkpoints, self._passes = tracker, checkpoints, passes
+        self._tracker, self._saves, self._passes = tracker, Saves(checkpoints, config.checkpoint.in_background), passes
         ids = [str(row) for row in range(passes.rows)]
         self._cursor = Cursor(ids, config.seed, config.data.shuffle, task.train.fingerprint)  # type: ignore[attr-defined]
         self.done = 0
@@ -171,16 +172,18 @@ class _Job(Generic[Example]):
         return self.done == self._passes.steps
 
     def run(self, stop: StopRequest) -> Self:
-        """Take the steps that are left."""
+        """Take the steps that are left, until the last checkpoint is whole."""
         every = self._config.checkpoint.every_steps
         saved = self.done
-        while not self.finished and not stop:
-            self._step()
-            if every and self.done % every == 0:
+        with self._saves.finished():
+            while not self.finished and not stop:
+                self._step()
+                self._saves.look()
+                if every and self.done % every == 0:
+                    self._save()
+                    saved = self.done
+            if saved < self.done:
                 self._save()
-                saved = self.done
-        if saved < self.done:
-            self._save()
         return self
 
     def _step(self) -> None:
@@ -215,8 +218,8 @@ class _Job(Generic[Example]):
 
     def _save(self) -> None:
         self._tracker.progress(self.done, "checkpoint")
-        directory = self._checkpoints.begin(self.done)
-        parts = {"trainer": self._trainer.save(join(directory, "trainer"))}
+        directory = self._saves.begin(self.done)
+        self._saves.copy(self._trainer, join(directory, "trainer"))
         state: dict[str, Any] = {
             "step": self.done,
             "cursor": self._cursor.state(),
@@ -225,7 +228,7 @@ class _Job(Generic[Example]):
         kept = self._task.state()
         if kept is not None:
             state["memory"] = kept
-        self._checkpoints.commit(self.done, parts, state)
+        self._saves.follow(self.done, {"trainer": self._trainer}, {}, state)
 
     def restore(self, checkpoint: Checkpoint | None, begun: dict[str, Any] | None) -> None:
         """Continue from a checkpoint; None: begin with a fresh trainer, and with `begun` as the task's state."""
@@ -234,7 +237,7 @@ class _Job(Generic[Example]):
                 self._task.load(begun)
             self._tracker.truncate_after(-1)
             return
-        self._trainer.load(checkpoint.role("trainer"))
+        self._trainer.load(checkpoint.role("trainer"), checkpoint.manifest.parts["trainer"])
         self._cursor.load(checkpoint.state["cursor"])
         if "memory" in checkpoint.state:
             self._task.load(checkpoint.state["memory"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from rlhf_ray.cluster.placement import lay_out
 from rlhf_ray.config.jobs.ppo import PPOConfig
+from rlhf_ray.config.placement import DeadlineConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.records import PromptRecord, Sample
 from rlhf_ray.experience.costs import constraint_of
@@ -44,7 +45,7 @@ class Trainer:
 
     def __init__(self, name: str, note: Note) -> None:
         self.name, self.actors, self._note = name, self, note
-        self.cluster = SimpleNamespace()
+        self.cluster = SimpleNamespace(deadlines=DeadlineConfig())
 
     def wake(self) -> None:
         self._note(self.name, "wakes")
@@ -67,8 +68,10 @@ class Trainer:
         self._note(self.name, "learns")
         return Done({"loss": 0.0, "policy/approxkl_avg": 0.0})
 
-    def save(self, directory: str) -> list[Any]:
+    def begin_save(self, directory: str) -> None:
         self._note(self.name, "saves")
+
+    def submit_saved(self, *, wait: bool) -> list[Any]:
         return []
 
     def average_weights(self, decay: float) -> None:
@@ -163,11 +166,11 @@ def answer(record: PromptRecord, index: int) -> Sample:
 class Sync(PolicySync):
     """A transfer of all weights that both sides say they made."""
 
-    def _give(self, version: int, members: list[int]) -> dict[str, float]:
+    def _give(self, version: int, members: list[int]) -> tuple[dict[str, float], float]:
         self._policy.submit("send_weights")
         for engine in members:
             self._engines.submit_one(engine, "receive")
-        return {}
+        return dict.fromkeys(("gather", "send", "load"), 0.0), 0.0
 
     def _wait(self, policy: Any, members: Any, engines: Any, phase: str) -> tuple[list[Any], list[Any]]:
         logprobs = [np.zeros(4, np.float32)]

@@ -13,8 +13,13 @@ import ray
 import torch
 import yaml
 
+from rlhf_ray.checkpoint import background
+from rlhf_ray.checkpoint.checkpoints import Checkpoints
+from rlhf_ray.checkpoint.parts import Part
+from rlhf_ray.checkpoint.storage import CheckpointError
 from rlhf_ray.config.jobs.supervised import RewardTrainingConfig, SFTConfig
 from rlhf_ray.config.rewards import ModelReward
+from rlhf_ray.config.run import CheckpointConfig
 from rlhf_ray.data.loading import read_rankings
 from rlhf_ray.jobs.supervised import reward, sft
 from rlhf_ray.jobs.supervised.ensemble import REPORT_FILE
@@ -24,6 +29,7 @@ from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.runs.model_checks import check_reward_source
 from rlhf_ray.scoring.model import ModelScorer
 from tests.jobs.actors_here import actors_here
+from tests.jobs.bad_runs import largest_file
 from tests.jobs.ppo_runs import metrics_of, saved_tensors, untimed, write_rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -120,6 +126,60 @@ def test_sft_resumed_equals_sft_not_interrupted(learned: Path, resumed: Path) ->
     assert not [name for name in expected if not torch.equal(expected[name], found[name])]
     weights = [(run / "final" / "model.safetensors").read_bytes() for run in (learned, resumed)]
     assert weights[0] == weights[1]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.usefixtures("roles_here")
+def test_a_run_killed_while_it_saves_goes_on_from_the_save_before(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And, where a part of that one is damaged, which its rank sees, from the one before that."""
+
+    def config(name: str) -> SFTConfig:
+        (tmp_path / name).mkdir()
+        plain = sft_config(workspace, tmp_path / name / "run")
+        return plain.model_copy(update={"checkpoint": CheckpointConfig(every_steps=2, keep=9)})
+
+    whole, broken = config("whole"), config("broken")
+    sft.run(whole)
+    write = background.write_tensors
+
+    def killed(directory: str, name: str, tensors: Any) -> Part:
+        if "step_6" in directory:
+            raise Killed
+        return write(directory, name, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(background, "write_tensors", killed)
+        with pytest.raises(Killed):
+            sft.run(broken)
+    checkpoints = Path(broken.output) / "checkpoints"
+    newest = Checkpoints(str(checkpoints), 9).latest()
+    assert newest is not None
+    assert newest.step == 4
+    (part,) = (checkpoints / "step_4" / "trainer").iterdir()
+    content = bytearray(part.read_bytes())
+    content[-1] ^= 1
+    part.write_bytes(content)
+    sft.run(broken)
+    assert "checkpoint of step 4 is damaged" in caplog.text
+    runs = Path(whole.output), Path(broken.output)
+    expected, found = (saved_tensors(run, STEPS, "trainer") for run in runs)
+    assert not [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert len({(run / "final" / "model.safetensors").read_bytes() for run in runs}) == 1
+    assert Checkpoints(str(checkpoints), 9).steps() == [2, 4, 6, 8, 10]
+
+
+@pytest.mark.usefixtures("roles_here")
+def test_a_full_disk_ends_the_run_with_what_to_do(workspace: Path, tmp_path: Path) -> None:
+    config = sft_config(workspace, tmp_path / "run")
+    config = config.model_copy(update={"checkpoint": CheckpointConfig(every_steps=2)})
+    with largest_file(300_000), pytest.raises(CheckpointError, match=r"step_2.*the storage is full.*free space"):
+        sft.run(config)
+    assert Checkpoints(str(tmp_path / "run" / "checkpoints"), 1).latest() is None
 
 
 @pytest.mark.usefixtures("roles_here")
