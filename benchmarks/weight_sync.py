@@ -1,9 +1,9 @@
-"""Weight sync to one engine against a bare gloo broadcast of the same bytes.
+"""Weight sync to one engine against a bare gloo broadcast of the same bytes; on a GPU, against a copy within it.
 
     python benchmarks/weight_sync.py
 
-Prints the seconds of each part and the ratio of gather + wire + load + pause to the broadcast: medians of repeats that
-take turns, so that both see the same machine. Everything runs on CPU, the trainer's side in this process.
+Prints the seconds of each part and the ratio of the whole transfer to the broadcast: medians of repeats that take
+turns, so that both see the same machine. The trainer's side is in this process.
 """
 
 import argparse
@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 
-from rlhf_ray.config.model import ModelConfig
+from rlhf_ray.config.model import Dtype, ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.transfer.gloo import GlooGroup
-from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup
+from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport
+from rlhf_ray.transfer.manifest import ITEM_BYTES
 from rlhf_ray.transfer.meeting import join_store, open_store
 from rlhf_ray.transfer.sender import WeightSender
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
@@ -32,6 +33,25 @@ from rlhf_ray.transfer.verification import sync_timings
 LOCALHOST = "127.0.0.1"
 SECONDS = 120.0
 BUCKET_BYTES = 256 * 2**20
+
+
+class DeviceCopy:
+    """Bare copies of one tensor within a GPU's memory."""
+
+    def __init__(self, size: int) -> None:
+        self._tensor = torch.zeros(size, dtype=torch.uint8, device="cuda")
+
+    def measure(self) -> float:
+        """Measure the seconds until the copy is there."""
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        self._tensor.clone()
+        torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self._tensor
 
 
 class Broadcast:
@@ -68,15 +88,27 @@ def receive_broadcasts(group: TransferGroup, size: int, pipe: Connection) -> Non
         pipe.send(None)
 
 
-async def measure(path: Path, repeats: int) -> dict[str, float]:
+async def measure(path: Path, repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Return the parts of a sync, the bare transport of its bytes, and their ratio, in seconds.
+
+    Args:
+        path: of the model.
+        repeats: of both; two more come first and do not count.
+        device: cpu, in float32 over gloo; or cuda, in bfloat16 over shared memory of one GPU.
+    """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    source = DeepSpeedWeightSource(model, "float32", BUCKET_BYTES)
-    sender = WeightSender(source, "gloo", rank=SENDER_RANK, seconds=SECONDS)
-    engine = Engine(ModelConfig(path=str(path), dtype="float32"), RolloutConfig(), max_tokens=256)
+    on_gpu = device == "cuda"
+    dtype: Dtype = "bfloat16" if on_gpu else "float32"
+    transport: Transport = "ipc" if on_gpu else "gloo"
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    model.to(device)
+    source = DeepSpeedWeightSource(model, dtype, BUCKET_BYTES)
+    sender = WeightSender(source, transport, rank=SENDER_RANK, seconds=SECONDS)
+    rollout = RolloutConfig(gpus_per_worker=0.5 if on_gpu else 0)
+    engine = Engine(ModelConfig(path=str(path), dtype=dtype), rollout, transport=transport, max_tokens=256)
     await engine.start()
-    broadcast = Broadcast(source.manifest.bytes)
+    broadcast = DeviceCopy(source.manifest.bytes) if on_gpu else Broadcast(source.manifest.bytes)
     try:
         group = sender.open(1, [engine.workers], LOCALHOST)
         await asyncio.gather(engine.connect_transfer(group), asyncio.to_thread(sender.join))
@@ -85,13 +117,14 @@ async def measure(path: Path, repeats: int) -> dict[str, float]:
             received, sent = await asyncio.gather(
                 engine.receive(source.manifest, version), asyncio.to_thread(sender.send)
             )
-            parts = sync_timings(sent, [received])
-            rows.append({**parts, "sync": sum(parts.values()), "broadcast": await asyncio.to_thread(broadcast.measure)})
+            bare = await asyncio.to_thread(broadcast.measure)
+            rows.append({**sync_timings(sent, [received]), "sync": received["receive"], "broadcast": bare})
     finally:
         broadcast.close()
         engine.shutdown()
     medians = {part: statistics.median(row[part] for row in rows[2:]) for part in rows[0]}
-    return {"parameters": source.manifest.bytes // 4, **medians, "ratio": medians["sync"] / medians["broadcast"]}
+    parameters = source.manifest.bytes // ITEM_BYTES[dtype]
+    return {"parameters": parameters, **medians, "ratio": medians["sync"] / medians["broadcast"]}
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.reading.documents import KeyPath
 
 Dtype = Literal["float32", "bfloat16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 
 
 class ModelConfig(Section):
@@ -25,7 +26,7 @@ class ModelConfig(Section):
     dtype: Dtype = "bfloat16"
     """Type of forward and backward passes. Master weights and optimizer moments stay float32."""
 
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Attention = "sdpa"
     """Attention kernel of the trainers. flash_attention_2 packs sequences instead of padding them."""
 
     trust_remote_code: bool = False

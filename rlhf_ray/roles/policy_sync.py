@@ -29,6 +29,9 @@ from rlhf_ray.transfer.verification import (
 OWN_ERROR_SECONDS = 10.0
 """The driver waits this much longer than the members of a transfer, whose own errors name the cause."""
 
+RATED = ("gather", "send", "load", "verify")
+"""Parts of a sync whose bytes per second are logged."""
+
 BREAK_OFF_SECONDS = 30.0
 """Engines that have not come out of a broken transfer by then are started anew."""
 
@@ -87,8 +90,9 @@ class PolicySync(ABC):
             members: engines by number; others are left as they are.
 
         Returns:
-            `sync/...`: seconds of gather, wire, load, pause, verify and all together; differences of log-probabilities
-            between trainer and engines on the probes, and what is allowed; the version.
+            `sync/...`: seconds of gather, send, load, pause, verify and all together, and bytes per second of the first
+            three and of verify; differences of log-probabilities between trainer and engines on the probes, and what
+            is allowed; the version.
 
         Raises:
             RoleDied, RoleRaised, DeadlineExceeded: the transfer broke off; the next one begins anew.
@@ -97,7 +101,7 @@ class PolicySync(ABC):
         started = time.perf_counter()
         self._receiving, self.stuck = {}, []
         try:
-            timings = self._give(version, members)
+            timings, size = self._give(version, members)
             arrived = time.perf_counter()
             found = self._verify(version, members)
         except BaseException:
@@ -106,7 +110,9 @@ class PolicySync(ABC):
         self.version = version
         ended = time.perf_counter()
         seconds = timings | {"verify": ended - arrived, "total": ended - started}
-        return {f"sync/{part}": value for part, value in (seconds | found).items()} | {"sync/version": float(version)}
+        rates = {f"bytes_per_second/{part}": size / seconds[part] for part in RATED if seconds[part] > 0}
+        logged = seconds | rates | found | {"version": float(version)}
+        return {f"sync/{name}": value for name, value in logged.items()}
 
     def read(self, texts: Sequence[np.ndarray]) -> None:
         """Score these natural texts, token ids, after each sync from now on, beside the random ones."""
@@ -117,8 +123,8 @@ class PolicySync(ABC):
         self(self.version, [engine])
 
     @abstractmethod
-    def _give(self, version: int, members: list[int]) -> dict[str, float]:
-        """Bring the weights to engines; returns seconds of gather, wire, load and pause."""
+    def _give(self, version: int, members: list[int]) -> tuple[dict[str, float], float]:
+        """Bring the weights to engines; returns seconds of gather, send, load and pause, and their bytes."""
 
     def _break_off(self) -> None:
         """Note, after a sync that failed, the engines that are still in it."""
@@ -169,7 +175,7 @@ class PolicySync(ABC):
 class AdapterSync(PolicySync):
     """Gives engines the files of the policy's adapter, a hundredth of the weights or less; nobody meets in a group."""
 
-    def _give(self, version: int, members: list[int]) -> dict[str, float]:
+    def _give(self, version: int, members: list[int]) -> tuple[dict[str, float], float]:
         started = time.perf_counter()
         self._wait(self._policy.submit("gather_adapter"), [], [], f"gathering the adapter of version {version}")
         gathered = time.perf_counter()
@@ -179,9 +185,10 @@ class AdapterSync(PolicySync):
         self._receiving = dict(zip(members, loading, strict=True))
         _, loaded = self._wait([], members, loading, f"transfer of the adapter of version {version}")
         self._receiving = {}
-        slowest = max(loaded, key=lambda seconds: sum(seconds.values()))
-        wire = time.perf_counter() - gathered - sum(slowest.values())
-        return {"gather": gathered - started, "wire": max(0.0, wire), **slowest}
+        slowest = max(loaded, key=lambda found: found["pause"])
+        size = slowest.pop("bytes")
+        send = time.perf_counter() - gathered - slowest["pause"]
+        return {"gather": gathered - started, "send": max(0.0, send), **slowest}, size
 
 
 class WeightSync(PolicySync):
@@ -220,7 +227,7 @@ class WeightSync(PolicySync):
         prepared = self._policy.call(
             "prepare_transfer", self._transport, self._dtype, self._bucket_bytes, self._seconds
         )
-        self._manifest = ray.put(prepared[0])
+        self._manifest, self._size = ray.put(prepared[0]), float(prepared[0].bytes)
         self._members: list[int] = []
         self._sending: list[ray.ObjectRef] = []
         self._group: TransferGroup | None = None
@@ -232,11 +239,11 @@ class WeightSync(PolicySync):
         super().catch_up(engine)
         self._members = []
 
-    def _give(self, version: int, members: list[int]) -> dict[str, float]:
+    def _give(self, version: int, members: list[int]) -> tuple[dict[str, float], float]:
         if members != self._members:
             self._regroup(members)
         sent, received = self._transfer(version)
-        return sync_timings(sent, received)
+        return sync_timings(sent, received), self._size
 
     def _compare_weights(self, probe: Probe, version: int, members: list[int]) -> dict[str, float]:
         asked = [self._engines.submit_one(engine, "held_weights") for engine in members]

@@ -234,38 +234,42 @@ class Engine:
             self._link = self._group = None
 
     async def receive(self, manifest: Manifest, version: int) -> dict[str, float]:
-        """Take new weights from the group's sender; requests in flight wait and go on with them.
+        """Take new weights from the group's sender.
+
+        While these are gathered requests in flight are answered on; they wait from the first bucket on, and then go on
+        with the new weights.
 
         Args:
             manifest: what the sender will send.
             version: number of the new weights.
 
         Returns:
-            Seconds: `pause` (freezing, resuming and emptying caches), `wire`, `load`, and `receive`, all together.
+            Seconds: `pause`, for which no request was answered, within it `wire`, waiting for tensors, and `load`; and
+            `receive`, from this call to its end.
 
         Raises:
             ManifestMismatch: the announcement does not fit this engine, which goes on with its old weights.
-            TransferError: the transfer broke off, and the engine is dirty.
+            TransferError: the transfer did not begin; or it broke off, and the engine is dirty.
         """
         link, group = self._check_announcement(manifest)
         started = time.perf_counter()
+        await self._within(link.announced(), group.seconds, f"version {version}")
+        pausing = time.perf_counter()
         if self._broken is not None:
             await link.abandon()
         # Emptying the caches makes requests in flight compute their prompts anew: no token sees two weights at once.
         await self._pause_scheduler(clear_cache=True)
-        paused = time.perf_counter()
         try:
-            timings = await self._within(link.receive(manifest, version), group.seconds, f"version {version}")
+            await self._within(link.receive(manifest, version), group.seconds, f"version {version}")
         except BaseException as error:
             self._broken = f"transfer of version {version} broke off: {error}"
             raise
-        received = time.perf_counter()
         await self._llm.reset_prefix_cache()
         self._broken = None
         self.version = version
         await self._resume()
-        ended = time.perf_counter()
-        return {**timings, "pause": paused - started + ended - received, "receive": ended - started}
+        resumed = time.perf_counter()
+        return {**await link.timings(), "pause": resumed - pausing, "receive": resumed - started}
 
     async def held_weights(self) -> HeldWeights:
         """Return the bit sums of the weights that stand in the engine since its last transfer.
@@ -318,7 +322,7 @@ class Engine:
             version: number of the weights that base and adapter make.
 
         Returns:
-            Seconds: `pause` (freezing, resuming and emptying caches) and `load`.
+            Seconds: `pause`, for which no request was answered, and within it `load`; and `bytes` of the adapter.
 
         Raises:
             TransferError: vLLM did not take it, and the engine is dirty.
@@ -338,7 +342,8 @@ class Engine:
         await self._llm.reset_prefix_cache()
         self._broken, self.version = None, version
         await self._resume()
-        return {"pause": paused - started + time.perf_counter() - loaded, "load": loaded - paused}
+        size = float(sum(map(len, files.values())))
+        return {"pause": time.perf_counter() - started, "load": loaded - paused, "bytes": size}
 
     async def health(self) -> None:
         """Return if the engine's processes live.

@@ -287,7 +287,11 @@ METRICS = (
     Metric("time/sync", "weights to the engines", "seconds", "Time of a step", "sync"),
     Metric("time/evaluate", "held-out prompts", "seconds", "Time of a step", "evaluate"),
     Metric(
-        "time/checkpoint", "save models, optimizers and the driver's state", "seconds", "Time of a step", "checkpoint"
+        "time/checkpoint",
+        "copy models and optimizers to host memory; a checkpoint is written while the run goes on",
+        "seconds",
+        "Time of a step",
+        "checkpoint",
     ),
     Metric("time/idle", "nothing runs", "seconds", "Time of a step", "idle"),
     Metric(
@@ -299,12 +303,28 @@ METRICS = (
     ),
     Metric("time/step", "time of the whole step", "seconds", ""),
     Metric("time/*", "another part of a step", "seconds", "Time of a step", "*"),
-    Metric("sync/gather", "collect the weights of all ranks", "seconds", "Time of a sync", "gather"),
-    Metric("sync/wire", "send them", "seconds", "Time of a sync", "wire"),
-    Metric("sync/load", "engines take them in", "seconds", "Time of a sync", "load"),
-    Metric("sync/pause", "engines stop and start again", "seconds", "Time of a sync", "pause"),
+    Metric(
+        "sync/gather", "collect the weights of all ranks, while others travel", "seconds", "Time of a sync", "gather"
+    ),
+    Metric("sync/send", "weights are on the wire", "seconds", "Time of a sync", "send"),
+    Metric("sync/load", "engines take them in, as they arrive", "seconds", "Time of a sync", "load"),
+    Metric(
+        "sync/pause",
+        "engines answer no request: from the first weights that they load to the last",
+        "seconds",
+        "Time of a sync",
+        "pause",
+    ),
     Metric("sync/verify", "compare both sides: log-probabilities, weights", "seconds", "Time of a sync", "verify"),
     Metric("sync/total", "the whole sync", "seconds", ""),
+    Metric(
+        "sync/bytes_per_second/*",
+        "bytes of the weights, as they travel, over the seconds of one part",
+        "bytes/s",
+        "Weights per second",
+        "*",
+        log_scale=True,
+    ),
     Metric("step_time", "time of the whole step", "seconds", "", "step"),
     Metric(
         "tokens_per_second",

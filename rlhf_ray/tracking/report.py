@@ -199,7 +199,7 @@ def _sync_check(history: History) -> SyncCheck | None:
 def _sync_times(history: History) -> list[tuple[str, str, str]]:
     """List each part of a sync, its meaning, and its mean milliseconds."""
     rows = []
-    for part in ("gather", "wire", "load", "pause", "verify"):
+    for part in ("gather", "send", "load", "pause", "verify"):
         seconds = [value for _, value in _points(history, f"sync/{part}")]
         if seconds:
             rows.append((part, describe(f"sync/{part}").meaning, f"{1000 * sum(seconds) / len(seconds):,.1f} ms"))

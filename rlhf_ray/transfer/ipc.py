@@ -3,7 +3,6 @@
 import base64
 import hmac
 import pickle
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,13 +15,7 @@ from torch.multiprocessing.reductions import reduce_tensor
 
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup
-from rlhf_ray.transfer.meeting import why_ended
-
-LOOK_SECONDS = 1.0
-"""Between two looks at whether a transfer, for which somebody waits, was broken off."""
-
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.01
-"""Seconds between two questions to a store. A bucket takes some ten milliseconds, and many ranks ask one store."""
+from rlhf_ray.transfer.meeting import wait_for_keys, why_ended
 
 
 class Mailbox:
@@ -76,7 +69,7 @@ class Mailbox:
         return why_ended(self._group, self._store)
 
     def _wait(self, name: str) -> bytes:
-        _wait_for(self._store, [name], self._group.seconds, self.why_ended)
+        wait_for_keys(self._store, [name], self._group.seconds, self.why_ended)
         return self._store.get(name)
 
 
@@ -120,7 +113,7 @@ class RankGate:
             TransferError: one of them did not come in time, or the transfer was broken off.
         """
         names = [self._name(rank, "filled") for rank in self._others]
-        _wait_for(self._store, names, self._seconds, why_ended)
+        wait_for_keys(self._store, names, self._seconds, why_ended)
         for name in names:
             self._store.delete_key(name)
 
@@ -137,7 +130,7 @@ class RankGate:
         """
         name = self._name(self._rank, "next")
         # The sender first waits as long itself, twice: for the ranks, and for the engines.
-        _wait_for(self._store, [name], 3 * self._seconds, lambda: None)
+        wait_for_keys(self._store, [name], 3 * self._seconds, lambda: None)
         failure = self._store.get(name).decode()
         self._store.delete_key(name)
         if failure:
@@ -145,31 +138,6 @@ class RankGate:
 
     def _name(self, rank: int, what: str) -> str:
         return f"{self._bucket}/{rank}/{what}"
-
-
-def _wait_for(store: Store, names: list[str], seconds: float, why_ended: Callable[[], str | None]) -> None:
-    """Wait until a store has all these keys, looking now and then whether that is in vain.
-
-    Raises:
-        TransferError: it is, or they did not come in time, or the store is gone.
-    """
-    deadline = time.monotonic() + seconds
-    pause, next_look = SHORTEST_PAUSE, 0.0
-    try:
-        # Not by the store's own waiting, which cannot hear of an end, and logs each time that it waited in vain.
-        while not store.check(names):
-            now = time.monotonic()
-            if now >= next_look:
-                next_look = now + LOOK_SECONDS
-                if (reason := why_ended()) is not None:
-                    raise TransferError(f"weight transfer: broken off: {reason}")
-            if now > deadline:
-                listed = ", ".join(map(repr, names))
-                raise TransferError(f"weight transfer: no {listed} within {seconds:g} s")
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE, 1.5 * pause)
-    except RuntimeError as error:
-        raise TransferError(f"weight transfer: the store of those who wait for each other is gone: {error}") from error
 
 
 class IpcExport:

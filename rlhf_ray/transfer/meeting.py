@@ -1,15 +1,23 @@
 """Where sender and engines of a transfer group meet, and learn at once when the others wait in vain."""
 
 import socket
+import time
+from collections.abc import Callable
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import TransferGroup
 
 ARRIVED, OUTCOME, ENDED = "arrived", "outcome", "ended"
 ALL_HERE = "all are here"
+
+LOOK_SECONDS = 1.0
+"""Between two looks at whether a transfer, for which somebody waits, was broken off."""
+
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.0005, 0.01
+"""Seconds between two questions to a store. A bucket takes some ten milliseconds, and many ranks ask one store."""
 
 CALL_OFF_SECONDS = 10.0
 """To reach a sender's store: it answers at once, or it is gone, which ends the waiting too."""
@@ -81,6 +89,45 @@ def call_off(group: TransferGroup, reason: str) -> None:
     members = _of(group, join_store(group, CALL_OFF_SECONDS))
     if not members.check([OUTCOME]):
         members.set(OUTCOME, reason)
+
+
+def announce(group: TransferGroup, store: TCPStore, transfer: int) -> None:
+    """Tell the engines that the first bucket of a transfer sets out; transfers of a group are numbered from 0."""
+    _of(group, store).set(f"transfer {transfer}", "sets out")
+
+
+def wait_for_transfer(group: TransferGroup, store: TCPStore, transfer: int) -> None:
+    """Wait until the sender has gathered the first bucket of a transfer.
+
+    Raises:
+        TransferError: that took longer than the group's deadline, or the transfer was broken off.
+    """
+    wait_for_keys(_of(group, store), [f"transfer {transfer}"], group.seconds, lambda: why_ended(group, store))
+
+
+def wait_for_keys(store: Store, names: list[str], seconds: float, why_ended: Callable[[], str | None]) -> None:
+    """Wait until a store has all these keys, looking now and then whether that is in vain.
+
+    Raises:
+        TransferError: it is, or they did not come in time, or the store is gone.
+    """
+    deadline = time.monotonic() + seconds
+    pause, next_look = SHORTEST_PAUSE, 0.0
+    try:
+        # Not by the store's own waiting, which cannot hear of an end, and logs each time that it waited in vain.
+        while not store.check(names):
+            now = time.monotonic()
+            if now >= next_look:
+                next_look = now + LOOK_SECONDS
+                if (reason := why_ended()) is not None:
+                    raise TransferError(f"weight transfer: broken off: {reason}")
+            if now > deadline:
+                listed = ", ".join(map(repr, names))
+                raise TransferError(f"weight transfer: no {listed} within {seconds:g} s")
+            time.sleep(pause)
+            pause = min(LONGEST_PAUSE, 1.5 * pause)
+    except RuntimeError as error:
+        raise TransferError(f"weight transfer: the store of those who wait for each other is gone: {error}") from error
 
 
 def end_transfer(group: TransferGroup, reason: str) -> None:

@@ -3,6 +3,8 @@
 import secrets
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,7 +18,7 @@ from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import SENDER_RANK, TransferGroup, Transport, check_engine_workers
 from rlhf_ray.transfer.ipc import IpcExport, Mailbox, RankGate
 from rlhf_ray.transfer.manifest import Manifest
-from rlhf_ray.transfer.meeting import meet, open_store
+from rlhf_ray.transfer.meeting import announce, meet, open_store
 from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
 if TYPE_CHECKING:
@@ -33,8 +35,15 @@ class SenderTransport(Protocol):
     def join(self, group: TransferGroup, store: "TCPStore") -> None:
         """Make the connections to the engines' workers, once all engines are there."""
 
-    def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
-        """Send the flat tensors of one bucket; returns when their memory may change."""
+    def start(self, device: torch.device) -> None:
+        """Make ready for a transfer of tensors on a device; all ranks that take part together."""
+
+    def send(self, bucket: list[Shaped[Tensor, " items"]], index: int) -> None:
+        """Send the flat tensors of one bucket; returns when their memory may change.
+
+        Runs in a thread of its own, so that the next bucket is gathered meanwhile. The list is this call's to empty:
+        what was packed need not stay in memory.
+        """
 
     def finish(self) -> None:
         """End a transfer all of whose buckets were sent."""
@@ -47,8 +56,9 @@ class WeightSender:
     """Sends the weights of a source to the engines of a transfer group.
 
     On the sender (rank 0): `open`, then `join` while each engine connects, then `send` for each version while each
-    engine receives. Other ranks call `send` alone, which keeps them in the collective gathers. A transfer that failed,
-    or a change of members, needs a new `open` with a higher generation.
+    engine receives. Other ranks call `send` alone, which keeps them in the collective gathers. The next bucket is
+    gathered while one is on the wire. A transfer that failed, or a change of members, needs a new `open` with a higher
+    generation.
 
     Args:
         source: this rank's weights.
@@ -64,6 +74,9 @@ class WeightSender:
         self._seconds = seconds
         self._group: TransferGroup | None = None
         self._store: TCPStore | None = None
+        self._transfers = 0
+        """Of the present group."""
+        self._stream: torch.cuda.Stream | None = None
         self.sent: dict[str, int] = {}
         """Bit sum of each tensor of the last transfer, by name; on ranks that send."""
         largest_bucket = max(source.manifest.bucket_bytes, default=0)
@@ -86,6 +99,7 @@ class WeightSender:
         if self._group is not None and generation <= self._group.generation:
             raise ValueError(f"generation {generation} does not follow {self._group.generation}")
         self.close()
+        self._transfers = 0
         manifest = self._source.manifest
         self._store = open_store(host, self._seconds)
         self._group = TransferGroup(
@@ -117,27 +131,52 @@ class WeightSender:
         """Gather and send all weights, while the engines receive; on all ranks.
 
         Returns:
-            Seconds that this rank spent to `gather` and to `send`.
+            Seconds in which this rank had buckets to `gather`, and in which it had some to `send`; they overlap.
 
         Raises:
             TransferError: an engine failed or was too slow; the group cannot be used any more.
         """
         takes_part = self._transport.every_rank or self._rank == SENDER_RANK
-        timings = {"gather": 0.0, "send": 0.0}
-        started = time.perf_counter()
-        for index, bucket in enumerate(self._source.buckets(keep=takes_part)):
-            _synchronize(self._source.device)
-            gathered = time.perf_counter()
-            if takes_part:
-                self._transport.send(bucket, index)
+        device = self._source.device
+        gather, sending = 0.0, list[Future[float]]()
+        buckets = self._source.buckets(keep=takes_part)
+        # Leaving the block waits for the bucket on the wire, also after an error.
+        with ThreadPoolExecutor(1, "weights") as wire:
+            for index in range(len(self.manifest.buckets)):
+                started = time.perf_counter()
+                bucket = next(buckets)
+                _synchronize(device)
+                gather += time.perf_counter() - started
+                if not takes_part:
+                    continue
+                if index == 0:
+                    self._begin(device)
+                else:
+                    sending[-1].result()  # memory holds one bucket on the wire and the next one
+                sending.append(wire.submit(self._send, list(bucket), index, device))
                 self._sum(bucket, index)
-            sent = time.perf_counter()
-            timings["gather"] += gathered - started
-            timings["send"] += sent - gathered
-            started = sent
+                del bucket
+        send = sum(future.result() for future in sending)
         if takes_part:
             self._transport.finish()
-        return timings
+        self._transfers += 1
+        return {"gather": gather, "send": send}
+
+    def _begin(self, device: torch.device) -> None:
+        """Tell engines that weights come, which until then write on."""
+        self._transport.start(device)
+        if self._group is not None and self._store is not None:
+            announce(self._group, self._store, self._transfers)
+
+    def _send(self, bucket: list[Shaped[Tensor, " items"]], index: int, device: torch.device) -> float:
+        """Send a bucket in the thread of the wire; returns the seconds that it took."""
+        started = time.perf_counter()
+        # On a stream beside that of the gathering, which would else wait for the wire.
+        if device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        with nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            self._transport.send(bucket, index)
+        return time.perf_counter() - started
 
     def _sum(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
         # Engines that gloo reaches are on CPU.
@@ -152,9 +191,13 @@ class WeightSender:
 
 
 def _synchronize(device: torch.device) -> None:
-    """End the gather before anything is sent: collectives of two groups in flight on one GPU can deadlock."""
+    """Wait until a bucket is gathered; not for the one before it, which may be on the wire on a stream of its own.
+
+    Two groups have collectives in flight on this GPU then. They cannot wait for each other in a circle: engines wait
+    for this rank alone, and the other trainers are in one group only.
+    """
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.current_stream(device).synchronize()
 
 
 class _GlooSender:
@@ -168,7 +211,10 @@ class _GlooSender:
     def join(self, group: TransferGroup, store: "TCPStore") -> None:
         self._members = GlooGroup(group, SENDER_RANK, store)
 
-    def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
+    def start(self, device: torch.device) -> None:
+        """Do nothing: each bucket brings its memory."""
+
+    def send(self, bucket: list[Shaped[Tensor, " items"]], index: int) -> None:
         if self._members is None:
             raise TransferError("weight transfer: join the group before sending")
         self._members.send([tensor.cpu() for tensor in bucket])
@@ -195,10 +241,14 @@ class _NcclSender:
 
         self._communicator = open_nccl_sender(group)
 
-    def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
+    def start(self, device: torch.device) -> None:
+        """Do nothing: each bucket brings its memory."""
+
+    def send(self, bucket: list[Shaped[Tensor, " items"]], index: int) -> None:
         if self._communicator is None:
             raise TransferError("weight transfer: join the group before sending")
         packed = torch.cat([tensor.view(torch.uint8) for tensor in bucket])
+        bucket.clear()
         # Named, for vLLM would move this thread to a stream of its own, for good.
         stream = torch.cuda.current_stream(packed.device)
         self._communicator.broadcast(packed, src=SENDER_RANK, stream=stream)
@@ -231,18 +281,24 @@ class _IpcSender:
         self._transfer = 0
         self._mailbox = Mailbox(store, group)
 
-    def send(self, bucket: Sequence[Shaped[Tensor, " items"]], index: int) -> None:
-        gate = self._gate = self._gate or RankGate.of_process_group(self._seconds)
+    def start(self, device: torch.device) -> None:
+        """Export this rank's buffer, beside the thread that sends: gathering uses the same process group."""
+        self._gate = self._gate or RankGate.of_process_group(self._seconds)
+        self._export = IpcExport(self._largest_bucket, device)
+
+    def send(self, bucket: list[Shaped[Tensor, " items"]], index: int) -> None:
+        gate, export = self._gate, self._export
+        if gate is None or export is None:
+            raise TransferError("weight transfer: a transfer begins before its first bucket is sent")
         gate.begin()
         try:
-            if self._export is None:
-                self._export = IpcExport(self._largest_bucket, bucket[0].device)
-            self._export.fill(bucket)
+            export.fill(bucket)
+            bucket.clear()
             if not self._is_sender:
                 gate.say_filled()
                 gate.wait()
                 return
-            self._offer(gate, self._export, index)
+            self._offer(gate, export, index)
         except BaseException as error:
             # The next transfer begins anew on all ranks.
             self._export = None

@@ -208,14 +208,14 @@ def _refuse(wrong: list[str], what: str, engine: int, version: int) -> None:
 
 
 def sync_timings(sent: dict[str, float], received: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return the parts of a transfer, in seconds: `gather`, `wire`, `load`, `pause`; their sum is the slowest engine's.
+    """Return the seconds of a transfer's parts: `gather` and `send` on the sender, `load` and `pause` of the slowest
+    engine.
 
-    Gathering shows on the engines as waiting for the wire, so it is taken from there.
+    They overlap: a bucket is gathered while the one before travels, and loaded while it arrives.
 
     Args:
         sent: what `WeightSender.send` returned on the sender.
         received: what `Engine.receive` returned, engine by engine.
     """
     slowest = max(received, key=lambda timings: timings["receive"])
-    wire = slowest["receive"] - slowest["load"] - slowest["pause"] - sent["gather"]
-    return {"gather": sent["gather"], "wire": max(0.0, wire), "load": slowest["load"], "pause": slowest["pause"]}
+    return {"gather": sent["gather"], "send": sent["send"], "load": slowest["load"], "pause": slowest["pause"]}

@@ -36,10 +36,11 @@ from rlhf_ray.transfer.gloo import GlooGroup
 from rlhf_ray.transfer.group import TransferGroup
 from rlhf_ray.transfer.ipc import Mailbox
 from rlhf_ray.transfer.manifest import Manifest, TensorEntry
-from rlhf_ray.transfer.meeting import join_store, meet
+from rlhf_ray.transfer.meeting import join_store, meet, wait_for_transfer
 from rlhf_ray.transfer.verification import HeldWeights
 
 if TYPE_CHECKING:
+    from torch.distributed import TCPStore
     from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -274,12 +275,13 @@ class EngineLink:
         self._llm = llm
         self._group = group
         self._engine = engine
+        self._store: TCPStore | None = None
         self._mailbox: Mailbox | None = None
         self._transfer = 0
 
     async def open(self) -> None:
         """Meet the sender and all other engines, then let the workers join the group."""
-        store = await asyncio.to_thread(join_store, self._group)
+        store = self._store = await asyncio.to_thread(join_store, self._group)
         await asyncio.to_thread(meet, self._group, store)
         if self._group.transport == "ipc":
             self._mailbox = Mailbox(store, self._group)
@@ -301,17 +303,22 @@ class EngineLink:
             "packed_buffer_size_bytes": group.largest_bucket,
         }
 
-    async def receive(self, manifest: Manifest, version: int) -> dict[str, float]:
-        """Take one complete update. After an error the engine's weights are undefined.
+    async def announced(self) -> None:
+        """Wait until the sender has gathered the first bucket of the next update; until then nothing changes here."""
+        if self._store is None:
+            raise TransferError("weight transfer: open a link before waiting on it")
+        await asyncio.to_thread(wait_for_transfer, self._group, self._store, self._transfer)
 
-        Returns:
-            Seconds on the `wire` and for `load`, of the slowest worker.
-        """
+    async def receive(self, manifest: Manifest, version: int) -> None:
+        """Take one complete update. After an error the engine's weights are undefined."""
         await self._llm.start_weight_update()
         for bucket in range(len(manifest.buckets)):
             await self._update(manifest.bucket(bucket), bucket)
         self._transfer += 1
         await self._llm.finish_weight_update(str(version))
+
+    async def timings(self) -> dict[str, float]:
+        """Return the seconds of the last update on the `wire` and for `load`, of the slowest worker."""
         timings = await self._llm.collective_rpc("transfer_timings")
         return {part: max(worker[part] for worker in timings) for part in ("wire", "load")}
 

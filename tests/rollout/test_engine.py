@@ -144,6 +144,7 @@ def test_scores_follow_each_sync(any_host: Host):
         assert difference(before, trainer.score()) > 100 * LIMIT
         (timings,) = trainer.sync(version, any_host)
         assert timings.keys() == {"pause", "wire", "load", "receive"}
+        assert timings["wire"] + timings["load"] <= timings["pause"] <= timings["receive"]
         assert any_host.engine.version == version
         compare_scores(trainer.score(), any_host.score(PROBES), TOLERANCE, dtype="float32", version=version)
 
@@ -221,6 +222,30 @@ def test_tokens_know_which_weights_wrote_them(tied: Host):
             assert np.abs(expected[part] - completion.logprobs[part]).max() < LIMIT
 
 
+def test_requests_are_answered_until_the_first_bucket_is_gathered(tied: Host):
+    trainer = Trainer(tied.path)
+    trainer.connect(tied)
+    trainer.change(seed=14)
+    before = tied.engine.version
+    receiving = tied.submit(tied.engine.receive(trainer.source.manifest, 14))
+    while_gathering = tied.submit(collect(tied.engine, make_requests(2, max_tokens=8), queued=False))
+    for completions in while_gathering.result(20).values():
+        assert {span.version for completion in completions for span in completion.weight_spans} == {before}
+    assert not receiving.done()
+    trainer.sender.send()
+    receiving.result(60)
+    assert difference(tied.score(PROBES), trainer.score()) < LIMIT
+
+
+def test_a_transfer_that_does_not_begin_leaves_the_engine_with_its_weights(tied: Host):
+    trainer = Trainer(tied.path, seconds=1)
+    trainer.connect(tied)
+    before = tied.score(PROBES)
+    with pytest.raises(TransferError, match="version 8: not done within 1 s"):
+        tied.run(tied.engine.receive(trainer.source.manifest, 8))
+    assert difference(before, tied.score(PROBES)) == 0
+
+
 def test_no_answer_reads_what_older_weights_left_in_the_prefix_cache(tied: Host):
     """The score of a fixed text, which each sync checks, bypasses that cache."""
     trainer = Trainer(tied.path)
@@ -275,6 +300,7 @@ def test_dirty_engine_serves_nothing_until_a_clean_transfer(any_host: Host, buck
 
 def send_some(trainer: Trainer, buckets: int) -> None:
     """Send the first buckets of a transfer and then nothing."""
+    trainer.sender._begin(torch.device("cpu"))
     for index, bucket in zip(range(buckets), trainer.source.buckets(keep=True), strict=False):
         trainer.sender._transport.send(bucket, index)
 

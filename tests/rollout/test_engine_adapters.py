@@ -72,7 +72,7 @@ def test_each_adapter_takes_the_place_of_the_one_before(host: Host, trainer: Ada
     for version in (1, 2, 3):
         trainer.change(seed=version)
         before = host.score(PROBES)
-        assert load(host, trainer, version).keys() == {"pause", "load"}
+        assert load(host, trainer, version).keys() == {"pause", "load", "bytes"}
         assert difference(before, host.score(PROBES)) > 100 * LIMIT
         assert difference(host.score(PROBES), trainer.score()) < LIMIT
         [request] = make_requests(1)

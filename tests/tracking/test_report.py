@@ -85,7 +85,7 @@ def history():
     for step in range(1, 60):
         names = {f"rewards/{text[:60]}/mean": 1.0 for text in HOSTILE if "\ud800" not in text}
         made.add(step, {"reward": step, "loss": math.nan, **names, "sync/logprob_diff": 1e-6, "sync/tolerance": 1e-4})
-        made.add(step, {"sync/wire": 0.05, "time/generate": 1.0, "time/</svg><script>": 2.0, "step_time": 3.0})
+        made.add(step, {"sync/send": 0.05, "time/generate": 1.0, "time/</svg><script>": 2.0, "step_time": 3.0})
     return made
 
 

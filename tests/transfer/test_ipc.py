@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlhf_ray.transfer import ipc
+from rlhf_ray.transfer import ipc, meeting
 from rlhf_ray.transfer import sender as sender_module
 from rlhf_ray.transfer.errors import TransferError
 from rlhf_ray.transfer.group import TransferGroup
@@ -54,7 +54,7 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def ranks(monkeypatch: pytest.MonkeyPatch) -> list[WeightSender]:
     """Two ranks of a policy, each with a connection to the store of their process group."""
     monkeypatch.setattr(sender_module, "IpcExport", Buffer)
-    monkeypatch.setattr(ipc, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(meeting, "LOOK_SECONDS", 0.05)
     master = open_store("127.0.0.1", LONG)
     clients = [master, ipc.TCPStore("127.0.0.1", master.port)]
     torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Event
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,50 @@ from rlhf_ray.transfer.source import DeepSpeedWeightSource
 
 def sender(transport: Transport, rank: int) -> WeightSender:
     return WeightSender(DeepSpeedWeightSource(nn.Linear(2, 2), "float32", 64), transport, rank=rank, seconds=1.0)
+
+
+class Watched(DeepSpeedWeightSource):
+    """A source that says which bucket it gathered last."""
+
+    def __init__(self, module: nn.Module, bucket_bytes: int) -> None:
+        super().__init__(module, "float32", bucket_bytes)
+        self.gathered = [Event() for _ in self.manifest.buckets]
+
+    def buckets(self, keep: bool) -> Iterator[list[torch.Tensor]]:
+        for gathered, bucket in zip(self.gathered, super().buckets(keep), strict=True):
+            gathered.set()
+            yield bucket
+
+
+def test_the_next_bucket_is_gathered_while_one_is_on_the_wire() -> None:
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    source = Watched(network, 32)
+    count = len(source.manifest.buckets)
+    assert count > 2
+    one = WeightSender(source, "gloo", rank=0, seconds=1.0)
+    sent: list[bytes] = []
+
+    class Wire:
+        """A wire on which a bucket stays until the next one is gathered; one at a time."""
+
+        every_rank = False
+
+        def start(self, device: torch.device) -> None: ...
+
+        def send(self, bucket: list[torch.Tensor], index: int) -> None:
+            assert index == len(sent)
+            assert index + 1 == count or source.gathered[index + 1].wait(10), "gathered only when the wire is free"
+            assert index + 2 >= count or not source.gathered[index + 2].is_set(), "more than two buckets in memory"
+            sent.append(b"".join(tensor.detach().numpy().tobytes() for tensor in bucket))
+
+        def finish(self) -> None:
+            assert len(sent) == count
+
+        def close(self) -> None: ...
+
+    one._transport = Wire()
+    assert one.send().keys() == {"gather", "send"}
+    assert b"".join(sent) == b"".join(value.detach().numpy().tobytes() for value in network.parameters())
 
 
 class Stream:

@@ -118,9 +118,8 @@ def test_a_layer_that_computes_with_something_else_is_named():
         WeightComparison("float32").check(SENT, {0: held(HELD, stale=["lm_head"])}, 1)
 
 
-def test_parts_of_a_sync_add_up_to_the_slowest_engine():
-    slow = {"pause": 0.1, "wire": 0.9, "load": 0.5, "receive": 2.0}
-    fast = {"pause": 0.1, "wire": 0.2, "load": 0.1, "receive": 1.0}
+def test_parts_of_a_sync_are_those_of_the_sender_and_of_the_slowest_engine():
+    slow = {"pause": 0.6, "wire": 0.9, "load": 0.5, "receive": 2.0}
+    fast = {"pause": 0.7, "wire": 0.2, "load": 0.1, "receive": 1.0}
     parts = sync_timings({"gather": 0.4, "send": 1.0}, [fast, slow])
-    assert parts == pytest.approx({"gather": 0.4, "wire": 1.0, "load": 0.5, "pause": 0.1})
-    assert sum(parts.values()) == pytest.approx(2.0)
+    assert parts == {"gather": 0.4, "send": 1.0, "load": 0.5, "pause": 0.6}
