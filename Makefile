@@ -41,8 +41,8 @@ slow: setup  ## Learning runs and benchmarks' own tests.
 chaos: setup  ## Tests that kill processes and machines, or break a run in another way.
 	$(PYTEST) -m chaos
 
-gpu-test:  ## Tests that need CUDA; first `make setup KIND=gpu`.
-	$(PYTEST) -m gpu
+gpu-test:  ## What only a GPU can show, by PART="train decode" or all of it; first `make setup KIND=gpu`.
+	$(BIN)/python -m benchmarks.gpu $(PART)
 
 browser: setup  ## Tests of the labelling pages in Chromium of the system's packages: apt-get install -y chromium
 	$(PYTEST) -m "browser and not slow"
