@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 
 class Known(NamedTuple):
-    """What is known of an expression: the object itself, or the class that it is an instance of."""
+    """Value of an expression as far as the source tells: the object itself, or the class that it is an instance of."""
 
     value: Any
     is_instance: bool = False

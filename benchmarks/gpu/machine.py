@@ -10,7 +10,7 @@ LOOK_SECONDS = 0.5
 
 
 class Peaks(NamedTuple):
-    """What a GPU can do at most, by its data sheet."""
+    """Speeds that a GPU does not exceed, by its data sheet."""
 
     tflops: float
     """Of bfloat16 products without sparsity."""

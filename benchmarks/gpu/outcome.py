@@ -27,7 +27,7 @@ Path(sys.argv[3]).write_text(json.dumps({name: float(value) for name, value in f
 
 @dataclass
 class Outcome:
-    """How a part ended."""
+    """Result of a part."""
 
     name: str
     status: str

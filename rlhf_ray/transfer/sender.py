@@ -282,7 +282,7 @@ class _IpcSender:
         self._mailbox = Mailbox(store, group)
 
     def start(self, device: torch.device) -> None:
-        """Export this rank's buffer, beside the thread that sends: gathering uses the same process group."""
+        """Offer this rank's buffer, beside the thread that sends: gathering uses the same process group."""
         self._gate = self._gate or RankGate.of_process_group(self._seconds)
         self._export = IpcExport(self._largest_bucket, device)
 
