@@ -216,7 +216,9 @@ def test_host_memory_holds_what_sleeps_and_is_refused_where_it_does_not_fit(
     apart = load_job("ppo", [str(CONFIGS / "ppo_7b_4node.yaml"), *command[5:]], check_files=False)
     found, _ = role_footprints(apart, 80 * GIB)
     [part] = checked_layouts(apart)
-    assert max(sum(load.values()) for load in host_loads(part, found).values()) < 32 * GIB, "nobody sleeps"
+    assert max(sum(load.values()) for load in host_loads(part, found).values()) < 128 * GIB, (
+        "nobody sleeps; a part of a checkpoint is held while it is written"
+    )
 
 
 def test_without_gpus_the_machines_memory_is_what_must_suffice(
