@@ -248,9 +248,11 @@ class _NcclSender:
         if self._communicator is None:
             raise TransferError("weight transfer: join the group before sending")
         packed = torch.cat([tensor.view(torch.uint8) for tensor in bucket])
-        bucket.clear()
         # Named, for vLLM would move this thread to a stream of its own, for good.
         stream = torch.cuda.current_stream(packed.device)
+        # What is let go of is used for the next bucket at once, on another stream.
+        stream.synchronize()
+        bucket.clear()
         self._communicator.broadcast(packed, src=SENDER_RANK, stream=stream)
         stream.synchronize()
 

@@ -102,10 +102,16 @@ def test_every_rank_leaves_the_group() -> None:
 
 def test_nccl_sends_on_the_trainers_stream(streams: list[Stream]) -> None:
     calls: list[Any] = []
+
+    class Bucket(list[torch.Tensor]):
+        def clear(self) -> None:
+            assert streams[0].waited, "memory that is still read would be given to the next bucket"
+            super().clear()
+
     transport = sender("nccl", rank=0)._transport
     assert isinstance(transport, _NcclSender)
     transport._communicator = SimpleNamespace(broadcast=lambda *_, **named: calls.append(named))  # type: ignore[assignment]
-    transport.send([torch.ones(3)], 0)
+    transport.send(Bucket([torch.ones(3)]), 0)
     assert calls == [{"src": 0, "stream": streams[0]}]
     assert streams[0].waited
 
