@@ -253,23 +253,29 @@ class Engine:
         """
         link, group = self._check_announcement(manifest)
         started = time.perf_counter()
-        await self._within(link.announced(), group.seconds, f"version {version}")
-        pausing = time.perf_counter()
-        if self._broken is not None:
-            await link.abandon()
-        # Emptying the caches makes requests in flight compute their prompts anew: no token sees two weights at once.
-        await self._pause_scheduler(clear_cache=True)
+        pausing: list[float] = []
+
+        async def update() -> None:
+            await link.announced()
+            pausing.append(time.perf_counter())
+            if self._broken is not None:
+                await link.abandon()
+            # Emptying the caches makes requests in flight compute their prompts anew: no token sees two weights at once.
+            await self._pause_scheduler(clear_cache=True)
+            await link.receive(manifest, version)
+
         try:
-            await self._within(link.receive(manifest, version), group.seconds, f"version {version}")
+            await self._within(update(), group.seconds, f"version {version}")
         except BaseException as error:
-            self._broken = f"transfer of version {version} broke off: {error}"
+            if pausing:
+                self._broken = f"transfer of version {version} broke off: {error}"
             raise
         await self._llm.reset_prefix_cache()
         self._broken = None
         self.version = version
         await self._resume()
         resumed = time.perf_counter()
-        return {**await link.timings(), "pause": resumed - pausing, "receive": resumed - started}
+        return {**await link.timings(), "pause": resumed - pausing[0], "receive": resumed - started}
 
     async def held_weights(self) -> HeldWeights:
         """Return the bit sums of the weights that stand in the engine since its last transfer.
