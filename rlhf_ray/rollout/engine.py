@@ -260,7 +260,7 @@ class Engine:
             pausing.append(time.perf_counter())
             if self._broken is not None:
                 await link.abandon()
-            # Emptying the caches makes requests in flight compute their prompts anew: no token sees two weights at once.
+            # Without caches requests in flight compute their prompts anew: no token sees two weights at once.
             await self._pause_scheduler(clear_cache=True)
             await link.receive(manifest, version)
 
