@@ -195,7 +195,7 @@ def load_counted(rank: int, world: int, port: int, model: Path, out: Path) -> No
     opened: list[str] = []
     read: list[str] = []
     open_tensors, get = saved_parts.open_tensors, LazyTensors.__getitem__
-    saved_parts.open_tensors = lambda path: (opened.append(Path(path).name), open_tensors(path))[1]
+    saved_parts.open_tensors = lambda path, *rest: (opened.append(Path(path).name), open_tensors(path, *rest))[1]
     LazyTensors.__getitem__ = lambda part, name: (read.append(name), get(part, name))[1]
     for name in ("two", "one"):
         opened.clear(), read.clear()
