@@ -115,7 +115,7 @@ def run_tool(verb: str, arguments: Sequence[str]) -> int:
     if {"-h", "--help"}.intersection(arguments):
         print(settings_help(f"rlhf {verb} {tool.usage}", schema))
         return 0
-    if tool.positional and not arguments:
+    if tool.positional and not arguments and schema.model_fields[tool.positional].is_required():
         raise BadInput(f"nothing is given: rlhf {verb} {tool.usage}; all settings: rlhf {verb} --help")
     config = load_arguments(schema, list(arguments), positional=tool.positional, rest=tool.rest)
     return int(importlib.import_module(tool.module).run(config) or 0)

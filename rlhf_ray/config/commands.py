@@ -161,6 +161,13 @@ TOOLS = {
         "RUN ... [--output FOLDER]",
         positional="runs",
     ),
+    "runs": Tool(
+        "rlhf_ray.jobs.tools.runs",
+        "rlhf_ray.config.jobs.tools:RunsConfig",
+        "list runs: state, step, speed, what they reached",
+        "[FOLDER ...] [--metrics '[NAME, ...]']",
+        positional="folders",
+    ),
     "completion": Tool(
         "rlhf_ray.jobs.tools.completion",
         "rlhf_ray.config.jobs.tools:CompletionConfig",

@@ -238,6 +238,8 @@ LINES: list[tuple[list[str], str]] = [
     (["plot", "~nouser/run"], "no user 'nouser'"),
     (["plot", LONG], "longer than a file's can be"),
     (["plot", "a\0b"], "NUL"),
+    (["runs", "~nouser/runs"], "no user 'nouser'"),
+    (["runs", "--metrics", "loss", "."], "--metrics"),
     (["doctor", "--setup"], "--setup: needs a value"),
     (["doctor", "--dry-run"], "--dry-run: `rlhf plan"),
 ]

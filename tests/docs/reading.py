@@ -33,7 +33,7 @@ from rlhf_ray.tracking.run_record import RunRecord
 from tests.docs.clone import Clone, NotHere, file_of, not_here, of_the_hub, write_rows
 from tests.docs.pages import ROOT
 
-TAKE_A_MOMENT = {"init", "schema", "completion", "convert", "plan", "submit", "plot", "data"}
+TAKE_A_MOMENT = {"init", "schema", "completion", "convert", "plan", "submit", "plot", "runs", "data"}
 """Verbs that run also where commands are only read: no Ray, no training."""
 
 PRINTED = re.compile(r"print\(.*\)  # (.*)$", re.MULTILINE)

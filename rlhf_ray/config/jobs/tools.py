@@ -160,6 +160,16 @@ class PlotConfig(Section):
     """Folder to draw into. None: the run's own; for several runs, `comparison` beside the first."""
 
 
+class RunsConfig(Section):
+    """List runs: what each does, how far it is and what it has reached, those that still go on first."""
+
+    folders: list[PathText] = Field(default_factory=lambda: ["outputs"], min_length=1)
+    """Run folders, or folders that have some in them."""
+
+    metrics: list[str] = Field(default_factory=list)
+    """Metrics to show the newest values of. None given: what tells most of each run."""
+
+
 class InitConfig(Section):
     """Write a small project that runs on two CPU cores: configs, data, a reward function and an untrained model."""
 
