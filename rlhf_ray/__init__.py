@@ -12,14 +12,27 @@ if TYPE_CHECKING:
     from rlhf_ray.api.results import Rows, Run
     from rlhf_ray.api.reward_model import RewardModel
     from rlhf_ray.config.errors import BadInput, Interrupted, RlhfError
+    from rlhf_ray.rollout.replies import Reply
 
 __version__ = "0.1.0"
 
-__all__ = ["BadInput", "Interrupted", "RewardModel", "RlhfError", "Rows", "Run", "__version__", "read_config", "run"]
+__all__ = [
+    "BadInput",
+    "Interrupted",
+    "Reply",
+    "RewardModel",
+    "RlhfError",
+    "Rows",
+    "Run",
+    "__version__",
+    "read_config",
+    "run",
+]
 
 _HOMES = {
     "BadInput": "rlhf_ray.config.errors",
     "Interrupted": "rlhf_ray.config.errors",
+    "Reply": "rlhf_ray.rollout.replies",
     "RewardModel": "rlhf_ray.api.reward_model",
     "RlhfError": "rlhf_ray.config.errors",
     "Rows": "rlhf_ray.api.results",

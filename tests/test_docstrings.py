@@ -15,12 +15,12 @@ VERBS = frozenset(
     Abort Acquire Adapt Add Allow Answer Append Apply Ask Average Await Be Begin Bind Bound Bring Broadcast
     Build Call Change Check Choose Clean Clear Click Clip Close Collect Combine Commit Compare Complete Compute
     Configure Connect Continue Convert Correlate Count Create Cut Deal Decode Delete Describe Divide Do Draw
-    Drop Encode End Enter Escape Estimate Explain Extract Fail Fetch Fill Find Finish Fit Flush Forget Free
+    Drop Encode End Enter Escape Estimate Explain Extract Fail Fetch Fill Find Finish Fit Flush Forget Fork Free
     Gather Generate Give Go Group Guard Guess Hand Hang Hash Hide Hold Host Identify Import Install Join Judge
     Keep Lay Learn Leave Lend Let List Listen Load Look Make Map Mark Mask Measure Meet Merge Move Name Note
-    Offer Open Order Pack Pair Pass Place Press Print Put Queue Quote Raise Rank Read Receive Record Redact
+    Offer Open Order Pack Pair Pass Place Play Press Print Put Queue Quote Raise Rank Read Receive Record Redact
     Refuse Register Remember Remove Render Repeat Replace Report Return Reverse Reward Run Sample Save Say Score
-    Seat See Send Serve Set Shape Shift Shorten Show Shuffle Sieve Solve Sort Split Spread Square Stack
+    Seat See Seed Send Serve Set Shape Shift Shorten Show Shuffle Sieve Solve Sort Split Spread Square Stack
     Standardise Start Stop Store Submit Suggest Sum Take Tell Throw Train Translate Turn Undo Wait Walk Watch
     Weigh Whiten Wrap Write Yield
     """.split()  # noqa: SIM905  # a list of as many lines says no more

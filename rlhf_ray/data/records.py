@@ -22,7 +22,12 @@ class Message(TypedDict):
 
 
 Prompt = str | list[Message]
-FinishReason = Literal["stop", "length", "abort"]
+ASSISTANT = "assistant"
+"""Role of the policy."""
+EngineFinish = Literal["stop", "length", "abort"]
+"""Why an engine wrote no further token."""
+FinishReason = Literal[EngineFinish, "turns", "error"]
+"""Why a response ended; an episode may have had all its turns, or lost its environment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,22 @@ class WeightSpan:
     start: int
     end: int
     version: int
+
+
+TURN_REWARDS = "turn_rewards"
+"""Name, in a sample's extras, of what its environment gave for each turn, at the turn's last token."""
+
+
+@dataclass(slots=True)
+class Episode:
+    """A sample's knowledge beside its tokens, where an environment answered the policy."""
+
+    turns: list[Message] = field(default_factory=list)
+    """All that was said after the prompt, by the policy and by the environment."""
+    reward: float | None = None
+    """Sum of what the environment gave for the turns. None where it gives none, or failed."""
+    failure: tuple[str, str] | None = None
+    """What kind of failure of the environment ended it, and what happened."""
 
 
 @dataclass(slots=True)
@@ -72,6 +93,8 @@ class Sample:
     """Score of each source; None where it does not apply."""
     extras: dict[str, Shaped[np.ndarray, " response"]] = field(default_factory=dict)
     """Arrays aligned to the response's tokens."""
+    episode: Episode | None = None
+    """None where one answer is all."""
     columns: dict[str, Any] = field(default_factory=dict)
 
 

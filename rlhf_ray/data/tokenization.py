@@ -161,6 +161,11 @@ class Encoder:
             raise BadRow("no turn of the assistant is to be learned")
         return [self._ended(sequence) for sequence in sequences]
 
+    def behind(self, end: str, text: str) -> Ids:
+        """Return the ids of a text that follows a token of the vocabulary, which stands alone; empty: any text."""
+        before = end or ANCHORS[0]
+        return self._continue(before, self._ids(before), text)
+
     def _turn(self, prompt: Sequence[Message], response: str) -> tuple[str, str]:
         """Return what the policy reads and what it writes, as text."""
         if prompt[-1]["role"] != "assistant":

@@ -102,7 +102,13 @@ def constrained_advantages(
     """
     plain = algorithm.model_copy(update={"whiten_advantages": False})
     known_costs = torch.where(scored.known, costs.scores, 0.0)
-    of_costs = replace(scored, scores=known_costs, values=costs.values, kl_coefficient=-scored.kl_coefficient)
+    of_costs = replace(
+        scored,
+        scores=known_costs,
+        values=costs.values,
+        kl_coefficient=-scored.kl_coefficient,
+        turn_rewards=None,
+    )
     rewards, returns = estimate_advantages(scored, plain)
     harms, cost_returns = estimate_advantages(of_costs, plain)
     if returns is None or cost_returns is None:

@@ -44,6 +44,8 @@ class ScoredBatch:
     """Of the most likely response to each row's prompt."""
     unscored: Bool[Tensor, " tokens"] | None = None
     """Tokens for which the engine that wrote them gave no log-probability. None: there are none."""
+    turn_rewards: Float[Tensor, " tokens"] | None = None
+    """Parts of the scores that an environment gave for turns, at their last tokens. None: there are none."""
 
     @property
     def learned(self) -> Bool[Tensor, " tokens"]:
@@ -99,7 +101,7 @@ def estimate_advantages(
 def _gae(scored: ScoredBatch, algorithm: AlgorithmConfig) -> tuple[Float[Tensor, " tokens"], Float[Tensor, " tokens"]]:
     if scored.values is None:
         raise ValueError("gae needs values")
-    rewards = token_rewards(scored.scores, scored.kl, scored.written, scored.offsets, scored.kl_coefficient)
+    rewards = _token_rewards(scored, scored.written)
     advantages, returns = gae(
         rewards, scored.values, scored.written, scored.offsets, algorithm.gamma, algorithm.gae_lambda
     )
@@ -108,10 +110,22 @@ def _gae(scored: ScoredBatch, algorithm: AlgorithmConfig) -> tuple[Float[Tensor,
 
 def _reinforce_plus_plus(scored: ScoredBatch, algorithm: AlgorithmConfig) -> Float[Tensor, " tokens"]:
     learned, offsets = scored.learned, scored.offsets
-    rewards = token_rewards(scored.scores, scored.kl, learned, offsets, scored.kl_coefficient)
+    rewards = _token_rewards(scored, learned)
     if algorithm.whiten_advantages:
         return reinforce_plus_plus(rewards, learned, offsets, algorithm.gamma)[0]
     return discounted_returns(rewards, learned, offsets, algorithm.gamma)
+
+
+def _token_rewards(scored: ScoredBatch, learned: Bool[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    """Reward tokens: each turn's last one by what was given for it, the row's last one by what is left of its score.
+
+    So the rewards of a row sum up to its score, whatever normalisation, penalties and other sources made of it.
+    """
+    scores, turns = scored.scores, scored.turn_rewards
+    if turns is None:
+        return token_rewards(scores, scored.kl, learned, scored.offsets, scored.kl_coefficient)
+    left = scores - row_sums(turns, row_index(scored.offsets), len(scores))
+    return token_rewards(left, scored.kl, learned, scored.offsets, scored.kl_coefficient) + turns
 
 
 def _of_known(scored: ScoredBatch, found: Float[Tensor, " known"]) -> Float[Tensor, " rows"]:

@@ -18,7 +18,7 @@ from rlhf_ray.algorithms.segments import row_index, row_sums
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.data.records import Sample
+from rlhf_ray.data.records import TURN_REWARDS, Sample
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE, CostConstraint, Costs, constrained_advantages
 from rlhf_ray.experience.estimators import ScoredBatch, estimate_advantages
 from rlhf_ray.experience.metrics import experience_metrics, group_metrics, mismatch_metrics
@@ -170,6 +170,7 @@ def _scored_batch(
         values=outputs.values,
         greedy_scores=greedy_scores,
         unscored=unscored,
+        turn_rewards=turn_rewards(samples, known),
     )
 
 
@@ -226,6 +227,16 @@ def unscored_tokens(samples: Sequence[Sample], written: Bool[Tensor, " tokens"])
             "look for NaN in the model's weights"
         )
     return unscored
+
+
+def turn_rewards(samples: Sequence[Sample], known: Bool[Tensor, " rows"]) -> Float[Tensor, " tokens"] | None:
+    """Return what environments gave for turns, in flat order, 0 in rows whose reward is not known; None without any."""
+    if not any(TURN_REWARDS in sample.extras for sample in samples):
+        return None
+    nothing = [np.zeros(len(sample.response_ids), np.float32) for sample in samples]
+    given = [sample.extras.get(TURN_REWARDS, zeros) for sample, zeros in zip(samples, nothing, strict=True)]
+    rows = [one if is_known else zeros for one, zeros, is_known in zip(given, nothing, known.tolist(), strict=True)]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def group_numbers(samples: Sequence[Sample]) -> Int64[Tensor, " rows"]:

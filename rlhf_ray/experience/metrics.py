@@ -11,7 +11,7 @@ from rlhf_ray.algorithms.segments import row_index, row_sums
 from rlhf_ray.algorithms.statistics import explained_variance
 from rlhf_ray.config.algorithm import COMPARES_GROUPS, AlgorithmConfig
 from rlhf_ray.data.batches import TokenBatch
-from rlhf_ray.data.records import Sample
+from rlhf_ray.data.records import ASSISTANT, Sample
 from rlhf_ray.experience.estimators import ScoredBatch
 
 
@@ -59,7 +59,7 @@ def experience_metrics(
             "objective/rlhf_reward": float((scores - penalty * row_kl)[known].mean()),
             "objective/entropy": float(surprise[known].mean()),
         }
-    return metrics | _by_source(samples)
+    return metrics | _of_episodes(samples) | _by_source(samples)
 
 
 def mismatch_metrics(
@@ -92,6 +92,19 @@ def staleness_metrics(samples: Sequence[Sample], version: int) -> dict[str, floa
         "staleness/mean": float((ages * lengths).sum() / lengths.sum()),
         "staleness/max": float(ages.max()),
         "staleness/mixed": sum(mixed) / len(mixed),
+    }
+
+
+def _of_episodes(samples: Sequence[Sample]) -> dict[str, float]:
+    """Return how many turns the policy took, and how episodes ended; nothing where there are none."""
+    episodes = [sample for sample in samples if sample.episode is not None]
+    if not episodes:
+        return {}
+    turns = [sum(turn["role"] == ASSISTANT for turn in one.episode.turns) for one in episodes if one.episode]
+    return {
+        "episodes/turns": sum(turns) / len(turns),
+        "episodes/out_of_turns": sum(one.finish_reason == "turns" for one in episodes) / len(episodes),
+        "episodes/failed": float(sum(one.finish_reason == "error" for one in episodes)),
     }
 
 

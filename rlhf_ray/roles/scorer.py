@@ -12,7 +12,7 @@ from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.cluster.group import ActorGroup, ready_together
 from rlhf_ray.config.rewards import RewardConfig
 from rlhf_ray.data.columns import AnsweredPrompt
-from rlhf_ray.data.records import Prompt, Sample
+from rlhf_ray.data.records import ASSISTANT, Prompt, Sample
 from rlhf_ray.models.facts import weight_bytes
 from rlhf_ray.scoring.kinds import kind_of
 from rlhf_ray.scoring.source import Failure, FailureTally, RewardSourceProtocol, Scores, combine
@@ -131,7 +131,7 @@ class RewardSources:
         """Weights of the sources of the reward."""
         if cost_weight:
             self.weights |= {name: -cost_weight * weight for name, weight in self.costs.items()}
-        self.tallies = {source.name: FailureTally(source.name, source.failed_scores) for source in sources}
+        self.tallies = {source.name: FailureTally(f"reward {source.name}", source.failed_scores) for source in sources}
         self.groups = {
             source.name: ActorGroup(
                 cluster,
@@ -162,7 +162,7 @@ class RewardSources:
 
     def submit(self, samples: Sequence[Sample]) -> PendingRewards:
         """Send samples to all sources, divided among the copies of each."""
-        answers = [AnsweredPrompt(sample.prompt, sample.response, sample.columns) for sample in samples]
+        answers = [answered(sample) for sample in samples]
         return self.submit_answers(answers, [len(s.prompt_ids) + len(s.response_ids) for s in samples])
 
     def submit_answers(self, answers: Sequence[AnsweredPrompt], lengths: Sequence[int]) -> PendingRewards:
@@ -202,6 +202,19 @@ class RewardSources:
         for group in self.groups.values():
             if group.shares_devices:
                 group.call("sleep")
+
+
+def answered(sample: Sample) -> AnsweredPrompt:
+    """Return a sample as sources read it.
+
+    An episode is the policy's last answer to all that was said before; its turns are the column `turns` beside.
+    """
+    if sample.episode is None or isinstance(sample.prompt, str):
+        return AnsweredPrompt(sample.prompt, sample.response, sample.columns)
+    turns = sample.episode.turns
+    own = [place for place, turn in enumerate(turns) if turn["role"] == ASSISTANT]
+    before, last = (turns[: own[-1]], turns[own[-1]]["content"]) if own else (turns, "")
+    return AnsweredPrompt([*sample.prompt, *before], last, sample.columns | {"turns": turns})
 
 
 def _arguments(source: RewardConfig, tokens_per_microbatch: int, rank: int) -> dict[str, Any]:

@@ -44,7 +44,10 @@ Event = GroupFinished | RequestEnded | EngineLost | StepFailed
 
 
 class Dispatch:
-    """One step: each task goes to the engine with the fewest samples to return, and to another if that one is lost."""
+    """One step: each task goes to the engine with the fewest samples to return.
+
+    If that is lost, its requests go to another, and the rollouts go on from there: no turn of an episode is lost.
+    """
 
     def __init__(self, seating: Seating, rollout: Rollout, tasks: Sequence[RolloutTask], version: int) -> None:
         self.events: SimpleQueue[Event] = SimpleQueue()
@@ -69,46 +72,60 @@ class Dispatch:
         return [self._finish(order, task) for order, task in enumerate(self._tasks)]
 
     async def _finish(self, order: int, task: RolloutTask) -> None:
-        while True:
-            seat = await self._seating.least_loaded()
-            try:
-                samples = await self._attempt(seat, order, task)
-            except SEND_AGAIN as error:
-                task = self._again(seat, task, error)
-            else:
-                self.events.put(GroupFinished(order, samples))
-                return
+        self.events.put(GroupFinished(order, await self._rollout(self._anywhere(order, task), task)))
 
-    async def _attempt(self, seat: Seat, order: int, task: RolloutTask) -> list[Sample]:
-        with seat.rollout(order, task.samples) as generate:
-            samples = await self._rollout(self._heard(generate), task)
-        for sample in samples:
-            stale = [span.version for span in sample.weight_versions if span.version < self._version]
-            if stale:
-                raise BadRollout(
-                    f"{seat.engine.name} answered prompt {task.prompt.prompt_id} with weights of version {stale[0]}, "
-                    f"but the step is at version {self._version}: its weights were not updated"
-                )
-        return samples
+    def _anywhere(self, order: int, task: RolloutTask) -> Generate:
+        """Return what asks one engine as long as it lives, since it has read the earlier turns, then another."""
+        home: Seat | None = None
 
-    def _heard(self, generate: Generate) -> Generate:
-        async def heard(request: GenerationRequest) -> GenerationResult:
+        async def generate(request: GenerationRequest, *, together: int = 1) -> GenerationResult:
+            nonlocal home
+            attempt = 0
+            while True:
+                if home is None or home.lost is not None:
+                    home = await self._seating.least_loaded()
+                seat = home
+                sent = replace(request, request_id=f"{request.request_id}/{attempt}") if attempt else request
+                try:
+                    with seat.rollout(order, request.n) as send:
+                        result = await self._heard(seat, task, send)(sent, together=together)
+                except SEND_AGAIN as error:
+                    attempt = self._count_attempt(seat, task, attempt, error)
+                else:
+                    completions = [replace(one, attempt=attempt) for one in result.completions]
+                    return GenerationResult(request.request_id, completions)
+
+        return generate
+
+    def _heard(self, seat: Seat, task: RolloutTask, generate: Generate) -> Generate:
+        """Return `generate` with a sign of life after each answer, and without answers of older weights."""
+
+        async def heard(request: GenerationRequest, *, together: int = 1) -> GenerationResult:
             try:
-                return await generate(request)
+                result = await generate(request, together=together)
             finally:
                 self.events.put(RequestEnded())
+            for completion in result.completions:
+                stale = [span.version for span in completion.weight_spans if span.version < self._version]
+                if stale:
+                    raise BadRollout(
+                        f"{seat.engine.name} answered prompt {task.prompt.prompt_id} with weights of version "
+                        f"{stale[0]}, but the step is at version {self._version}: its weights were not updated"
+                    )
+            return result
 
         return heard
 
-    def _again(self, seat: Seat, task: RolloutTask, error: Exception) -> RolloutTask:
+    def _count_attempt(self, seat: Seat, task: RolloutTask, attempt: int, error: Exception) -> int:
+        """Give up an engine that is lost, and return the number of the next attempt."""
         if isinstance(error, ENGINE_LOST):
             seat.lose(error)
             self.events.put(EngineLost())
-        if task.attempt + 1 == MAX_ATTEMPTS:
+        if attempt + 1 == MAX_ATTEMPTS:
             raise BadRollout(
                 f"prompt {task.prompt.prompt_id} was sent {MAX_ATTEMPTS} times without an answer; last: {error}"
             ) from error
-        return next_attempt(task)
+        return attempt + 1
 
 
 class DispatchInOrder(Dispatch):
@@ -138,14 +155,14 @@ class DispatchInOrder(Dispatch):
             if lost:
                 queue = [(order, self._again(seat, task, lost[0])) for order, task in queue]
 
+    def _again(self, seat: Seat, task: RolloutTask, error: Exception) -> RolloutTask:
+        """Return the same task to be sent once more: same seed, a request id of its own."""
+        attempt = self._count_attempt(seat, task, task.attempt, error)
+        return replace(task, attempt=attempt, request_id=f"{task.request_id.rsplit('/', 1)[0]}/{attempt}")
+
     async def _finish_once(self, seat: Seat, order: int, task: RolloutTask, done: set[int]) -> None:
-        samples = await self._attempt(seat, order, task)
+        with seat.rollout(order, task.samples) as generate:
+            samples = await self._rollout(self._heard(seat, task, generate), task)
         if order not in done:
             done.add(order)
             self.events.put(GroupFinished(order, samples))
-
-
-def next_attempt(task: RolloutTask) -> RolloutTask:
-    """Return the same task to be sent once more: same seed, a request id of its own."""
-    attempt = task.attempt + 1
-    return replace(task, attempt=attempt, request_id=f"{task.request_id.rsplit('/', 1)[0]}/{attempt}")

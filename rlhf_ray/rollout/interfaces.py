@@ -75,8 +75,13 @@ class EngineClient(Protocol):
 class Generate(Protocol):
     """The engine as a rollout sees it: one request in, its answer out."""
 
-    async def __call__(self, request: GenerationRequest) -> GenerationResult:
-        """Generate; a rollout lets `RoleDied` and `DeadlineExceeded` pass, and is run again from its beginning."""
+    async def __call__(self, request: GenerationRequest, *, together: int = 1) -> GenerationResult:
+        """Generate; where the engine is lost, another one is asked instead.
+
+        `together`: how many requests the rollout makes now, this one among them. In deterministic mode none of them
+        leaves before all are there, and `RoleDied` and `DeadlineExceeded` are raised, which a rollout lets pass: it is
+        run again from its beginning.
+        """
         ...
 
 

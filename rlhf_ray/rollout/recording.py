@@ -3,13 +3,14 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from rlhf_ray.config.errors import BadInput, RlhfError
-from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.data.records import ASSISTANT, Episode, PromptRecord, Sample, WeightSpan
 from rlhf_ray.rollout.interfaces import Groups, GroupSource, PromptBatch
 
 
@@ -42,6 +43,7 @@ def sample_to_json(sample: Sample) -> dict[str, Any]:
         "rewards": sample.rewards,
         "extras": {name: {"dtype": array.dtype.str, "values": array.tolist()} for name, array in sample.extras.items()},
         "columns": sample.columns,
+        "episode": None if sample.episode is None else asdict(sample.episode),
     }
 
 
@@ -56,8 +58,14 @@ def sample_from_json(value: dict[str, Any]) -> Sample:
             "behaviour_logprobs": np.array(value["behaviour_logprobs"], np.float32),
             "weight_versions": [WeightSpan(*span) for span in value["weight_versions"]],
             "extras": {name: np.array(a["values"], np.dtype(a["dtype"])) for name, a in value["extras"].items()},
+            # Recordings without the word have no episodes.
+            "episode": _episode(value.get("episode")),
         }
     )
+
+
+def _episode(value: dict[str, Any] | None) -> Episode | None:
+    return value if value is None else Episode(**value | {"failure": value["failure"] and tuple(value["failure"])})
 
 
 _START = b'{"format": "rlhf_ray samples 1"'
@@ -250,6 +258,8 @@ def _check_header(header: dict[str, Any], prompt_ids: list[str], asked: dict[str
 def _check_prompts(samples: Sequence[Sample], prompts: Sequence[PromptRecord], where: str) -> None:
     tokens = {prompt.prompt_id: prompt.prompt_ids for prompt in prompts}
     for sample in samples:
+        if sample.episode is not None and sample.episode.turns[:1] and sample.episode.turns[0]["role"] != ASSISTANT:
+            continue  # its environment spoke first, so that the prompt is another
         if not np.array_equal(sample.prompt_ids, tokens[sample.prompt_id]):
             raise BadInput(
                 f"{where}: prompt {sample.prompt_id} has other tokens in this run; replay needs the data, the chat "

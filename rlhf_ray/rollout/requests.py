@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from rlhf_ray.config.errors import RlhfError
-from rlhf_ray.data.records import FinishReason, WeightSpan
+from rlhf_ray.data.records import EngineFinish, WeightSpan
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -49,9 +49,11 @@ class Completion:
     """With the end-of-sequence token where the model wrote one."""
     logprobs: Float32[np.ndarray, " tokens"]
     """Log-probabilities under the distribution that was sampled from: temperature, top-p and top-k applied."""
-    finish_reason: FinishReason
+    finish_reason: EngineFinish
     weight_spans: list[WeightSpan]
     """Which version wrote which tokens; they cover all of them, in order."""
+    attempt: int = 0
+    """How often the request was sent before this answer came; the pool counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +113,8 @@ def _completion(output: "CompletionOutput") -> Completion:
     )
 
 
-def _finish_reason(output: "CompletionOutput") -> FinishReason:
-    for reason in get_args(FinishReason):
+def _finish_reason(output: "CompletionOutput") -> EngineFinish:
+    for reason in get_args(EngineFinish):
         if output.finish_reason == reason:
             return reason
     raise RlhfError(

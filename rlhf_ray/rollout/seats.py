@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rlhf_ray.rollout.requests import GenerationRequest, GenerationResult
 class _Waiting:
     request: GenerationRequest
     order: int
+    together: int
     answer: "asyncio.Future[GenerationResult]"
 
 
@@ -22,7 +24,7 @@ class Seat:
     """An engine, until it fails; a new engine gets a new seat. Lives on the pool's event loop.
 
     Requests made in one turn of the loop leave in one call. With `queued`, they leave once every rollout on the
-    engine waits for an answer, ordered by rollout: then neither arrival times nor other engines can matter.
+    engine waits for an answer, ordered by rollout and id: then neither arrival times nor other engines can matter.
     """
 
     def __init__(self, engine: EngineClient, rank: int, *, queued: bool, deadline_seconds: float) -> None:
@@ -50,8 +52,8 @@ class Seat:
         self._rollouts += 1
         self.load += samples
 
-        async def generate(request: GenerationRequest) -> GenerationResult:
-            return await self._generate(request, order)
+        async def generate(request: GenerationRequest, *, together: int = 1) -> GenerationResult:
+            return await self._generate(request, order, together)
 
         try:
             yield generate
@@ -93,11 +95,11 @@ class Seat:
         for call in self._calls:
             call.cancel()
 
-    async def _generate(self, request: GenerationRequest, order: int) -> GenerationResult:
+    async def _generate(self, request: GenerationRequest, order: int, together: int) -> GenerationResult:
         if self.lost is not None:
             raise self.lost
         answer: asyncio.Future[GenerationResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(request, order, answer))
+        self._waiting.append(_Waiting(request, order, together, answer))
         self._schedule_flush()
         try:
             async with asyncio.timeout(self._deadline):
@@ -125,15 +127,18 @@ class Seat:
     def _send_waiting(self) -> None:
         self._flush = None
         self._waiting = [w for w in self._waiting if not w.answer.done()]
-        # A rollout may wait for several answers at once.
-        waiting = len({w.order for w in self._waiting})
-        if not self._waiting or (self._queued and waiting < self._rollouts):
+        if not self._waiting or (self._queued and self._waiting_rollouts() < self._rollouts):
             return
-        batch, self._waiting = sorted(self._waiting, key=lambda w: w.order), []
+        batch, self._waiting = sorted(self._waiting, key=lambda w: (w.order, w.request.request_id)), []
         answers = {w.request.request_id: w.answer for w in batch}
         call = asyncio.get_running_loop().create_task(self._receive([w.request for w in batch], answers))
         self._calls[call] = answers
         call.add_done_callback(self._calls.pop)
+
+    def _waiting_rollouts(self) -> int:
+        """Count the rollouts that have made all the requests that they make now."""
+        made = Counter(w.order for w in self._waiting)
+        return len({w.order for w in self._waiting if made[w.order] >= w.together})
 
     async def _receive(
         self, requests: list[GenerationRequest], answers: dict[str, "asyncio.Future[GenerationResult]"]

@@ -63,7 +63,7 @@ class SingleTurn:
     async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
         """Return the samples of `task`, by index."""
         if not task.greedy_last:
-            completions = _checked_completions(await generate(self.request(task)), task)
+            completions = checked_completions(await generate(self.request(task)), task.prompt.prompt_id, task.samples)
         else:
             completions = await self._with_greedy(generate, task)
         return [_sample(task, completion, self._text(task, completion)) for completion in completions]
@@ -87,7 +87,7 @@ class SingleTurn:
         for result, part in zip(results, (drawn, greedy), strict=True):
             if isinstance(result, BaseException):
                 raise result
-            completions += _checked_completions(result, part)
+            completions += checked_completions(result, part.prompt.prompt_id, part.samples)
         completions[-1] = replace(completions[-1], index=task.samples - 1)
         return completions
 
@@ -109,18 +109,20 @@ class SingleTurn:
         )
 
 
-def _checked_completions(result: GenerationResult, task: RolloutTask) -> list[Completion]:
+def checked_completions(result: GenerationResult, prompt_id: str, samples: int) -> list[Completion]:
+    """Return the completions of a prompt by index, as many as were asked for.
+
+    Raises:
+        BadRollout: they are others, or have more or fewer log-probabilities than tokens.
+    """
     completions = sorted(result.completions, key=lambda completion: completion.index)
     indices = [completion.index for completion in completions]
-    if indices != list(range(task.samples)):
-        raise BadRollout(
-            f"prompt {task.prompt.prompt_id}: the engine returned completions {indices}, "
-            f"but {task.samples} were asked for"
-        )
+    if indices != list(range(samples)):
+        raise BadRollout(f"prompt {prompt_id}: the engine returned completions {indices}, but {samples} were asked for")
     for completion in completions:
         if len(completion.logprobs) != len(completion.token_ids):
             raise BadRollout(
-                f"prompt {task.prompt.prompt_id}, sample {completion.index}: the engine returned "
+                f"prompt {prompt_id}, sample {completion.index}: the engine returned "
                 f"{len(completion.logprobs)} log-probabilities for {len(completion.token_ids)} tokens"
             )
     return completions
@@ -131,7 +133,7 @@ def _sample(task: RolloutTask, completion: Completion, text: str) -> Sample:
         prompt_id=task.prompt.prompt_id,
         group_id=task.group_id,
         index=completion.index,
-        attempt=task.attempt,
+        attempt=task.attempt + completion.attempt,
         seed=sample_seed(task.seed, completion.index),
         prompt=task.prompt.prompt,
         response=text,

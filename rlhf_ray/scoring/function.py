@@ -1,16 +1,7 @@
 """A Python function as reward source, in a process that can be given up."""
 
-import contextlib
-import os
-import signal
-import socket
-import struct
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +10,8 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.rewards import FunctionReward
 from rlhf_ray.data.columns import as_given
 from rlhf_ray.data.records import Prompt
-from rlhf_ray.scoring.source import Failure, FailureKind, Scores
-
-START_SECONDS = 300.0
-"""For the function's file to be imported, which may load models."""
-END_SECONDS = 5.0
-"""For a killed process to be gone."""
-ALIVE_SECONDS = 1.0
-"""Between looks at whether the process lives."""
+from rlhf_ray.scoring.source import Scores, failures_of
+from rlhf_ray.scoring.user_process import UserProcess
 
 
 class FunctionScorer:
@@ -46,11 +31,10 @@ class FunctionScorer:
         self._file, _, self._name = source.function.rpartition(":")
         self._file = str(Path(self._file).expanduser())
         self._seconds = source.timeout_seconds
-        self._process: subprocess.Popen[bytes] | None = None
         self._asked = 0
         if not Path(self._file).is_file():
             raise BadInput(f"{source.function}: no such file: {self._file or source.function}")
-        self._connection = self._start()
+        self._process: UserProcess | None = self._start()
 
     @classmethod
     def open(cls, source: FunctionReward, tokens_per_microbatch: int) -> "FunctionScorer":
@@ -85,14 +69,14 @@ class FunctionScorer:
             self._end()
             message = f"{self._file}:{self._name} did not return within timeout_seconds {self._seconds:g}"
             return Scores.failed("hung", message, rows)
-        except (EOFError, ConnectionError) as error:
-            return Scores.failed("died", f"{self._file}:{self._name}: {self._death(error)}", rows)
+        except _Died as death:
+            return Scores.failed("died", f"{self._file}:{self._name}: {death}", rows)
         except BadInput as error:
             return Scores.failed("died", f"its process did not start again: {error}", rows)
         if kind != "values":
             return Scores.failed(kind, answer, rows)
         values, broken = answer
-        return Scores(values, _failures(broken))
+        return Scores(values, failures_of(broken))
 
     def wake(self) -> None:
         """Do nothing: the process stays ready."""
@@ -114,100 +98,43 @@ class FunctionScorer:
 
         Raises:
             TimeoutError: no answer within the limit.
-            EOFError, ConnectionError: the second process ended too.
+            _Died: the second process ended too.
             BadInput: there is no second process.
         """
+        with suppress(EOFError, ConnectionError):
+            return self._exchange(self._living(), batch)
+        self._end()
+        process = self._living()
         try:
-            if self._process is None or self._process.poll() is not None:
-                self._end()
-                self._connection = self._start()
-            return self._exchange(batch)
-        except (EOFError, ConnectionError):
-            self._end()
-            self._connection = self._start()
-            return self._exchange(batch)
+            return self._exchange(process, batch)
+        except (EOFError, ConnectionError) as error:
+            self._process = None
+            raise _Died(process.death(error)) from error
 
-    def _exchange(self, batch: tuple[Any, ...]) -> tuple[Any, Any]:
+    def _living(self) -> UserProcess:
+        """Return the process, or a new one where it has ended."""
+        if self._process is None or not self._process.alive:
+            self._end()
+            self._process = self._start()
+        return self._process
+
+    def _exchange(self, process: UserProcess, batch: tuple[Any, ...]) -> tuple[Any, Any]:
         """Send a batch and receive its answer. A process that does not read is not waited for either."""
         self._asked += 1
         try:
-            self._connection.send((self._asked, *batch))
+            process.connection.send((self._asked, *batch))
         except BlockingIOError:
             raise TimeoutError from None
-        return self._receive(self._connection, self._asked, self._seconds)
+        return process.receive(self._asked, self._seconds)
 
-    def _receive(self, connection: Connection, number: int, seconds: float) -> tuple[Any, Any]:
-        """Return the answer of this number from the process itself; what its children may send is not one."""
-        process, deadline = self._process, time.monotonic() + seconds
-        while True:
-            left = deadline - time.monotonic()
-            # A child that outlives the process holds the connection open, so that its end would not be seen there.
-            if connection.poll(max(0.0, min(left, ALIVE_SECONDS))):
-                answer, pid, kind, content = connection.recv()
-                if answer == number and process is not None and pid == process.pid:
-                    return kind, content
-            elif process is None or process.poll() is not None:
-                raise EOFError("its process is gone")
-            elif left <= 0:
-                raise TimeoutError
-
-    def _start(self) -> Connection:
-        ours, theirs = Pipe()
-        command = [sys.executable, "-m", "rlhf_ray.scoring.function_process", str(theirs.fileno())]
-        # A session of its own, so that processes which the function starts end with it.
-        self._process = subprocess.Popen(
-            [*command, self._file, self._name],
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        theirs.close()
-        _limit_sending(ours, self._seconds)
-        try:
-            kind, message = self._receive(ours, 0, START_SECONDS)
-        except TimeoutError:
-            self._end()
-            raise BadInput(f"{self._file}: its import did not end within {START_SECONDS:g} s") from None
-        except (EOFError, ConnectionError) as error:
-            raise BadInput(f"{self._file}: on import {self._death(error)}") from error
-        if kind != "ready":
-            self._end()
-            raise BadInput(message)
-        return ours
-
-    def _death(self, error: Exception) -> str:
-        """Say how the process ended, and clear it away."""
-        process = self._process
-        code: int | None = None
-        if process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(END_SECONDS)
-        self._end()
-        if code is not None and code < 0:
-            return f"its process was ended by {signal.Signals(-code).name}"
-        return f"its process ended with code {code}" if code is not None else f"its process broke off: {error}"
+    def _start(self) -> UserProcess:
+        return UserProcess("rlhf_ray.scoring.function_process", self._file, self._name, self._seconds)
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(END_SECONDS)
+        if process is not None:
+            process.end()
 
 
-def _failures(broken: Sequence[tuple[FailureKind, int, str]]) -> list[Failure]:
-    """Return one failure of each kind, with the reason of the first sample."""
-    by_kind: dict[FailureKind, list[tuple[int, str]]] = {}
-    for kind, row, reason in broken:
-        by_kind.setdefault(kind, []).append((row, reason))
-    return [Failure(kind, found[0][1], tuple(row for row, _ in found)) for kind, found in by_kind.items()]
-
-
-def _limit_sending(connection: Connection, seconds: float) -> None:
-    """Let `send` raise BlockingIOError where the other side takes nothing for so long."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
-        whole = int(seconds)
-        limit = struct.pack("ll", whole, int((seconds - whole) * 1e6) or 1)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+class _Died(Exception):
+    """A process ended before it answered; says how."""

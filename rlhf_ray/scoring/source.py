@@ -6,7 +6,7 @@ a zero: a sample with a failed score is counted and not learned from, and past a
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -46,6 +46,14 @@ class Scores:
         return cls([math.nan] * rows, [Failure(kind, message, tuple(range(rows)))])
 
 
+def failures_of(broken: Iterable[tuple[FailureKind, int, str]]) -> list[Failure]:
+    """Return one failure of each kind, with the reason of its first sample; `broken` has kind, position and reason."""
+    by_kind: dict[FailureKind, list[tuple[int, str]]] = {}
+    for kind, row, reason in broken:
+        by_kind.setdefault(kind, []).append((row, reason))
+    return [Failure(kind, found[0][1], tuple(row for row, _ in found)) for kind, found in by_kind.items()]
+
+
 class TooManyFailures(RlhfError):
     """So many samples of a batch have no score that going on would waste the run."""
 
@@ -78,9 +86,25 @@ class FailureTally:
     Counted over several batches, so that one that hangs once does not end a run.
     """
 
-    def __init__(self, name: str, allowed_share: float, window: int = WINDOW) -> None:
-        """Allow a share of failures within a window of samples: whole batches, and never fewer samples."""
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        allowed_share: float,
+        window: int = WINDOW,
+        *,
+        work: str = "scoring",
+        setting: str = "failed_scores",
+    ) -> None:
+        """Allow a share of failures within a window of samples: whole batches, and never fewer samples.
+
+        Args:
+            name: whose failures they are.
+            allowed_share: what `setting` says.
+            window: least samples over which failures are counted.
+            work: what failed.
+            setting: what to raise where failures are no harm.
+        """
+        self._name, self._work, self._setting = name, work, setting
         self._allowed_share = allowed_share
         self._window = window
         self._batches: deque[tuple[int, list[Failure]]] = deque()
@@ -124,8 +148,8 @@ class FailureTally:
     def _too_many(self, samples: str, reasons: Mapping[FailureKind, str]) -> TooManyFailures:
         lines = "\n".join(f"  {kind}: {message}" for kind, message in reasons.items())
         return TooManyFailures(
-            f"reward {self._name}: scoring failed for {samples}, more than its "
-            f"failed_scores {self._allowed_share:g} allows:\n{lines}"
+            f"{self._name}: {self._work} failed for {samples}, more than its "
+            f"{self._setting} {self._allowed_share:g} allows:\n{lines}"
         )
 
 

@@ -54,7 +54,7 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
         "rewards.1.function",
         "missing: `file.py:name`, called as name(prompts",
     ),
-    "no rewards": ({"rewards": []}, "rewards", "at least 1"),
+    "no rewards": ({"rewards": []}, "rewards", "needs at least one source"),
     "negative staleness": ({"algorithm.max_staleness": -1}, "algorithm.max_staleness", "greater than or equal to 0"),
     "staleness beyond use": ({"algorithm.max_staleness": 65}, "algorithm.max_staleness", "less than or equal to 64"),
     "half a version": ({"algorithm.max_staleness": 1.5}, "algorithm.max_staleness", "integer"),
@@ -342,7 +342,7 @@ def test_a_mistake_in_a_config_of_this_verb_keeps_its_line(
     write_config({"rewards": ..., "prompts_per_step": 1, "minibatches": 1})
     assert cli.main(["ppo", "config.yaml"]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert "rewards: missing" in line
+    assert "rewards: needs at least one source" in line
 
 
 @pytest.mark.parametrize(

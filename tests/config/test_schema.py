@@ -16,9 +16,10 @@ from rlhf_ray.config.reading.schema import bounds_of, describe, type_text
 from rlhf_ray.config.reading.verbs import SCHEMAS, import_schema
 from rlhf_ray.config.rollout import RolloutConfig
 
-FIELD_LIMIT = 170
+FIELD_LIMIT = 180
 """One verb trains all of the policy-gradient family, with and without adapters and limits of cost, in turns or
-overlapped, on clusters whose processes need variables and deadlines of their own. A new key has to be worth its place.
+overlapped, alone or with an environment, on clusters whose processes need variables and deadlines of their own. A new
+key has to be worth its place.
 """
 
 

@@ -2,22 +2,28 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+import torch
+from transformers import AutoModelForCausalLM
 
 from rlhf_ray.cluster.worker_environment import worker_environment
+from rlhf_ray.config.episodes import PythonEnvironment
 from rlhf_ray.config.model import ModelConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.data.records import PromptRecord, Sample, WeightSpan
+from rlhf_ray.data.records import Message, PromptRecord, Sample, WeightSpan
 from rlhf_ray.data.tokenization import Encoder
 from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine
+from rlhf_ray.rollout.episodes import Episodes, TurnLimits
 from rlhf_ray.rollout.interfaces import PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.python_environments import PythonEnvironments
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
@@ -69,6 +75,52 @@ def test_deterministic_mode_gives_the_same_bits_again_and_another_seed_gives_oth
     assert signatures[0] == signatures[1] == signatures[2]
     assert [group[0].prompt_id for group in runs[0]] == [prompt.prompt_id for prompt in reviews]
     assert [s.response for group in other for s in group] != [s.response for group in runs[0] for s in group]
+
+
+GAME = """
+from rlhf_ray import Reply
+
+
+class Talks:
+    def reset(self, prompt, seed):
+        self.turns = 0
+
+    def step(self, turn):
+        self.turns += 1
+        return Reply(f"{self.turns}: {turn['content'][:8]}", reward=self.turns, ended=self.turns == 3)
+"""
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_whole_episodes_are_what_the_trainer_computes(
+    engine: RemoteEngine, model: ModelConfig, tokenizer: Any, tmp_path: Path, deterministic: bool
+) -> None:
+    (tmp_path / "game.py").write_text(GAME)
+    encoder = Encoder(tokenizer)
+    prompt: list[Message] = [{"role": "user", "content": TEXTS[0]}]
+    records = [PromptRecord(str(number), prompt, encoder.prompt(prompt)) for number in range(4)]
+    limits = TurnLimits(max_turns=5, max_prompt_tokens=64, max_turn_tokens=9)
+    # Most turns are cut, since a model that learned nothing seldom ends one; a text that it often writes ends one too.
+    sampling = Sampling(max_tokens=120, temperature=0.8, stop=("a", "e", "i", "o", " "))
+    with PythonEnvironments(PythonEnvironment(kind="python", path=f"{tmp_path}/game.py:Talks")) as environments:
+        rollout = Episodes(environments, encoder, sampling, limits, together=deterministic)
+        with RolloutPool([engine], rollout, deadline_seconds=300, deterministic=deterministic) as pool:
+            runs = [[s for group in collect(pool, records) for s in group] for _ in range(2 if deterministic else 1)]
+    if deterministic:
+        assert list(map(signature, runs[0])) == list(map(signature, runs[1]))
+    samples = runs[0]
+    policy = AutoModelForCausalLM.from_pretrained(model.path, dtype=torch.float32)
+    turns = 0
+    for sample in samples:
+        whole = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids]).astype(np.int64))
+        with torch.no_grad():
+            logits = policy(whole[None]).logits[0, :-1].float() / 0.8
+        all_logprobs = torch.log_softmax(logits, -1).gather(-1, whole[1:, None])[:, 0].numpy()
+        found = all_logprobs[len(sample.prompt_ids) - 1 :][sample.written]
+        assert np.abs(found - sample.behaviour_logprobs[sample.written]).max() < 1e-4
+        assert sum(span.end - span.start for span in sample.weight_versions) == sample.written.sum()
+        turns += len(sample.weight_versions)
+    assert turns > 1.5 * len(samples), "or the test says little of what stands between turns"
 
 
 def test_samples_hold_what_the_engine_computed(

@@ -22,7 +22,7 @@ def batch(rows, failed=0, kind="raised"):
 
 
 def test_one_bad_batch_does_not_end_a_run_but_many_do():
-    tally = FailureTally("style", allowed_share=0.1, window=100)
+    tally = FailureTally("reward style", allowed_share=0.1, window=100)
     tally.add(batch(10, failed=10, kind="hung"))
     for _ in range(9):
         tally.add(batch(10))

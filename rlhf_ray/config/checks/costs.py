@@ -32,7 +32,7 @@ def cost_problems(config: "PPOConfig") -> Iterator[Problem]:
 
 def _sources(config: "PPOConfig") -> Iterator[Problem]:
     costs = [index for index, source in enumerate(config.rewards) if source.measures == "cost"]
-    if costs and len(costs) == len(config.rewards):
+    if costs and len(costs) == len(config.rewards) and config.rollout.environment is None:
         yield Problem(("rewards",), "all sources measure cost; at least one must measure reward")
     if config.algorithm.lagrangian is None:
         for index in costs:

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rlhf_ray.config.checks.functions import check_function
 from rlhf_ray.config.data import special_file
@@ -114,16 +114,21 @@ def _data_problem(name: str) -> Iterator[str]:
 
 def function_problem(key: KeyPath, function: str) -> Iterator[Problem]:
     """Find out whether `file.py:name` is there, and may be a function."""
-    yield from _allowed(key, _function_problem(function))
+    yield from _allowed(key, _function_problem(function, "function"))
 
 
-def _function_problem(function: str) -> Iterator[str]:
+def class_problem(key: KeyPath, name: str) -> Iterator[Problem]:
+    """Find out whether `file.py:name` is there, and may be a class."""
+    yield from _allowed(key, _function_problem(name, "class"))
+
+
+def _function_problem(function: str, kind: Literal["function", "class"]) -> Iterator[str]:
     file = function.rpartition(":")[0]
     if not Path(file).expanduser().is_file():
         yield f"no such file: {file}"
         return
     try:
-        check_function(function)
+        check_function(function, kind)
     except BadInput as error:
         yield str(error)
 

@@ -4,11 +4,15 @@ import ast
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from rlhf_ray.config.errors import BadInput
 
+NODES = {"function": (ast.FunctionDef, ast.AsyncFunctionDef), "class": (ast.ClassDef,)}
+"""What defines each."""
 
-def check_function(function: str) -> None:
+
+def check_function(function: str, kind: Literal["function", "class"] = "function") -> None:
     """Check that `file.py:name` is Python, that what it imports first is installed, and that it defines the name.
 
     The file itself runs in a process of its own, once the job's roles start: it may load models, and may hang.
@@ -31,8 +35,8 @@ def check_function(function: str) -> None:
                 raise BadInput(f"{file}:{node.lineno}: imports {module}, which is not installed here")
     names = set(_names(tree))
     if not names & {name, "*", "__getattr__"}:
-        defined = sorted(n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
-        raise BadInput(f"{file} has no function {name}; it defines: {', '.join(defined) or 'none'}")
+        defined = sorted(n.name for n in tree.body if isinstance(n, NODES[kind]))
+        raise BadInput(f"{file} has no {kind} {name}; it defines: {', '.join(defined) or 'none'}")
 
 
 def _modules(node: ast.stmt) -> Iterator[str]:

@@ -64,6 +64,12 @@ class FeedbackConfig(PPOConfig):
     replay: PathText | None = None
     """Learn from the rows of this file, the `feedback.jsonl` of a session, instead of asking. None: ask."""
 
+    def environment_problems(self) -> Iterator[Problem]:
+        """Find an environment: here the person answers to what the model says."""
+        for name in self.rollout.of_episodes():
+            text = "a person scores single answers here; leave it out, or run this file by rlhf ppo"
+            yield Problem(("rollout", name), text)
+
     def problems(self) -> Iterator[Problem]:
         """Find what is wrong between the sections."""
         yield from super().problems()

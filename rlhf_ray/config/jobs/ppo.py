@@ -13,12 +13,12 @@ from rlhf_ray.config.checks.costs import cost_problems
 from rlhf_ray.config.checks.files import absent_replay
 from rlhf_ray.config.checks.roles import attention_problems, policy_adapter_problems, transport_problems
 from rlhf_ray.config.data import PromptDataConfig, RowSource, TextDataConfig
+from rlhf_ray.config.episodes import ENVIRONMENT, EpisodeRolloutConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.numbers import PositiveFloat, PositiveInt, Samples, Tokens
 from rlhf_ray.config.placement import GENERATE, SCORE, SYNC, TRAIN, Phases, PlacementConfig
 from rlhf_ray.config.reading.documents import KeyPath, Problem
 from rlhf_ray.config.rewards import ModelReward, RewardConfig
-from rlhf_ray.config.rollout import RolloutConfig
 from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import COST_CRITIC, CriticConfig, PolicyConfig, ReferenceConfig
 
@@ -91,10 +91,11 @@ class PPOConfig(RunConfig):
     reference: ReferenceConfig = Field(default_factory=ReferenceConfig)
     """The frozen starting point."""
 
-    rewards: list[RewardConfig] = Field(min_length=1)
-    """Reward sources; the reward of a response is their weighted sum, its cost that of sources that measure cost."""
+    rewards: list[RewardConfig] = Field(default_factory=list)
+    """Reward sources; the reward of a response is their weighted sum, its cost that of sources that measure cost. What
+    an environment gives counts beside them, and may be all."""
 
-    rollout: RolloutConfig = Field(default_factory=RolloutConfig)
+    rollout: EpisodeRolloutConfig = Field(default_factory=EpisodeRolloutConfig)
     """The engines that write samples."""
 
     algorithm: AlgorithmConfig = Field(default_factory=AlgorithmConfig)
@@ -233,13 +234,29 @@ class PPOConfig(RunConfig):
             yield Problem(("rollout", "record"), text)
         if self.rollout.replay and self.rollout.deterministic:
             yield Problem(("rollout", "deterministic"), "has no effect under replay; leave out one of them")
+        yield from self.environment_problems()
         yield from algorithm_problems(self)
         yield from policy_adapter_problems(self)
         yield from cost_problems(self)
 
+    def environment_problems(self) -> Iterator[Problem]:
+        """Find what is wrong with turns, environment, and who rewards."""
+        environment = self.rollout.environment
+        for problem in self.rollout.episode_problems(self.cluster.deadlines.call_seconds):
+            yield Problem(("rollout", *problem.key), problem.message)
+        if environment is None and not self.rewards:
+            yield Problem(("rewards",), "needs at least one source, or rollout.environment, which rewards episodes")
+        for index, source in enumerate(self.rewards):
+            if environment is not None and source.name == ENVIRONMENT:
+                text = f"{ENVIRONMENT!r} names what rollout.environment gives; choose another name"
+                yield Problem(("rewards", index, "name"), text)
+
     def missing(self) -> Iterator[Problem]:
-        """Find a recording that is not there."""
+        """Find a recording, or an environment's file, that is not there."""
         yield from absent_replay(self.rollout)
+        if self.rollout.environment is not None:
+            for problem in self.rollout.environment.missing():
+                yield Problem(("rollout", ENVIRONMENT, *problem.key), problem.message)
 
     def batch_lines(self) -> Iterator[str]:
         """Say what a step comes to: samples, tokens and optimizer steps."""

@@ -9,6 +9,7 @@ import torch
 
 from rlhf_ray.algorithms.aggregation import token_weights
 from rlhf_ray.algorithms.losses import PretrainingLoss
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.ppo import PPOConfig, PretrainingConfig
 from rlhf_ray.data.cursor import Cursor
 from rlhf_ray.data.loading import Loaded, read_prompts, read_supervised
@@ -64,12 +65,25 @@ class PPOData:
         Raises:
             BadInput: a data set cannot be read, or nothing is left of it.
         """
-        return cls(
+        data = cls(
             config,
             prompts=read_prompts(config.data, tokenizer),
             held_out=read_prompts(config.evaluation.data, tokenizer) if config.evaluation.data is not None else None,
             texts=read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None,
         )
+        if config.rollout.environment is not None:
+            data._refuse_texts()
+        return data
+
+    def _refuse_texts(self) -> None:
+        """Refuse prompts to which an environment could not answer by the chat template."""
+        for key, read in (("data", self.prompts), ("evaluation.data", self.held_out)):
+            texts = [record.prompt_id for record in read.rows if isinstance(record.prompt, str)] if read else []
+            if texts:
+                raise BadInput(
+                    f"{key}: prompt {texts[0]} is a text, and episodes with an environment begin with messages; write "
+                    '`prompt` as [{"role": "user", "content": ...}]'
+                )
 
     def report(self) -> Iterator[str]:
         """Yield lines that say what was left out of each data set, and why."""

@@ -12,6 +12,8 @@ from rlhf_ray.cluster.errors import RoleDied
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
+from rlhf_ray.data.tokenization import Encoder
+from rlhf_ray.data.turn_borders import TurnBorders
 from rlhf_ray.experience.costs import constraint_of
 from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements, turn_takers
@@ -213,6 +215,8 @@ def check_models(config: PPOConfig) -> Any:
     check_engine(config.model, config.rollout, longest)
     check_transfer(config.model, config.rollout)
     check_reward_sources(config)
+    if config.rollout.environment is not None:
+        TurnBorders(Encoder(tokenizer))
     for name, critic in config.critics.items():
         start = critic_model(config, name)
         check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)

@@ -1,5 +1,6 @@
 """Rewards and forward passes of a step's groups, started as the groups come, or in turns where devices are shared."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_ray.config.episodes import ENVIRONMENT
 from rlhf_ray.data.batches import TokenBatch
 from rlhf_ray.data.records import Sample
 from rlhf_ray.experience.costs import COST_CRITIC_ROLE, Costs
@@ -16,6 +18,7 @@ from rlhf_ray.jobs.ppo.turns import POLICY, REFERENCE, REWARDS
 from rlhf_ray.roles.scorer import PendingRewards
 from rlhf_ray.roles.trainer import Pending, SharedBatch
 from rlhf_ray.rollout.interfaces import Group
+from rlhf_ray.scoring.source import Scores, failures_of
 
 
 @dataclass
@@ -173,9 +176,23 @@ class PendingScores:
 
 
 def put_rewards(samples: Sequence[Sample], by_source: Mapping[str, Sequence[float | None]]) -> None:
-    """Put each source's scores into the samples."""
+    """Put each source's scores into the samples, and what their environments gave beside them."""
     for position, sample in enumerate(samples):
-        sample.rewards = {name: scores[position] for name, scores in by_source.items()}
+        sample.rewards = {name: scores[position] for name, scores in by_source.items()} | of_environment(sample)
+
+
+def of_environment(sample: Sample) -> dict[str, float | None]:
+    """Return what an episode's environment gave: NaN where that failed, None where it gives none."""
+    if sample.episode is None:
+        return {}
+    return {ENVIRONMENT: math.nan if sample.episode.failure is not None else sample.episode.reward}
+
+
+def failed_episodes(samples: Sequence[Sample]) -> Scores:
+    """Return the rewards of environments with the failures among them."""
+    episodes = [sample.episode for sample in samples if sample.episode is not None]
+    broken = [(one.failure[0], row, one.failure[1]) for row, one in enumerate(episodes) if one.failure is not None]
+    return Scores([episode.reward for episode in episodes], failures_of(broken))  # type: ignore[arg-type]  # kinds
 
 
 def rewards_of(samples: Sequence[Sample]) -> dict[str, list[float | None]]:

@@ -32,7 +32,9 @@ from rlhf_ray.roles.policy_sync import AdapterSync, PolicySync, WeightSync
 from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.rollout.engine_arguments import choose_transport
-from rlhf_ray.rollout.interfaces import GroupSource
+from rlhf_ray.rollout.episodes import Episodes, TurnLimits
+from rlhf_ray.rollout.interfaces import GroupSource, Rollout
+from rlhf_ray.rollout.python_environments import PythonEnvironments
 from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
@@ -71,9 +73,11 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
 
     turns = _turns(config, trainers, engines, rewards, start.asleep)
     sync = _sync(config, cluster, policy, engines, ready[engines.name], len(tokenizer), turns)
-    turn = SingleTurn(Encoder(tokenizer), Sampling.from_config(config.rollout))
     renew = partial(_renew, engines, sync, turns)
-    with open_pool(engines, turn, deterministic=config.rollout.deterministic, renew=renew) as pool:
+    with (
+        _rollout(config, Encoder(tokenizer)) as rollout,
+        open_pool(engines, rollout, deterministic=config.rollout.deterministic, renew=renew) as pool,
+    ):
         memory = None
         if config.algorithm.max_staleness and config.rollout.replay is None:
             memory = RememberedSource(pool, only_whole=config.rollout.deterministic)
@@ -92,6 +96,18 @@ def start_roles(config: PPOConfig, cluster: Cluster) -> Iterator[PPORoles]:
             memory=memory,
             adapter_off=config.adapter_off_is_reference,
         )
+
+
+@contextmanager
+def _rollout(config: PPOConfig, encoder: Encoder) -> Iterator[Rollout]:
+    """Open the way from a prompt to samples: an answer, or an episode with an environment."""
+    rollout, sampling = config.rollout, Sampling.from_config(config.rollout)
+    if rollout.environment is None:
+        yield SingleTurn(encoder, sampling)
+        return
+    limits = TurnLimits(rollout.max_turns, config.longest_sample() - rollout.max_new_tokens, rollout.max_turn_tokens)
+    with PythonEnvironments(rollout.environment) as environments:
+        yield Episodes(environments, encoder, sampling, limits, together=rollout.deterministic)
 
 
 class _Start:

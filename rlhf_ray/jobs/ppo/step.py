@@ -39,6 +39,7 @@ import numpy as np
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.checkpoint.storage import join
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleFailed, RoleRaised
+from rlhf_ray.config.episodes import ENVIRONMENT
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.data.batches import TokenBatch
@@ -49,7 +50,7 @@ from rlhf_ray.experience.metrics import staleness_metrics
 from rlhf_ray.experience.objectives import policy_loss
 from rlhf_ray.jobs.ppo.filtering import InformativeGroups
 from rlhf_ray.jobs.ppo.roles import PPORoles, uses
-from rlhf_ray.jobs.ppo.scoring import PendingScores, put_rewards
+from rlhf_ray.jobs.ppo.scoring import PendingScores, failed_episodes, put_rewards, rewards_of
 from rlhf_ray.jobs.ppo.state import PPOState
 from rlhf_ray.jobs.ppo.turns import POLICY, REWARDS, ROLLOUT
 from rlhf_ray.jobs.ppo.update import optimise
@@ -57,6 +58,7 @@ from rlhf_ray.rollout.interfaces import Group, Groups, PromptBatch
 from rlhf_ray.runs.folder import RunFolder
 from rlhf_ray.runs.saving import Saves
 from rlhf_ray.schedule import GENERATE, SCORE, RunProgress
+from rlhf_ray.scoring.source import FailureTally
 from rlhf_ray.tracking.history import History
 from rlhf_ray.tracking.over_optimisation import OverOptimisationWatch
 from rlhf_ray.tracking.records import EVALUATION, SHOWN, holds_evaluation
@@ -100,6 +102,14 @@ class PPODriver:
         self.saves = Saves(self.checkpoints, self.config.checkpoint.in_background)
         self._pending = defaultdict[int, PendingScores](self._nothing_pending)
         """By step."""
+        environment = self.config.rollout.environment
+        self._episodes: FailureTally | None = None
+        """Of those whose environment failed; None where there is no environment."""
+        if environment is not None:
+            share = environment.failed_episodes
+            self._episodes = FailureTally(
+                "rollout.environment", share, work="the environment", setting="failed_episodes"
+            )
 
     def _nothing_pending(self) -> PendingScores:
         config = self.config
@@ -186,6 +196,8 @@ class PPODriver:
         self.tracker.progress(step, "score")
         self.roles.turns.expect_sync()  # all answers are there
         samples, outputs = self._pending.pop(step, self._nothing_pending()).finish()
+        if self._episodes is not None:
+            self._episodes.add(failed_episodes(samples))
         _refuse_a_batch_without_rewards(step, samples, outputs)
         self._shown = samples
         self.roles.sync.read([np.concatenate([s.prompt_ids, s.response_ids]) for s in samples[:MOST_PROBES]])
@@ -245,12 +257,12 @@ class PPODriver:
 
         def score(samples: Sequence[Sample]) -> Mapping[str, list[float | None]]:
             self.roles.turns.give(REWARDS)
-            by_source = self.roles.rewards.submit(samples).result()
-            put_rewards(samples, by_source)
-            return by_source
+            put_rewards(samples, self.roles.rewards.submit(samples).result())
+            return rewards_of(samples)
 
         rewards = self.roles.rewards
-        result = evaluate(batch.prompts, generate, score, rewards.weights, rewards.costs)
+        weights = rewards.weights | ({} if self._episodes is None else {ENVIRONMENT: 1.0})
+        result = evaluate(batch.prompts, generate, score, weights, rewards.costs)
         rows = [_row(sample, score) for sample, score in zip(result.samples, result.scores, strict=True)]
         self.tracker.samples(done, rows, kind=kind)
         if kind == EVALUATION:
@@ -356,4 +368,8 @@ def _refuse_a_batch_without_rewards(step: int, samples: Sequence[Sample], output
 def _row(sample: Sample, reward: float | None) -> dict[str, Any]:
     """Return a sample as a person reads it."""
     row: dict[str, Any] = {"prompt": sample.prompt, "response": sample.response, "rewards": sample.rewards}
+    if sample.episode is not None:
+        row |= {"ended": sample.finish_reason, "turns": sample.episode.turns}
+        if sample.episode.failure is not None:
+            row["failure"] = ": ".join(sample.episode.failure)
     return row if reward is None else row | {"reward": reward}
