@@ -1,12 +1,13 @@
 """A rollout in several turns, and the environments that answer the policy in it."""
 
+import json
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from rlhf_ray.config.base import Section
-from rlhf_ray.config.checks.files import class_problem
+from rlhf_ray.config.checks.files import class_problem, function_problem
 from rlhf_ray.config.numbers import Seconds, Share, Tokens
 from rlhf_ray.config.paths import PathText
 from rlhf_ray.config.reading.documents import Problem
@@ -16,20 +17,45 @@ ENVIRONMENT = "environment"
 """Name of an environment's rewards beside those of the reward sources."""
 
 
-class PythonEnvironment(Section):
+class _Environment(Section):
+    """Settings that all environments share."""
+
+    gives_rewards: ClassVar[bool]
+    """Whether it rewards turns."""
+
+    seconds: Seconds = 30
+    """Limit of one call, of a tool or of the environment itself; past it an environment is ended, and its episode has
+    no reward."""
+
+    failed_episodes: Share = 0.1
+    """Share of episodes whose environment may fail; they are counted and not learned from. Past it the job stops."""
+
+
+class PythonEnvironment(_Environment):
     """A Python class; each episode has an instance in a process of its own."""
 
-    kind: Literal["python"]
+    gives_rewards = True
+
+    kind: Literal["python"] = "python"
     """Chooses this kind."""
 
     path: PathText
     """`file.py:Class`, with reset(prompt, seed, **columns) and step(turn) -> rlhf_ray.Reply."""
 
-    seconds: Seconds = 30
-    """Limit of one call; past it the environment is ended, and its episode has no reward."""
+    @property
+    def file(self) -> str:
+        """The file of the class."""
+        return self.path.rpartition(":")[0]
 
-    failed_episodes: Share = 0.1
-    """Share of episodes whose environment may fail; they are counted and not learned from. Past it the job stops."""
+    @property
+    def shown_name(self) -> str:
+        """The class."""
+        return self.path.rpartition(":")[2]
+
+    @property
+    def loaded_name(self) -> str:
+        """The class as the environments' process is told of it."""
+        return json.dumps({"class": self.shown_name})
 
     def problems(self) -> Iterator[Problem]:
         """Find a class that is not written as one."""
@@ -42,11 +68,58 @@ class PythonEnvironment(Section):
         yield from class_problem(("path",), self.path)
 
 
+class ToolsEnvironment(_Environment):
+    """Python functions that the policy may call; a turn without a call ends the episode, which reward sources judge."""
+
+    gives_rewards = False
+
+    kind: Literal["tools"] = "tools"
+    """Chooses this kind."""
+
+    file: PathText
+    """The file of the functions."""
+
+    functions: list[str] = Field(min_length=1)
+    """Their names; type hints and docstrings say what the policy is told of them."""
+
+    @property
+    def shown_name(self) -> str:
+        """The functions."""
+        return ",".join(self.functions)
+
+    @property
+    def loaded_name(self) -> str:
+        """The functions as the environments' process is told of them."""
+        return json.dumps({"functions": self.functions, "seconds": self.seconds})
+
+    def problems(self) -> Iterator[Problem]:
+        """Find names that are none, or stand twice, and a file that is no Python."""
+        if not self.file.endswith(".py"):
+            yield Problem(("file",), f"is a Python file, such as calculator.py, not {self.file!r}")
+        for place, name in enumerate(self.functions):
+            if not name.isidentifier():
+                yield Problem(("functions", place), f"{name!r} is no name of a function")
+            elif name in self.functions[:place]:
+                yield Problem(("functions", place), f"{name} is there already")
+
+    def missing(self) -> Iterator[Problem]:
+        """Find a file that is not there, or has no such function."""
+        for place, name in enumerate(self.functions):
+            found = list(function_problem(("functions", place), f"{self.file}:{name}"))
+            yield from found
+            if found and "no such file" in found[0].message:
+                return
+
+
+EnvironmentConfig = PythonEnvironment | ToolsEnvironment
+
+
 class EpisodeRolloutConfig(RolloutConfig):
     """vLLM engines, one a worker; with an environment, a policy that answers in several turns."""
 
-    environment: PythonEnvironment | None = None
-    """What answers the policy's turns, such as `{kind: python, path: guess.py:Guess}`. None: one answer is all."""
+    environment: EnvironmentConfig | None = Field(default=None, discriminator="kind")
+    """What answers the policy's turns, such as `{kind: python, path: guess.py:Guess}`, or tools. None: one answer is
+    all."""
 
     max_turns: Annotated[int, Field(ge=1, le=1000)] = 8
     """Most turns of the policy in an episode; only with an environment."""
@@ -72,6 +145,14 @@ class EpisodeRolloutConfig(RolloutConfig):
             return
         for problem in self.environment.problems():
             yield Problem((ENVIRONMENT, *problem.key), problem.message)
+        if isinstance(self.environment, ToolsEnvironment):
+            if self.skip_special_tokens:
+                text = "leaves out the marks of calls, by which tools are found; leave it out"
+                yield Problem(("skip_special_tokens",), text)
+            if self.max_turns == 1:
+                yield Problem(
+                    ("max_turns",), "1 ends an episode before the policy reads what a tool gave; set 2 or more"
+                )
         if self.environment.seconds > call_seconds:
             text = (
                 f"{self.environment.seconds:g} is more than cluster.deadlines.call_seconds, {call_seconds:g}, after "

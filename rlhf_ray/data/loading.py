@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from rlhf_ray.data.columns import AnsweredPrompt, Demonstration, answered_of, de
 from rlhf_ray.data.file_formats import Row
 from rlhf_ray.data.layouts.reading import own_rows
 from rlhf_ray.data.messages import extra_keys
-from rlhf_ray.data.records import PromptRecord, Ranking
+from rlhf_ray.data.records import Message, PromptRecord, Ranking
 from rlhf_ray.data.rows import GRADES, MARGIN, RankedRow, SupervisedRow, grades_of
 from rlhf_ray.data.sources import read_rows
 from rlhf_ray.data.tokenization import Encoder, Ids, Written
@@ -34,8 +34,10 @@ class Loaded(Generic[T]):
     """Of all token ids in their order: a resumed run can tell whether its data is still the same."""
 
 
-def read_prompts(data: PromptDataConfig, tokenizer: Any) -> Loaded[PromptRecord]:
+def read_prompts(data: PromptDataConfig, tokenizer: Any, tools: Sequence[dict[str, Any]] = ()) -> Loaded[PromptRecord]:
     """Read prompts; those longer than `max_prompt_tokens` are left out and counted.
+
+    `tools` are JSON schemas that stand in each prompt of messages that names no tools itself.
 
     Raises:
         BadInput: nothing there, too many bad rows (named by file and line), or nothing left.
@@ -46,6 +48,8 @@ def read_prompts(data: PromptDataConfig, tokenizer: Any) -> Loaded[PromptRecord]
     def convert(index: int, row: Row) -> PromptRecord | None:
         prompt, columns = prompt_of(row)
         report.pass_over(columns)
+        if tools and not isinstance(prompt, str):
+            prompt = [cast(Message, {"tools": list(tools), **prompt[0]}), *prompt[1:]]
         ids = encoder.prompt(prompt)
         if len(ids) > data.max_prompt_tokens:
             report.left_out[f"prompt longer than max_prompt_tokens ({data.max_prompt_tokens})"] += 1

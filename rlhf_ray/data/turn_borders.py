@@ -1,6 +1,8 @@
 """Tokens that stand between two turns of the policy, which nobody but the chat template writes."""
 
+import json
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 from rlhf_ray.config.errors import BadInput
@@ -11,6 +13,8 @@ from rlhf_ray.data.tokenization import Encoder, Ids
 ASKED: Message = {"role": "user", "content": "question"}
 MARK = "stand-in-for-a-turn"
 """A word of a turn that stands in for the policy's, whose own tokens are never rendered again."""
+MOST_KEPT = 1024
+"""Latest answers whose tokens are kept."""
 ANSWER: Message = {"role": "user", "content": "answer"}
 
 
@@ -28,6 +32,8 @@ class TurnBorders:
             BadInput: it has no text of its own between two turns; says what to do.
         """
         self._encoder = encoder
+        # What environments say is often the same.
+        self._rendered = lru_cache(MOST_KEPT)(self._render)
         self.ends = frozenset(encoder.ends)
         """Ids of the tokens by which the policy may end its turn."""
         try:
@@ -50,6 +56,10 @@ class TurnBorders:
             BadInput: no chat template.
             BadRow: the template refuses the messages, or ends no turn before them.
         """
+        return self._rendered(json.dumps(messages), ended)
+
+    def _render(self, said: str, ended: bool) -> Ids:
+        messages: Sequence[Message] = json.loads(said)
         stand_in = _stand_in(messages)
         render = self._encoder.template.render
         closing, end, _ = self._behind(render([ASKED, stand_in]))

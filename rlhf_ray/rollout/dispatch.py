@@ -80,10 +80,13 @@ class Dispatch:
 
         async def generate(request: GenerationRequest, *, together: int = 1) -> GenerationResult:
             nonlocal home
-            attempt = 0
+            attempt, is_told = 0, False
             while True:
                 if home is None or home.lost is not None:
-                    home = await self._seating.least_loaded()
+                    if not is_told and (home is not None or not self._seating.serving):
+                        # It died between two turns, when nobody waited for an answer and could tell.
+                        self.events.put(EngineLost())
+                    home, is_told = await self._seating.least_loaded(), False
                 seat = home
                 sent = replace(request, request_id=f"{request.request_id}/{attempt}") if attempt else request
                 try:
@@ -91,6 +94,7 @@ class Dispatch:
                         result = await self._heard(seat, task, send)(sent, together=together)
                 except SEND_AGAIN as error:
                     attempt = self._count_attempt(seat, task, attempt, error)
+                    is_told = isinstance(error, ENGINE_LOST)
                 else:
                     completions = [replace(one, attempt=attempt) for one in result.completions]
                     return GenerationResult(request.request_id, completions)

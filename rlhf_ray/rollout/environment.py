@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.records import Message, PromptRecord
@@ -48,6 +48,11 @@ class Environments(Protocol):
     @property
     def gives_rewards(self) -> bool:
         """Whether an episode is rewarded by its environment; one that ends before the first reward has then 0."""
+        ...
+
+    @property
+    def tools(self) -> Sequence[dict[str, Any]]:
+        """JSON schemas of what the policy may call; none where turns are texts alone."""
         ...
 
     def open(self) -> AbstractAsyncContextManager[Environment]:

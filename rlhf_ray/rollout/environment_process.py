@@ -1,11 +1,11 @@
 """The process from which environments are forked: `python -m rlhf_ray.rollout.environment_process FD FILE NAME`.
 
-It imports the user's file once. Each environment is then a child of its own, which costs milliseconds, answers over a
-socket of its own, and ends with all that it started when the parent says so, or is gone.
+NAME is JSON: `{"class": NAME}`, or `{"functions": [NAME, ...], "seconds": LIMIT}` for tools. The user's file is
+imported once. Each environment is then a child of its own, which costs milliseconds, answers over a socket of its own,
+and ends with all that it started when the parent says so, or is gone.
 """
 
 import asyncio
-import contextlib
 import gc
 import inspect
 import json
@@ -19,11 +19,16 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
+from types import ModuleType
 from typing import Any
 
 from rlhf_ray.rollout.replies import Reply
+from rlhf_ray.rollout.toolbox import Toolbox
 from rlhf_ray.scoring.user_code import accepted, explain, import_file, introduce, leave_with_parent
 
 LENGTH = struct.Struct(">I")
@@ -40,10 +45,10 @@ class BadAnswer(Exception):
 
 def main() -> None:
     """Fork environments until the parent is gone."""
-    introduced = introduce(load_environment)
+    introduced = introduce(load_environment, lambda loaded: loaded.tools)
     if introduced is None:
         return
-    connection, make = introduced
+    connection, loaded = introduced
     gc.freeze()
     children: dict[int, int] = {}
     """Process by number."""
@@ -52,7 +57,7 @@ def main() -> None:
         while True:
             kind, number = connection.recv()
             if kind == OPEN:
-                children[number] = _fork(make, sys.argv[2], recv_handle(connection), connection)
+                children[number] = _fork(loaded.make, sys.argv[2], recv_handle(connection), connection)
             elif number in children:
                 dying.add(_killed(children.pop(number)))
             dying = {child for child in dying if os.waitpid(child, os.WNOHANG)[0] == 0}
@@ -61,13 +66,32 @@ def main() -> None:
             _killed(child)
 
 
-def load_environment(file: str, name: str) -> Callable[[], Any]:
-    """Import `file` and return its class.
+@dataclass(frozen=True)
+class Loaded:
+    """The way to an environment, and what may be called in it."""
+
+    make: Callable[[], Any]
+    tools: list[dict[str, Any]]
+    """JSON schemas."""
+
+
+def load_environment(file: str, name: str) -> Loaded:
+    """Import `file` and return its class, or its functions as tools.
 
     Raises:
-        AttributeError, TypeError: no such class, or one without `step`. Whatever the file raises when it is imported.
+        AttributeError, TypeError, ValueError: it has none, or they cannot be one. Whatever the file raises.
     """
-    module = import_file(file)
+    module, named = import_file(file), json.loads(name)
+    if "class" in named:
+        make = _class(module, file, named["class"])
+        return Loaded(make, [_schema(tool, file) for tool in getattr(make, "tools", ())])
+    tools = {name: _function(module, file, name) for name in named["functions"]}
+    schemas = [_schema(tool, file) for tool in tools.values()]
+    names = [schema["function"]["name"] for schema in schemas]
+    return Loaded(partial(Toolbox, dict(zip(names, tools.values(), strict=True)), named["seconds"]), schemas)
+
+
+def _class(module: ModuleType, file: str, name: str) -> Callable[[], Any]:
     if not hasattr(module, name):
         defined = [key for key, value in vars(module).items() if inspect.isclass(value)]
         raise AttributeError(f"{file} has no class {name}; it defines: {', '.join(defined) or 'none'}")
@@ -78,6 +102,30 @@ def load_environment(file: str, name: str) -> Callable[[], Any]:
         if inspect.isclass(make) and not callable(getattr(make, method, None)):
             raise TypeError(f"{name} in {file} has no method {method}")
     return make
+
+
+def _function(module: ModuleType, file: str, name: str) -> Callable[..., Any]:
+    function: Any = getattr(module, name, None)
+    if not callable(function):
+        defined = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise AttributeError(f"{file} has no function {name}; it defines: {', '.join(defined) or 'none'}")
+    return function
+
+
+def _schema(tool: Any, file: str) -> dict[str, Any]:
+    """Return a tool's JSON schema: as it is given, or from the type hints and the docstring of a function."""
+    if isinstance(tool, dict):
+        return tool
+    from transformers.utils.chat_template_utils import get_json_schema
+
+    try:
+        return get_json_schema(tool)
+    except Exception as error:
+        name = getattr(tool, "__name__", tool)
+        raise ValueError(
+            f"{name} in {file} needs type hints, and a docstring that says what it does, with a line for each argument "
+            f"under `Args:`: {error}"
+        ) from error
 
 
 def _fork(make: Callable[[], Any], file: str, descriptor: int, connection: Connection) -> int:
@@ -104,10 +152,10 @@ def _fork(make: Callable[[], Any], file: str, descriptor: int, connection: Conne
 
 
 def _killed(child: int) -> int:
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     # It may not have made its session yet.
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
     return child
 
@@ -116,7 +164,9 @@ def _serve(make: Callable[[], Any], file: str, stream: socket.socket) -> None:
     """Make an environment and answer calls of its methods, until one fails or the parent closes the socket."""
     own = os.getpid()
     environment: Any = None
-    with asyncio.Runner() as runner, stream.makefile("rb") as calls:
+    # Entered by the first asynchronous method alone: a loop takes as long to make as all the rest.
+    runner = asyncio.Runner()
+    with closing(runner), stream.makefile("rb") as calls:
         while head := calls.read(LENGTH.size):
             method, arguments = pickle.loads(calls.read(*LENGTH.unpack(head)))
             try:

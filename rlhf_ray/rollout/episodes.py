@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_ray.data.bad_rows import BadRow
 from rlhf_ray.data.records import ASSISTANT, TURN_REWARDS, Episode, FinishReason, Message, Prompt, Sample
 from rlhf_ray.data.tokenization import Encoder, Ids
+from rlhf_ray.data.tool_calls import CallParser
 from rlhf_ray.data.turn_borders import ASKED, TurnBorders
 from rlhf_ray.rollout.environment import Environment, EnvironmentFailed, Environments
 from rlhf_ray.rollout.interfaces import Generate, RolloutTask
@@ -61,11 +62,12 @@ class Episodes:
             together: whether the episodes of a task ask the engine at the same time, as in deterministic mode.
 
         Raises:
-            BadInput: the chat template has nothing between two turns.
+            BadInput: the chat template has nothing between two turns, or no form of calls that can be read.
         """
         self._environments = environments
         self._together = together
-        self._rules = _Rules(encoder, TurnBorders(encoder), sampling, limits, environments.gives_rewards)
+        calls = CallParser(encoder, environments.tools) if environments.tools else None
+        self._rules = _Rules(encoder, TurnBorders(encoder), calls, sampling, limits, environments.gives_rewards)
 
     async def __call__(self, generate: Generate, task: RolloutTask) -> list[Sample]:
         """Play `task.samples` episodes, all of which begin alike."""
@@ -98,6 +100,8 @@ class _Rules:
 
     encoder: Encoder
     borders: TurnBorders
+    calls: CallParser | None
+    """Reads calls of tools; None where there are none."""
     sampling: Sampling
     limits: TurnLimits
     gives_rewards: bool
@@ -223,7 +227,9 @@ class _Game:
             ended=completion.finish_reason == "stop",
             skip_special_tokens=how.skip_special_tokens,
         )
-        return completion, {"role": ASSISTANT, "content": text}
+        if self._rules.calls is None:
+            return completion, {"role": ASSISTANT, "content": text}
+        return completion, self._rules.calls.message(text, completion.token_ids, read)
 
     def _hear(self, completion: Completion, messages: Sequence[Message]) -> bool:
         """Append what was answered and the opening of the next turn; False where no turn would fit behind it."""

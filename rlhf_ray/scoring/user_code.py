@@ -25,10 +25,16 @@ PARENT_CHECK_SECONDS = 1.0
 Loaded = TypeVar("Loaded")
 
 
-def introduce(load: Callable[[str, str], Loaded]) -> tuple[Connection, Loaded] | None:
+def introduce(
+    load: Callable[[str, str], Loaded], describe: Callable[[Loaded], Any] = lambda _: None
+) -> tuple[Connection, Loaded] | None:
     """Load what the command line names and tell the parent: "ready", or "unusable" and why, which returns None.
 
     Each answer bears its number and the id of this process, so that nothing else can pass for it; this one has 0.
+
+    Args:
+        load: gets file and name.
+        describe: says what the parent shall know of what is loaded.
     """
     hide_secrets()
     descriptor, file, name = int(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -37,10 +43,11 @@ def introduce(load: Callable[[str, str], Loaded]) -> tuple[Connection, Loaded] |
     connection = Connection(descriptor)
     try:
         loaded = load(file, name)
+        description = describe(loaded)
     except Exception as error:
         connection.send((0, os.getpid(), "unusable", explain(error, file)))
         return None
-    connection.send((0, os.getpid(), "ready", None))
+    connection.send((0, os.getpid(), "ready", description))
     return connection, loaded
 
 

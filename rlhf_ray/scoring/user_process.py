@@ -60,6 +60,8 @@ class UserProcess:
         if kind != "ready":
             self.end()
             raise BadInput(message)
+        self.description: Any = message
+        """What the module says of what is loaded."""
 
     @property
     def pid(self) -> int:

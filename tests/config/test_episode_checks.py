@@ -23,8 +23,8 @@ def game(**changes: Any) -> dict[str, Any]:
 
 CASES: dict[str, tuple[dict[str, Any], str, str]] = {
     # name: (change of a valid config, key that the line names, words in the line)
-    "unknown kind": (game(kind="pythn"), "rollout.environment.kind", "python"),
-    "no kind": ({"rollout.environment": {"path": "guess.py:Guess"}}, "rollout.environment.kind", "missing"),
+    "unknown kind": (game(kind="pythn"), "rollout.environment", "Perhaps you meant python?"),
+    "no kind": ({"rollout.environment": {"path": "guess.py:Guess"}}, "rollout.environment", "one of python, tools"),
     "no class": ({"rollout.environment": {"kind": "python"}}, "rollout.environment.path", "missing: `file.py:Class`"),
     "a file alone": (game(path="guess.py"), "rollout.environment.path", "is written file.py:Class, not 'guess.py'"),
     "a module": (game(path="guess:Guess"), "rollout.environment.path", "is written file.py:Class"),
@@ -62,9 +62,32 @@ CASES: dict[str, tuple[dict[str, Any], str, str]] = {
 }
 
 
+def tools(**changes: Any) -> dict[str, Any]:
+    return {"rollout.environment": {"kind": "tools", "file": "tools.py", "functions": ["add"]} | changes}
+
+
+CASES |= {
+    "no tool": (tools(functions=[]), "rollout.environment.functions", "at least 1"),
+    "no such tool": (tools(functions=["add", "sub"]), "rollout.environment.functions.1", "has no function sub"),
+    "no such file of tools": (tools(file="tool.py"), "rollout.environment.functions.0", "no such file: tool.py"),
+    "tools that are no Python": (tools(file="tools"), "rollout.environment.file", "is a Python file"),
+    "no name": (tools(functions=["add 1"]), "rollout.environment.functions.0", "is no name of a function"),
+    "a tool twice": (tools(functions=["add", "add"]), "rollout.environment.functions.1", "add is there already"),
+    "a key of the other kind": (tools(path="tools.py:add"), "rollout.environment.path", "is a key of kind python"),
+    "tools reward nothing": ({**tools(), "rewards": []}, "rewards", "of kind tools rewards nothing"),
+    "marks left out": (
+        {**tools(), "rollout.skip_special_tokens": True},
+        "rollout.skip_special_tokens",
+        "marks of calls",
+    ),
+    "a result that nobody reads": ({**tools(), "rollout.max_turns": 1}, "rollout.max_turns", "set 2"),
+}
+
+
 @pytest.fixture(autouse=True)
 def worlds(workplace: Path) -> None:
     (workplace / "guess.py").write_text(WORLD)
+    (workplace / "tools.py").write_text("def add(a: int, b: int) -> int: ...")
     (workplace / "bad.py").write_text("import no_such_library" + WORLD)
     (workplace / "broken.py").write_text("class Guess\n")
 

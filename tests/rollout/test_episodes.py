@@ -58,6 +58,7 @@ class Script:
     """Environments whose answers depend on what was said alone; they fail where they are told to."""
 
     gives_rewards = True
+    tools: Sequence[dict[str, Any]] = ()
 
     def __init__(self, *, turns: int = 3, fails_at: int | None = None, opening: Sequence[Message] = ()) -> None:
         self.turns, self.fails_at, self.opening = turns, fails_at, opening
@@ -220,10 +221,16 @@ def signature(sample: Sample) -> tuple[object, ...]:
 
 def test_an_engines_death_repeats_the_turn_and_not_the_episode() -> None:
     script = Script(turns=4)
-    groups = play([Writer(0, dies_after=5), Writer(1)], script, count=1)
+    play([Writer(0, dies_after=5), Writer(1)], script, count=1)
     assert script.opened == 2, "one environment for each of two samples"
     assert sorted(len(heard) for heard in script.heard) == [4, 4]
-    assert sum(sample.attempt for sample in groups[0]) >= 1
+
+
+def test_an_engine_that_dies_between_two_turns_is_asked_back() -> None:
+    """It has answered all that it was asked for when it dies, so that no request fails by its death."""
+    for dies_after in (1, 2, 3):
+        [group] = play([Writer(dies_after=dies_after)], Script(turns=4), count=1, samples=1)
+        assert group[0].finish_reason == "stop"
 
 
 def test_in_deterministic_mode_it_repeats_the_episodes_of_its_queue() -> None:
@@ -355,3 +362,80 @@ def test_an_engine_that_answers_otherwise_than_asked_ends_the_step() -> None:
 
     with pytest.raises(Exception, match=r"returned completions \[0, 1\], but 1 were asked for"):
         play([Doubled()], Script())
+
+
+CALLS = (
+    "{% for t in tools or [] %}{{ '<|system|>' + t['function']['name'] + '<|end|>' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + (m['content'] or '') }}"
+    "{% for c in m['tool_calls'] or [] %}{{ '<tool_call>' + (c['function'] | tojson) + '</tool_call>' }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+SAID = (
+    '<tool_call>{"name": "add", "arguments": {"a": 1}}</tool_call><tool_call>{"name": "add"}</tool_call>',
+    "<tool_call>add",
+    "3",
+)
+
+
+RESPONSE_TEMPLATE = {
+    "start_anchor": "<|assistant|>",
+    "fields": {
+        "content": {"close": "<|end|>"},
+        "tool_calls": {"open": "<tool_call>", "close": "</tool_call>", "content": "json", "repeats": True},
+    },
+}
+
+
+@pytest.mark.parametrize("form", ["template", "response_template"])
+def test_calls_of_tools_reach_the_environment_and_results_the_policy(form: str) -> None:
+    tokenizer = build_tokenizer(["add"], 330)
+    tokenizer.chat_template = CALLS
+    if form == "response_template":
+        tokenizer.response_template = RESPONSE_TEMPLATE
+    encoder = Encoder(tokenizer)
+    schema = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+    class Adds(Played):
+        async def step(self, turn: Message) -> Answer:
+            self.said.append(turn)
+            calls = turn.get("tool_calls", [])
+            results: Any = [
+                {"role": "tool", "name": "add", "tool_call_id": one["id"], "content": f"r{place}"}
+                for place, one in enumerate(calls)
+            ]
+            return Answer(results, 0.0, not calls)
+
+    class Tools(Script):
+        gives_rewards = False
+        tools = (schema,)
+
+        @asynccontextmanager
+        async def open(self) -> AsyncIterator[Played]:
+            yield Adds(self)
+
+    class Says(FakeEngine):
+        def _completion(self, request: GenerationRequest, index: int) -> Completion:
+            text = SAID[int(request.request_id.rsplit("/", 1)[1])]
+            ids = np.array([*tokenizer(text, add_special_tokens=False)["input_ids"], encoder.eos], np.int32)
+            logprobs = np.full(len(ids), -1, np.float32)
+            return Completion(index, ids, logprobs, "stop", [WeightSpan(0, len(ids), 1)])
+
+    script = Tools()
+    rollout = Episodes(script, encoder, Sampling(max_tokens=300), TurnLimits(4, 64))
+    with RolloutPool([Says()], rollout, deadline_seconds=30) as pool:
+        asked: Any = [{**PROMPT[0], "tools": [schema]}]
+        record = PromptRecord("0", asked, encoder.prompt(asked))
+        [[sample]] = list(pool.run(PromptBatch([record], 3, 1, samples_per_prompt=1, seed=7)))
+    first, second, third = script.heard[0]
+    assert [call["function"] for call in first["tool_calls"]] == [
+        {"name": "add", "arguments": {"a": 1}},
+        {"name": "add", "arguments": {}},
+    ]
+    assert third == {"role": "assistant", "content": "3"}
+    assert sample.episode is not None
+    assert sample.episode.reward is None
+    assert sample.finish_reason == "stop"
+    whole = tokenizer.decode(sample.response_ids)
+    assert f"{SAID[0]}<|end|><|tool|>r0<|end|><|tool|>r1<|end|><|assistant|>" in whole
+    assert sample.written.sum() == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in SAID)
+    assert second["tool_calls"][0]["function"]["name"] == "", "what cannot be read is a call all the same"

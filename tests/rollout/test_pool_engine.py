@@ -21,9 +21,9 @@ from rlhf_ray.models.loading import load_tokenizer
 from rlhf_ray.models.tiny import build_tiny
 from rlhf_ray.rollout.engine import Engine
 from rlhf_ray.rollout.episodes import Episodes, TurnLimits
+from rlhf_ray.rollout.forked_environments import ForkedEnvironments
 from rlhf_ray.rollout.interfaces import PromptBatch, RolloutTask
 from rlhf_ray.rollout.pool import RolloutPool
-from rlhf_ray.rollout.python_environments import PythonEnvironments
 from rlhf_ray.rollout.remote import RemoteEngine
 from rlhf_ray.rollout.requests import GenerationRequest
 from rlhf_ray.rollout.single_turn import Sampling, SingleTurn
@@ -102,7 +102,7 @@ def test_whole_episodes_are_what_the_trainer_computes(
     limits = TurnLimits(max_turns=5, max_prompt_tokens=64, max_turn_tokens=9)
     # Most turns are cut, since a model that learned nothing seldom ends one; a text that it often writes ends one too.
     sampling = Sampling(max_tokens=120, temperature=0.8, stop=("a", "e", "i", "o", " "))
-    with PythonEnvironments(PythonEnvironment(kind="python", path=f"{tmp_path}/game.py:Talks")) as environments:
+    with ForkedEnvironments(PythonEnvironment(kind="python", path=f"{tmp_path}/game.py:Talks")) as environments:
         rollout = Episodes(environments, encoder, sampling, limits, together=deterministic)
         with RolloutPool([engine], rollout, deadline_seconds=300, deterministic=deterministic) as pool:
             runs = [[s for group in collect(pool, records) for s in group] for _ in range(2 if deterministic else 1)]

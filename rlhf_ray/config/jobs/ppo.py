@@ -246,6 +246,9 @@ class PPOConfig(RunConfig):
             yield Problem(("rollout", *problem.key), problem.message)
         if environment is None and not self.rewards:
             yield Problem(("rewards",), "needs at least one source, or rollout.environment, which rewards episodes")
+        if environment is not None and not environment.gives_rewards and not self.rewards:
+            text = f"needs at least one source: rollout.environment of kind {environment.kind} rewards nothing"
+            yield Problem(("rewards",), text)
         for index, source in enumerate(self.rewards):
             if environment is not None and source.name == ENVIRONMENT:
                 text = f"{ENVIRONMENT!r} names what rollout.environment gives; choose another name"

@@ -1,6 +1,6 @@
 """What a PPO run reads: prompts to learn from, prompts to be evaluated on, and texts that are mixed in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,16 +59,17 @@ class PPOData:
     texts: Loaded[SupervisedRow] | None
 
     @classmethod
-    def read(cls, config: PPOConfig, tokenizer: Any) -> "PPOData":
-        """Read what a config names.
+    def read(cls, config: PPOConfig, tokenizer: Any, tools: Sequence[dict[str, Any]] = ()) -> "PPOData":
+        """Read what a config names; `tools` are what the policy may call.
 
         Raises:
             BadInput: a data set cannot be read, or nothing is left of it.
         """
+        held_out = config.evaluation.data
         data = cls(
             config,
-            prompts=read_prompts(config.data, tokenizer),
-            held_out=read_prompts(config.evaluation.data, tokenizer) if config.evaluation.data is not None else None,
+            prompts=read_prompts(config.data, tokenizer, tools),
+            held_out=read_prompts(held_out, tokenizer, tools) if held_out is not None else None,
             texts=read_supervised(config.ptx.data, tokenizer) if config.ptx is not None else None,
         )
         if config.rollout.environment is not None:

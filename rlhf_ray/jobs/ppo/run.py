@@ -13,16 +13,18 @@ from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.data.tokenization import Encoder
-from rlhf_ray.data.turn_borders import TurnBorders
 from rlhf_ray.experience.costs import constraint_of
 from rlhf_ray.jobs.ppo.data import PPOData
 from rlhf_ray.jobs.ppo.roles import PPORoles, critic_model, role_placements, turn_takers
-from rlhf_ray.jobs.ppo.start import start_roles
+from rlhf_ray.jobs.ppo.start import start_roles, turn_limits
 from rlhf_ray.jobs.ppo.state import PPOState, kl_controller
 from rlhf_ray.jobs.ppo.step import MOST_PROBES, PPODriver
 from rlhf_ray.jobs.ppo.turns import POLICY
 from rlhf_ray.models.score_statistics import units_of
 from rlhf_ray.roles.trainer import TrainerGroup
+from rlhf_ray.rollout.episodes import Episodes
+from rlhf_ray.rollout.forked_environments import ForkedEnvironments
+from rlhf_ray.rollout.single_turn import Sampling
 from rlhf_ray.runs.folder import RunFolder, finished_before, tracked_run
 from rlhf_ray.runs.model_checks import (
     LONGEST_SAMPLE,
@@ -53,7 +55,7 @@ def run(config: PPOConfig) -> None:
     if policy_finished_before(config, config.steps, evaluates=config.evaluation.data is not None):
         return
     tokenizer = check_models(config)
-    data = PPOData.read(config, tokenizer)
+    data = PPOData.read(config, tokenizer, check_environment(config, tokenizer))
     checkpoints = Checkpoints(str(RunFolder.of(config).checkpoints), config.checkpoint.keep)
     saved = checkpoints.latest()
     refuse_fewer_steps(config, saved)  # before the folder's config is written anew
@@ -200,6 +202,20 @@ def refuse_to_write_ahead(config: PPOConfig) -> None:
         )
 
 
+def check_environment(config: PPOConfig, tokenizer: Any) -> list[dict[str, Any]]:
+    """Start the environment's process once, and try the chat template; return the schemas of the tools in it.
+
+    Raises:
+        BadInput: the file cannot be imported, or the template has no turns or calls that can be read.
+    """
+    environment = config.rollout.environment
+    if environment is None:
+        return []
+    with ForkedEnvironments(environment) as environments:
+        Episodes(environments, Encoder(tokenizer), Sampling.from_config(config.rollout), turn_limits(config))
+        return environments.tools
+
+
 def check_models(config: PPOConfig) -> Any:
     """Check that each role's model can be what the role needs; return the policy's tokenizer.
 
@@ -215,8 +231,6 @@ def check_models(config: PPOConfig) -> Any:
     check_engine(config.model, config.rollout, longest)
     check_transfer(config.model, config.rollout)
     check_reward_sources(config)
-    if config.rollout.environment is not None:
-        TurnBorders(Encoder(tokenizer))
     for name, critic in config.critics.items():
         start = critic_model(config, name)
         check_critic(f"critics.{name}.path", start, config.model, tokenizer, lengths)

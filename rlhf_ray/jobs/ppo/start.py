@@ -33,8 +33,8 @@ from rlhf_ray.roles.scorer import RewardSources
 from rlhf_ray.roles.trainer import TrainerGroup
 from rlhf_ray.rollout.engine_arguments import choose_transport
 from rlhf_ray.rollout.episodes import Episodes, TurnLimits
+from rlhf_ray.rollout.forked_environments import ForkedEnvironments
 from rlhf_ray.rollout.interfaces import GroupSource, Rollout
-from rlhf_ray.rollout.python_environments import PythonEnvironments
 from rlhf_ray.rollout.recording import Recorder, Replay
 from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.remote import RemoteEngine
@@ -105,9 +105,14 @@ def _rollout(config: PPOConfig, encoder: Encoder) -> Iterator[Rollout]:
     if rollout.environment is None:
         yield SingleTurn(encoder, sampling)
         return
-    limits = TurnLimits(rollout.max_turns, config.longest_sample() - rollout.max_new_tokens, rollout.max_turn_tokens)
-    with PythonEnvironments(rollout.environment) as environments:
-        yield Episodes(environments, encoder, sampling, limits, together=rollout.deterministic)
+    with ForkedEnvironments(rollout.environment) as environments:
+        yield Episodes(environments, encoder, sampling, turn_limits(config), together=rollout.deterministic)
+
+
+def turn_limits(config: PPOConfig) -> TurnLimits:
+    """Return where the episodes of a run end at the latest."""
+    rollout = config.rollout
+    return TurnLimits(rollout.max_turns, config.longest_sample() - rollout.max_new_tokens, rollout.max_turn_tokens)
 
 
 class _Start:

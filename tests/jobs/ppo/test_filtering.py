@@ -38,7 +38,8 @@ class Engines:
         taken = self.cursor.take(count)
         self.rounds.append(taken)
         groups = [
-            [SimpleNamespace(prompt_id=prompt, index=index, rewards={}) for index in range(SAMPLES)] for prompt in taken
+            [SimpleNamespace(prompt_id=prompt, index=index, rewards={}, episode=None) for index in range(SAMPLES)]
+            for prompt in taken
         ]
         return Running(groups, lambda: self.closed.append(number), self.come)
 

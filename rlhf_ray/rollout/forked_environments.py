@@ -1,4 +1,4 @@
-"""Environments of a user's class, each in a process of its own, with deadlines."""
+"""Environments of a user's class, or of functions as tools, each in a process of its own, with deadlines."""
 
 import asyncio
 import itertools
@@ -11,36 +11,38 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any, Self
 
-from rlhf_ray.config.episodes import PythonEnvironment
+from rlhf_ray.config.episodes import EnvironmentConfig
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.records import Message, PromptRecord
 from rlhf_ray.rollout.environment import Answer, EnvironmentFailed
 from rlhf_ray.rollout.environment_process import END, LENGTH, OPEN
 from rlhf_ray.scoring.user_process import UserProcess
 
+GRACE_SECONDS = 5.0
+"""For a tool that is late to be interrupted."""
 SENDING_SECONDS = 10.0
 """In which the process that forks environments takes up what it is told."""
 
 
-class PythonEnvironments:
+class ForkedEnvironments:
     """Forks an environment for each episode from one process that has imported the user's file.
 
     Where that process is lost, its environments are lost with it, and it is started again for the next ones.
     """
 
-    gives_rewards = True
-
-    def __init__(self, config: PythonEnvironment) -> None:
+    def __init__(self, config: EnvironmentConfig) -> None:
         """Start the process and import the file.
 
         Raises:
-            BadInput: the file cannot be imported, or has no such class.
+            BadInput: the file cannot be imported, or has no such class or functions.
         """
-        file, _, self._name = config.path.rpartition(":")
-        self._file, self._seconds = str(Path(file).expanduser()), config.seconds
+        self._file, self._name = str(Path(config.file).expanduser()), config.loaded_name
+        self._where, self._seconds = f"{self._file}:{config.shown_name}", config.seconds
+        self.gives_rewards = config.gives_rewards
         self._numbers = itertools.count()
         self._starting = asyncio.Lock()
         self._process = self._start()
+        self.tools: list[dict[str, Any]] = self._process.description
 
     def __enter__(self) -> Self:
         return self
@@ -61,7 +63,7 @@ class PythonEnvironments:
         except (OSError, BadInput) as error:
             raise EnvironmentFailed("died", f"{self._file}: there is no process for an environment: {error}") from error
         try:
-            environment = ProcessEnvironment(f"{self._file}:{self._name}", self._seconds, reader, writer)
+            environment = ProcessEnvironment(self._where, self._seconds, reader, writer)
             yield environment
             await environment.close()
         finally:
@@ -102,7 +104,9 @@ class ProcessEnvironment:
 
     async def step(self, turn: Message) -> Answer:
         """Take a turn of the policy."""
-        answer = await self._call("step", (turn,))
+        # Each call has its own limit; what outlives that, and a moment, cannot be interrupted.
+        calls = len(turn.get("tool_calls", ()))
+        answer = await self._call("step", (turn,), self._seconds * max(calls, 1) + (GRACE_SECONDS if calls else 0))
         return Answer(answer["messages"], answer["reward"], answer["ended"])
 
     async def close(self) -> None:
@@ -110,16 +114,17 @@ class ProcessEnvironment:
         with suppress(EnvironmentFailed):
             await self._call("close", ())
 
-    async def _call(self, method: str, arguments: Any) -> Mapping[str, Any]:
+    async def _call(self, method: str, arguments: Any, seconds: float | None = None) -> Mapping[str, Any]:
+        seconds = seconds or self._seconds
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(seconds):
                 content = pickle.dumps((method, arguments))
                 self._writer.write(LENGTH.pack(len(content)) + content)
                 await self._writer.drain()
                 (length,) = LENGTH.unpack(await self._reader.readexactly(LENGTH.size))
                 answer: Mapping[str, Any] = json.loads(await self._reader.readexactly(length))
         except TimeoutError:
-            late = f"{self._name}: {method} did not return within rollout.environment.seconds {self._seconds:g}"
+            late = f"{self._name}: {method} did not return within {seconds:g} s (rollout.environment.seconds)"
             raise EnvironmentFailed("hung", late) from None
         except (EOFError, ConnectionError) as error:
             raise EnvironmentFailed("died", f"{self._name}: its process ended in {method}") from error

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_ray.config.episodes import PythonEnvironment
+from rlhf_ray.config.episodes import PythonEnvironment, ToolsEnvironment
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.records import Message, PromptRecord
 from rlhf_ray.rollout.environment import EnvironmentFailed
-from rlhf_ray.rollout.python_environments import ProcessEnvironment, PythonEnvironments
+from rlhf_ray.rollout.forked_environments import ForkedEnvironments, ProcessEnvironment
 
-WORLD = """
+WORLD = '''
 import os
 import random
 import subprocess
@@ -73,6 +73,39 @@ class Asynchronous:
             file.write("closed")
 
 
+def multiply(a: int, b: int) -> int:
+    """Multiply two numbers.
+
+    Args:
+        a: The first.
+        b: The second.
+    """
+    return a * b
+
+
+def hang(a: int) -> int:
+    """Do not come back.
+
+    Args:
+        a: Anything.
+    """
+    time.sleep(600)
+
+
+def unexplained(a):
+    return a
+
+
+class WithTools:
+    tools = [multiply, {"type": "function", "function": {"name": "other"}}]
+
+    def reset(self, prompt, seed):
+        pass
+
+    def step(self, turn):
+        return Reply(str(turn["tool_calls"]))
+
+
 class WithoutStep:
     def reset(self, prompt, seed):
         pass
@@ -91,7 +124,7 @@ class NeedsMore:
 
 def function():
     raise ValueError("not today")
-"""
+'''
 
 Use = Callable[[ProcessEnvironment], Coroutine[Any, Any, Any]]
 
@@ -105,9 +138,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def worlds(folder: Path) -> Iterator[PythonEnvironments]:
+def worlds(folder: Path) -> Iterator[ForkedEnvironments]:
     path = f"{folder}/world.py:World"
-    with PythonEnvironments(PythonEnvironment(kind="python", path=path, seconds=20)) as running:
+    with ForkedEnvironments(PythonEnvironment(kind="python", path=path, seconds=20)) as running:
         yield running
 
 
@@ -120,7 +153,7 @@ def said(text: str) -> Message:
     return {"role": "assistant", "content": text}
 
 
-def use(worlds: PythonEnvironments, act: Use) -> Any:
+def use(worlds: ForkedEnvironments, act: Use) -> Any:
     async def opened() -> Any:
         async with worlds.open() as environment:
             return await act(environment)
@@ -150,7 +183,7 @@ def wait_until_gone(pid: int) -> None:
     assert not is_alive(pid)
 
 
-def test_each_episode_has_a_process_of_its_own_that_ends_with_it(worlds: PythonEnvironments) -> None:
+def test_each_episode_has_a_process_of_its_own_that_ends_with_it(worlds: ForkedEnvironments) -> None:
     pids: list[int] = []
 
     async def act(environment: ProcessEnvironment) -> None:
@@ -172,14 +205,14 @@ def test_each_episode_has_a_process_of_its_own_that_ends_with_it(worlds: PythonE
         wait_until_gone(pid)
 
 
-def test_reset_may_open_the_game(worlds: PythonEnvironments) -> None:
+def test_reset_may_open_the_game(worlds: ForkedEnvironments) -> None:
     async def act(environment: ProcessEnvironment) -> Any:
         return await environment.reset(record("opens"), 1)
 
     assert use(worlds, act) == [{"role": "user", "content": "the board"}]
 
 
-def test_chance_comes_from_the_seed(worlds: PythonEnvironments) -> None:
+def test_chance_comes_from_the_seed(worlds: ForkedEnvironments) -> None:
     async def draw(environment: ProcessEnvironment, seed: int) -> str:
         await environment.reset(record(), seed)
         return (await environment.step(said("draw"))).messages[0]["content"]
@@ -201,7 +234,7 @@ def test_chance_comes_from_the_seed(worlds: PythonEnvironments) -> None:
     ],
 )
 def test_what_fails_is_told_and_the_next_episode_has_a_new_process(
-    worlds: PythonEnvironments, turn: str, kind: str, message: str
+    worlds: ForkedEnvironments, turn: str, kind: str, message: str
 ) -> None:
     with pytest.raises(EnvironmentFailed, match=message) as raised:
         use(worlds, step(turn))
@@ -209,7 +242,7 @@ def test_what_fails_is_told_and_the_next_episode_has_a_new_process(
     assert use(worlds, step("more")).reward == 0.5
 
 
-def test_columns_that_are_missing_are_told(worlds: PythonEnvironments) -> None:
+def test_columns_that_are_missing_are_told(worlds: ForkedEnvironments) -> None:
     async def act(environment: ProcessEnvironment) -> None:
         await environment.reset(PromptRecord("0", [], np.zeros(1, np.int32), {}), 1)
 
@@ -219,18 +252,20 @@ def test_columns_that_are_missing_are_told(worlds: PythonEnvironments) -> None:
 
 def test_one_that_hangs_is_ended_at_its_deadline(folder: Path) -> None:
     path = f"{folder}/world.py:World"
-    with PythonEnvironments(PythonEnvironment(kind="python", path=path, seconds=1)) as worlds:
-        with pytest.raises(EnvironmentFailed, match=r"step did not return within rollout\.environment\.seconds 1") as e:
+    with ForkedEnvironments(PythonEnvironment(kind="python", path=path, seconds=1)) as worlds:
+        with pytest.raises(
+            EnvironmentFailed, match=r"step did not return within 1 s \(rollout.environment.seconds\)"
+        ) as e:
             use(worlds, step("hang"))
         assert e.value.kind == "hung"
 
 
-def test_what_an_environment_starts_ends_with_it(worlds: PythonEnvironments) -> None:
+def test_what_an_environment_starts_ends_with_it(worlds: ForkedEnvironments) -> None:
     pid = int(use(worlds, step("start")).messages[0]["content"])
     wait_until_gone(pid)
 
 
-def test_a_process_that_forked_off_and_came_back_does_not_answer(worlds: PythonEnvironments) -> None:
+def test_a_process_that_forked_off_and_came_back_does_not_answer(worlds: ForkedEnvironments) -> None:
     assert use(worlds, step("fork")).messages[0]["content"].startswith("7, turn 1")
 
 
@@ -244,7 +279,7 @@ def test_environments_may_be_asynchronous_and_are_closed(
         return opening, await environment.step(said(""))
 
     path = f"{folder}/world.py:Asynchronous"
-    with PythonEnvironments(PythonEnvironment(kind="python", path=path)) as worlds:
+    with ForkedEnvironments(PythonEnvironment(kind="python", path=path)) as worlds:
         opening, answer = use(worlds, act)
     assert opening == [{"role": "system", "content": "5, ['other', 'prompt', 'secret']"}]
     assert answer.messages == [{"role": "tool", "content": "\ud83d"}]
@@ -253,7 +288,7 @@ def test_environments_may_be_asynchronous_and_are_closed(
 
 
 def test_where_the_process_that_forks_is_lost_it_starts_again(folder: Path) -> None:
-    with PythonEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:World")) as worlds:
+    with ForkedEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:World")) as worlds:
         pids = []
 
         async def act(environment: ProcessEnvironment) -> None:
@@ -271,7 +306,7 @@ def test_where_the_process_that_forks_is_lost_it_starts_again(folder: Path) -> N
         assert use(worlds, step("more")).reward == 0.5
 
 
-def test_hundreds_play_at_once(worlds: PythonEnvironments) -> None:
+def test_hundreds_play_at_once(worlds: ForkedEnvironments) -> None:
     async def all_at_once() -> list[Any]:
         async def one() -> Any:
             async with worlds.open() as environment:
@@ -287,19 +322,52 @@ def test_hundreds_play_at_once(worlds: PythonEnvironments) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Wolrd", "has no class Wolrd; it defines: Reply, World, Asynchronous, WithoutStep, NeedsMore"),
+        ("Wolrd", "has no class Wolrd; it defines: Reply, World, Asynchronous, WithTools, WithoutStep, NeedsMore"),
         ("WithoutStep", "WithoutStep in .* has no method step"),
         ("BONUS", "BONUS in .* is no class but float"),
     ],
 )
 def test_a_class_that_cannot_be_one_is_refused(folder: Path, name: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        PythonEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:{name}"))
+        ForkedEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:{name}"))
 
 
 def test_one_that_cannot_be_made_fails_its_episode(folder: Path) -> None:
     with (
-        PythonEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:NeedsMore")) as worlds,
+        ForkedEnvironments(PythonEnvironment(kind="python", path=f"{folder}/world.py:NeedsMore")) as worlds,
         pytest.raises(EnvironmentFailed, match="missing 1 required positional argument: 'size'"),
     ):
         use(worlds, step("more"))
+
+
+def test_functions_are_tools_by_their_hints_and_docstrings(folder: Path) -> None:
+    config = ToolsEnvironment(file=f"{folder}/world.py", functions=["multiply", "hang"], seconds=0.5)
+
+    async def act(environment: ProcessEnvironment) -> Any:
+        assert await environment.reset(record(), 1) == []
+        calls = [
+            {"id": f"c{place}", "type": "function", "function": {"name": name, "arguments": arguments}}
+            for place, (name, arguments) in enumerate([("multiply", {"a": 6, "b": 7}), ("hang", {"a": 1})])
+        ]
+        turn: Any = {"role": "assistant", "content": "", "tool_calls": calls}
+        return await environment.step(turn), await environment.step(said("42"))
+
+    with ForkedEnvironments(config) as environments:
+        assert not environments.gives_rewards
+        schema = environments.tools[0]["function"]
+        assert (schema["name"], schema["description"]) == ("multiply", "Multiply two numbers.")
+        assert schema["parameters"]["required"] == ["a", "b"]
+        answer, last = use(environments, act)
+    assert [message["content"] for message in answer.messages] == ["42", "Error: hang did not return within 0.5 s"]
+    assert (answer.ended, last.ended, last.messages) == (False, True, [])
+
+
+def test_a_class_may_have_tools(folder: Path) -> None:
+    with ForkedEnvironments(PythonEnvironment(path=f"{folder}/world.py:WithTools")) as environments:
+        assert [schema["function"]["name"] for schema in environments.tools] == ["multiply", "other"]
+
+
+def test_a_function_that_says_nothing_of_itself_is_refused(folder: Path) -> None:
+    config = ToolsEnvironment(file=f"{folder}/world.py", functions=["unexplained"])
+    with pytest.raises(BadInput, match=r"unexplained in .* needs type hints, and a docstring"):
+        ForkedEnvironments(config)
