@@ -24,8 +24,8 @@ class _Environment(Section):
     """Whether it rewards turns."""
 
     seconds: Seconds = 30
-    """Limit of one call, of a tool or of the environment itself; past it an environment is ended, and its episode has
-    no reward."""
+    """Limit of one call of the environment, or of all tools that a turn calls. Past it an environment is ended, and its
+    episode has no reward; a tool is ended, and the policy is told."""
 
     failed_episodes: Share = 0.1
     """Share of episodes whose environment may fail; they are counted and not learned from. Past it the job stops."""

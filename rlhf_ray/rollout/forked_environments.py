@@ -104,9 +104,9 @@ class ProcessEnvironment:
 
     async def step(self, turn: Message) -> Answer:
         """Take a turn of the policy."""
-        # Each call has its own limit; what outlives that, and a moment, cannot be interrupted.
-        calls = len(turn.get("tool_calls", ()))
-        answer = await self._call("step", (turn,), self._seconds * max(calls, 1) + (GRACE_SECONDS if calls else 0))
+        # Tools have that limit themselves; what outlives it, and a moment, cannot be interrupted.
+        grace = GRACE_SECONDS if turn.get("tool_calls") else 0
+        answer = await self._call("step", (turn,), self._seconds + grace)
         return Answer(answer["messages"], answer["reward"], answer["ended"])
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import json
 import signal
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -22,7 +23,7 @@ class Toolbox:
     """Tools for one episode. What goes wrong in a call is told to the policy, and is no failure of the environment."""
 
     def __init__(self, tools: Tools, seconds: float) -> None:
-        """Take functions by name, and the limit of one call."""
+        """Take functions by name, and the limit of all calls of a turn together."""
         self._tools, self._seconds = tools, seconds
 
     def reset(self) -> None:
@@ -31,17 +32,18 @@ class Toolbox:
     def step(self, turn: Mapping[str, Any]) -> Reply:
         """Answer all calls of a turn in their order; a turn without any is the last."""
         calls = turn.get("tool_calls", [])
-        results = [self._answer(call["id"], **call["function"]) for call in calls]
+        end = time.monotonic() + self._seconds
+        results = [self._answer(end, call["id"], **call["function"]) for call in calls]
         return Reply(results, ended=not calls)
 
-    def _answer(self, number: str, name: str, arguments: Any) -> dict[str, Any]:
+    def _answer(self, end: float, number: str, name: str, arguments: Any) -> dict[str, Any]:
         try:
-            content = self._call(name, arguments)
+            content = self._call(name, arguments, end - time.monotonic())
         except WrongCall as error:
             content = f"Error: {error}"
         return {"role": "tool", "name": name, "tool_call_id": number, "content": content}
 
-    def _call(self, name: str, arguments: Any) -> str:
+    def _call(self, name: str, arguments: Any, seconds: float) -> str:
         """Call a tool, and return what it gave as a text: JSON, where it is no text.
 
         Raises:
@@ -58,13 +60,15 @@ class Toolbox:
             inspect.signature(tool).bind(**arguments)
         except TypeError as error:
             raise WrongCall(f"{name}: {error}") from error
+        if seconds <= 0:
+            raise WrongCall(f"{name} was not called: earlier calls of this turn took all of its {self._seconds:g} s")
         try:
-            with _limited(self._seconds):
+            with _limited(seconds):
                 result = tool(**arguments)
                 result = asyncio.run(result) if inspect.iscoroutine(result) else result
                 return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
         except _Late:
-            raise WrongCall(f"{name} did not return within {self._seconds:g} s") from None
+            raise WrongCall(f"{name} did not return within the {self._seconds:g} s of a turn") from None
         except Exception as error:
             raise WrongCall(f"{name}: {text_of(error)}") from error
 

@@ -358,7 +358,10 @@ def test_functions_are_tools_by_their_hints_and_docstrings(folder: Path) -> None
         assert (schema["name"], schema["description"]) == ("multiply", "Multiply two numbers.")
         assert schema["parameters"]["required"] == ["a", "b"]
         answer, last = use(environments, act)
-    assert [message["content"] for message in answer.messages] == ["42", "Error: hang did not return within 0.5 s"]
+    assert [message["content"] for message in answer.messages] == [
+        "42",
+        "Error: hang did not return within the 0.5 s of a turn",
+    ]
     assert (answer.ended, last.ended, last.messages) == (False, True, [])
 
 
