@@ -12,6 +12,8 @@ set -euo pipefail
 export RAY_AUTH_MODE=token
 RAY_AUTH_TOKEN=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
 export RAY_AUTH_TOKEN
+# Else Ray's workers yield to every other process, which slows a run many times beside one.
+export RAY_worker_niceness=0
 
 mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 # The address from which this node reaches the others, and they it: its name may stand for a loopback address.

@@ -4,6 +4,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from rlhf_ray.cluster.niceness import yield_no_more as _yield_no_more
 from rlhf_ray.redaction.process import hide_secrets as _hide_secrets
 from rlhf_ray.redaction.values import is_worker as _is_worker
 
@@ -57,5 +58,6 @@ if _is_worker():
     # Empty where the libraries shall choose: Ray writes 1 where there is none. Before any of them reads it.
     if not os.environ.get("OMP_NUM_THREADS", "1"):
         del os.environ["OMP_NUM_THREADS"]
+    _yield_no_more()
     # Ray's actors, the processes of reward functions and vLLM's own: all that a run starts has this package.
     _hide_secrets()

@@ -4,6 +4,7 @@ import importlib
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.commands import JOBS
+from rlhf_ray.runs.stopping import sigterm_interrupts
 
 
 def start_job(verb: str, config: Section) -> None:
@@ -14,4 +15,5 @@ def start_job(verb: str, config: Section) -> None:
     """
     # Roles that do not fit their groups are found here, before Ray starts.
     importlib.import_module("rlhf_ray.runs.layouts").checked_layouts(config)
-    importlib.import_module(JOBS[verb].module).run(config)
+    with sigterm_interrupts():
+        importlib.import_module(JOBS[verb].module).run(config)

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import ray
@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.cluster.endpoint import LOOPBACK, free_port, free_port_on, run_on
 from rlhf_ray.cluster.errors import DeadlineExceeded, ResourcesUnavailable
+from rlhf_ray.cluster.niceness import yield_no_more
 from rlhf_ray.cluster.outcome import wait
 from rlhf_ray.cluster.placement import Layout, Slot
 from rlhf_ray.cluster.session import Say, ray_session, silent
@@ -29,8 +30,8 @@ NOTICE_SECONDS = 10.0
 LOOK_SECONDS = 0.5
 """Between two looks at what Ray knows of its nodes."""
 
-MISSED_SECONDS = 60.0
-"""In which Ray misses a machine that fell silent; it takes about a quarter of that."""
+LOOK_AT_NODES_SECONDS = 30.0
+"""For all nodes to start a process that says what it was given."""
 
 END_SECONDS = 15.0
 """In which workers put away what they have outside of their processes; one that hangs is not waited for any longer."""
@@ -91,15 +92,16 @@ class Cluster:
             RoleDied, RoleRaised: the new machine does not say which GPUs it gave.
         """
         bundles = {(slot.group, slot.bundle) for slot in slots}
-        if all(map(_lives, {self._node(bundle) for bundle in bundles})):
+        nodes = {self._node(bundle) for bundle in bundles}
+        if all(_lives(node, self.deadlines.start_seconds) for node in nodes):
             return
         logger.warning("a machine of %s left the cluster; waiting for another one in its place", role)
-        nodes = self._moved(role, bundles)
+        found = self._moved(role, bundles)
         moved = {
-            key: gpus for key, gpus in self._gpu_bundles().items() if key in bundles and nodes[key] != self._node(key)
+            key: gpus for key, gpus in self._gpu_bundles().items() if key in bundles and found[key] != self._node(key)
         }
         self._devices |= _probe_devices(moved, self.placement_groups, self.deadlines.start_seconds, role)
-        for (group, bundle), node in nodes.items():
+        for (group, bundle), node in found.items():
             self._nodes[group][bundle] = node
         # Those who still run were told at their start by which network they meet.
         self.one_node = self.one_node and len(self._used()) == 1
@@ -144,6 +146,24 @@ class Cluster:
             if group.gpus_per_node
             for bundle in range(group.nodes)
         }
+
+    def warn_of_niceness(self) -> None:
+        """Say where this run's processes yield to all others, as Ray lets them; no error where a node does not tell."""
+        asked = {node: run_on(node, yield_no_more) for node in self._used()}
+        ended, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=LOOK_AT_NODES_SECONDS)
+        yielding = {}
+        for node, ref in asked.items():
+            with suppress(RayError):
+                if ref in ended and (nicer := ray.get(ref)):
+                    yielding[_address_of(node)] = nicer
+        if yielding:
+            shown = ", ".join(sorted(yielding)[:3]) + (" and others" if len(yielding) > 3 else "")
+            logger.warning(
+                "on %s the run yields to every other process (nice %d), which can slow it ten times; start Ray there "
+                "with RAY_worker_niceness=0 in its environment",
+                shown,
+                max(yielding.values()),
+            )
 
     def host(self, role: str, *others: str) -> str:
         """Return the address at which rank 0 meets other ranks and roles; the loopback one on one node."""
@@ -220,9 +240,11 @@ def connect(
         ResourcesUnavailable: the groups' resources did not become free within `deadlines.start_seconds`.
     """
     with ExitStack() as stack:
-        stack.enter_context(ray_session(cluster, groups, say))
+        found = stack.enter_context(ray_session(cluster, groups, say))
         placed = _reserve(groups, cluster.deadlines.start_seconds, stack)
         joined = Cluster(groups, cluster.deadlines, placed, say, environment)
+        if found:
+            joined.warn_of_niceness()
         stack.callback(joined.close)
         yield joined
 
@@ -279,11 +301,16 @@ def _nodes_of(group: PlacementGroup) -> list[str]:
     return [by_bundle[index] for index in sorted(by_bundle)]
 
 
-def _lives(node: str) -> bool:
-    """Tell whether a node lives; one that Ray has not missed yet is asked, until it answers or Ray misses it."""
+def _lives(node: str, seconds: float) -> bool:
+    """Tell whether a node lives: one that Ray has not missed yet is asked, until it answers or Ray misses it.
+
+    Ray misses a machine whose link was cut after 63 to 65 s, one whose processes were killed after about 13.
+
+    Args: node, Ray's id of it; seconds, after which one of which neither is true counts as alive.
+    """
     if node == ray.get_runtime_context().get_node_id():
         return True
-    deadline = time.monotonic() + MISSED_SECONDS
+    deadline = time.monotonic() + seconds
     asked: ray.ObjectRef | None = None
     while time.monotonic() < deadline:
         if node not in _alive():

@@ -47,9 +47,11 @@ def free_port_on(node_id: str) -> ray.ObjectRef:
     return run_on(node_id, free_port, "")
 
 
-def run_on(node_id: str, function: Callable[..., Any], *arguments: Any) -> ray.ObjectRef:
-    """Call a short function on a node; a reference to what it returns."""
+def run_on(node_id: str, function: Callable[..., Any], *arguments: Any, gpus: int = 0) -> ray.ObjectRef:
+    """Call a short function on a node, with some GPUs; a reference to what it returns."""
     strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task: Any = ray.remote(function)
-    ref: ray.ObjectRef = task.options(num_cpus=0, max_retries=0, scheduling_strategy=strategy).remote(*arguments)
+    ref: ray.ObjectRef = task.options(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=strategy).remote(
+        *arguments
+    )
     return ref

@@ -3,18 +3,22 @@
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partialmethod
 
 import psutil
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
 from rlhf_ray.cluster.errors import ClusterUnreachable, DoesNotFit
+from rlhf_ray.cluster.head_watch import head_watched
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.config.placement import ADDRESS_FORMS, ClusterConfig, GroupConfig, host_and_port
 
@@ -41,8 +45,11 @@ def silent(text: str) -> None:
 
 
 @contextmanager
-def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say = silent) -> Iterator[None]:
+def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: Say = silent) -> Iterator[bool]:
     """Join or start Ray, and say when it is ready; a session that was open before stays open.
+
+    Yields:
+        Whether a cluster was joined that others started.
 
     Raises:
         BadInput: RAY_ADDRESS is no address.
@@ -50,20 +57,37 @@ def ray_session(cluster: ClusterConfig, groups: Mapping[str, GroupConfig], say: 
         DoesNotFit: a local Ray cannot hold the groups.
     """
     if ray.is_initialized():
-        yield
+        yield False
         return
     began = time.monotonic()
     # The variable by which Ray itself tells a submitted job where it runs.
     address = cluster.address or os.environ.get("RAY_ADDRESS")
-    if address:
-        join_ray(address)
-    else:
-        start_local(groups, cluster.deadlines.start_seconds)
+    with _own_sigterm():
+        if address:
+            join_ray(address)
+        else:
+            start_local(groups, cluster.deadlines.start_seconds)
     say(f"Ray is ready ({time.monotonic() - began:.0f} s)")
+    try:
+        # A client of Ray (ray://) reaches the head through a server of its own, and does not know its address.
+        with nullcontext() if (address or "").startswith("ray://") else head_watched(joined=bool(address)):
+            yield bool(address)
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the program's own answer to SIGTERM, if it has one, where `ray.init` sets another.
+
+    Ray's ends the process from within whatever of Ray's C++ code waits, which then prints a trace of itself.
+    """
+    own = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        ray.shutdown()
+        if callable(own) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, own)
 
 
 def join_ray(address: str) -> None:
@@ -188,17 +212,33 @@ def start_patiently(init: Callable[[], object], seconds: float) -> None:
 
 
 def _init_local(cpus: int, gpus: int) -> None:
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        num_gpus=gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
-        # magnitude beside another busy process: its ranks wait for each other all the time.
-        _system_config={"worker_niceness": 0},
-    )
+    with _groups_of_their_own():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            # Ray's workers are made to yield to whatever else runs on the machine, which slows a run by an order of
+            # magnitude beside another busy process: its ranks wait for each other all the time.
+            _system_config={"worker_niceness": 0},
+        )
+
+
+@contextmanager
+def _groups_of_their_own() -> Iterator[None]:
+    """Start Ray's processes outside of this one's process group; the kernel ends them with this one all the same.
+
+    A scheduler, or `timeout`, stops a job by a SIGTERM to its whole group. Ray's processes would end by it at once, and
+    the roles with them, while this one was asked to let them save.
+    """
+    begin = subprocess.Popen.__init__
+    subprocess.Popen.__init__ = partialmethod(begin, process_group=0)  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        subprocess.Popen.__init__ = begin  # type: ignore[method-assign]
 
 
 def _children() -> set[psutil.Process]:

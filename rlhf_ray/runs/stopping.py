@@ -22,6 +22,23 @@ class StopRequest:
 
 
 @contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM be Ctrl-C while the block runs: what was begun is put away, and a run folder without a step goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGTERM or SIGINT into a StopRequest while the block runs."""
     stop = StopRequest()

@@ -39,9 +39,20 @@ EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
 RETRY_SECONDS = 2.0
 # The log ends a moment before the job's state is recorded.
 SETTLE_SECONDS = 30.0
-COMMAND_NOT_FOUND = 127
+COMMAND_NOT_FOUND, SIGNALLED = 127, 128
+"""Exit codes of shells."""
 # KubeRay adds a suffix for each pod to the 63 characters that a name may have.
 KUBERNETES_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+
+
+class JobEnded(RlhfError):
+    """A submitted job did not succeed. The command ends with the code of the job's own, 1 where that has none."""
+
+    def __init__(self, message: str, code: int | None) -> None:
+        super().__init__(message)
+        if code:
+            # One that a signal ended has a negative code here; shells report 128 more than its number.
+            self.exit_code = code if code > 0 else SIGNALLED - code
 
 
 def render_kuberay(config: SubmitConfig, job: JobConfig, name: str, command: list[str], text: str) -> str:
@@ -195,6 +206,7 @@ def run(config: SubmitConfig) -> None:
         print(render(config, job, verb, arguments), end="")
         return
     entrypoint = shlex.join(["rlhf", verb, *_relative(arguments, config.working_dir)])
+    check_sent(job, config.working_dir)
     check_shown(entrypoint, "the job's command line, which the cluster shows to all its users")
     client = dashboard_client(config)
     submission = submit(client, config, entrypoint)
@@ -232,6 +244,36 @@ def check_outlives(job: JobConfig) -> None:
                 f"{'.'.join(map(str, key))}: {path}: on a cluster it must be an absolute path on storage that every "
                 "node sees; relative ones would be written into the job's temporary folder and lost"
             )
+
+
+def check_sent(job: JobConfig, working_dir: str) -> None:
+    """Check that the files that a config names by relative paths are sent along.
+
+    Raises:
+        BadInput: one stays behind, as weights and what .gitignore names do.
+    """
+    root = Path(working_dir).expanduser().resolve()
+    named = {where: root / path for where, path in _files_of(job).items() if not path.startswith(("/", "~"))}
+    named = {where: path for where, path in named.items() if path.exists()}
+    sent = _sent_files(root) if named else set()
+    for where, path in named.items():
+        own = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+        if left := sorted(set(own) - sent):
+            shown = left[0].relative_to(root) if left[0].is_relative_to(root) else left[0]
+            raise BadInput(
+                f"{where}: {path.relative_to(root) if path.is_relative_to(root) else path}: {shown} is not sent along: "
+                "weights, outputs and what .gitignore names stay behind; copy it to storage that every node sees, and "
+                "give its absolute path there"
+            )
+
+
+def _sent_files(root: Path) -> set[Path]:
+    """Return the files of a folder that Ray sends, by Ray's own rules."""
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    sent: set[Path] = set()
+    _dir_travel(root, [_get_excludes(root, EXCLUDES)], sent.add, include_gitignore=True)
+    return sent
 
 
 def check_shown(text: str, what: str) -> None:
@@ -318,7 +360,7 @@ def follow(client: "JobSubmissionClient", submission: str, address: str) -> None
     """Print the job's log as it comes, to its end. An interrupt leaves the job running.
 
     Raises:
-        RlhfError: the job failed or was stopped, or the cluster went away.
+        JobEnded: the job failed or was stopped. RlhfError: the cluster went away.
     """
     try:
         asyncio.run(_print_log(client, submission))
@@ -331,13 +373,14 @@ def follow(client: "JobSubmissionClient", submission: str, address: str) -> None
     if info.status == "SUCCEEDED":
         return
     if info.driver_exit_code == COMMAND_NOT_FOUND:
-        raise RlhfError(
+        raise JobEnded(
             f"{submission}: the cluster has no command `rlhf` on its PATH; install rlhf_ray on its nodes and run "
-            "`ray start` from that environment"
+            "`ray start` from that environment",
+            COMMAND_NOT_FOUND,
         )
     code = f" with exit code {info.driver_exit_code}" if info.driver_exit_code is not None else ""
     detail = "" if info.driver_exit_code is not None else f": {info.message}"
-    raise RlhfError(f"{submission} ended as {info.status}{code}{detail}")
+    raise JobEnded(f"{submission} ended as {info.status}{code}{detail}", info.driver_exit_code)
 
 
 async def _print_log(client: "JobSubmissionClient", submission: str) -> None:

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -25,6 +26,10 @@ class Worker:
     def double(self, number):
         return 2 * number
 
+    def niceness(self):
+        import rlhf_ray  # as every role does
+        return os.getpriority(os.PRIO_PROCESS, 0)
+
 config = yaml.safe_load(open(sys.argv[2]))
 if sys.argv[-1] == "9":
     import signal, time
@@ -39,8 +44,10 @@ print("arguments", sys.argv[1:], "in", sorted(os.listdir()))
 with connect(ClusterConfig(), {"main": GroupConfig(cpus_per_node=2)}) as cluster:
     group = ActorGroup(cluster, Worker, PlacementConfig(workers=2), "worker", lambda rank: {})
     print("doubled", group.call("double", 21), open(config["data"]["path"]).read())
+    print("nice", group.call("niceness"))
 if "--seed" in sys.argv:
-    raise ValueError("the job's own words")
+    print("ValueError: the job's own words", flush=True)
+    sys.exit(7)
 """
 
 
@@ -62,6 +69,7 @@ class Head:
         }
         port, dashboard, agent, client = free_ports(4)
         self.address = f"http://127.0.0.1:{dashboard}"
+        self.gcs = f"127.0.0.1:{port}"
         # Ports that Ray would take by default may be those of another Ray on this machine.
         arguments = {
             "--num-cpus": 2,
@@ -122,7 +130,16 @@ class Head:
             assert time.monotonic() < deadline
             time.sleep(0.5)
 
+    def kill(self) -> None:
+        """End the head and all its processes, as when its machine dies."""
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            with suppress(psutil.NoSuchProcess):  # it went with the one before
+                process.kill()
+        self.process.wait(timeout=20)
+
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
         ours = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
         self.process.terminate()
         _, alive = psutil.wait_procs([one for one in ours if isinstance(one, psutil.Process)], timeout=20)

@@ -13,7 +13,7 @@ import yaml
 
 from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.tools import SubmitConfig
-from rlhf_ray.jobs.tools.submit import run
+from rlhf_ray.jobs.tools.submit import JobEnded, run
 from tests.jobs.ppo_runs import training_rows, write_config
 from tests.jobs.tools.ray_head import ROOT, Head, free_ports
 
@@ -61,13 +61,16 @@ def test_a_job_runs_on_the_cluster_and_its_log_comes_back(head: Head, folder: Pa
         "arguments ['sft', 'configs/sft.yaml', '--model.dtype', 'float32'] in ['configs', 'texts.txt']" in done.stdout
     )
     assert "doubled [42, 42] of the working folder" in done.stdout
+    if os.geteuid() == 0:
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        assert f"nice {[nice] * 2}" in done.stdout, "though the head was started as it is by default"
 
 
 def test_a_job_that_fails_fails_here_too(head: Head, folder: Path):
     done = head.rlhf("--name", "once", "sft", "configs/sft.yaml", "--seed", "1", folder=folder)
-    assert done.returncode == 1
+    assert done.returncode == 7, "as the job's own command"
     assert "ValueError: the job's own words" in done.stdout
-    assert "rlhf: once ended as FAILED with exit code 1" in done.stderr
+    assert "rlhf: once ended as FAILED with exit code 7" in done.stderr
     again = head.rlhf("--name", "once", "sft", "configs/sft.yaml", folder=folder)
     assert again.returncode == 1
     assert "did not take the job: " in again.stderr
@@ -100,10 +103,54 @@ def test_a_job_that_is_stopped_has_the_time_to_save(head: Head, folder: Path):
     assert "Job 'stopped' was stopped" in head.ray("job", "status", "stopped")
 
 
+def test_a_job_that_is_stopped_while_it_waits_for_resources_leaves_nothing(
+    head: Head, folder: Path, ppo_settings: Callable[..., dict[str, Any]]
+):
+    storage = folder / "storage"
+    settings = ppo_settings(storage, steps=2, groups={"main": {"cpus_per_node": 64}}, evaluation={"data": None})
+    write_config(folder / "configs" / "ppo.yaml", settings)
+    done = head.rlhf("--name", "waits", "--wait", "false", "ppo", "configs/ppo.yaml", folder=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    head.wait_for_log("waits", "waiting for resources: ")
+    assert storage.is_dir()
+    head.ray("job", "stop", "waits")
+    log = head.ray("job", "logs", "waits")
+    assert "interrupted before the first step; nothing was written" in log
+    assert not any(word in log for word in ("Traceback", "C++", "core_worker", "SystemExit")), log
+    assert not storage.exists()
+
+
 def test_a_wrong_token_is_refused(head: Head, folder: Path):
     done = head.rlhf("sft", "configs/sft.yaml", folder=folder, RAY_AUTH_TOKEN="f" * 64)
     assert done.returncode == 1
     assert "refused us: it asks for a token" in done.stderr
+
+
+@pytest.mark.parametrize(("code", "shown"), [(2, 2), (-9, 137), (None, 1)])
+def test_a_job_that_a_signal_ended_has_the_code_that_shells_report(code: int | None, shown: int):
+    assert JobEnded("ended", code).exit_code == shown
+
+
+@pytest.mark.parametrize(
+    ("job", "file", "message"),
+    [
+        (
+            ("--model.path", "models/base"),
+            "models/base/model.safetensors",
+            r"model\.path: models/base: models/base/model\.safetensors is not sent",
+        ),
+        (("--model.path", "outputs/sft/final"), "outputs/sft/final/config.json", r"outputs/sft/final/config\.json is"),
+        (("--data.path", "own/rows.jsonl"), "own/rows.jsonl", r"data\.path: own/rows\.jsonl: own/rows\.jsonl is not"),
+    ],
+)
+def test_files_that_stay_behind_are_named_before_anything_is_sent(
+    submit_config: Callable[..., SubmitConfig], folder: Path, job: tuple[str, ...], file: str, message: str
+):
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).write_text("{}")
+    (folder / ".gitignore").write_text("own/\n")
+    with pytest.raises(BadInput, match=message):
+        run(submit_config("sft", "configs/sft.yaml", *job))
 
 
 def test_nobody_answers(submit_config: Callable[..., SubmitConfig]):
@@ -210,7 +257,8 @@ def test_the_pods_have_the_network_devices_and_volumes_that_are_asked_for(
         claims = {v["name"]: v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "storage" in v["name"]}
         assert {mounted[name]: claim for name, claim in claims.items()} == options["mounts"]
         variables = {one["name"]: one.get("value") for one in container["env"]}
-        assert variables == {"HF_LOGIN": None, "WANDB_API_KEY": None, "NCCL_DEBUG": "INFO"}
+        secrets = {"HF_LOGIN": None, "WANDB_API_KEY": None}
+        assert variables == secrets | {"NCCL_DEBUG": "INFO", "RAY_worker_niceness": "0"}
     assert container["resources"]["limits"]["rdma/hca"] == "1"
     assert container["securityContext"] == {"capabilities": {"add": ["IPC_LOCK"]}}
 
@@ -250,7 +298,7 @@ def test_the_slurm_script_starts_all_nodes_and_ends_as_the_command(
     stand_ins = {
         "scontrol": "printf 'node1\\n127.0.0.2\\n'",
         "srun": f'echo "srun $*" >> {log}; exec sleep 60',
-        "ray": f'echo "ray $*" >> {log}',
+        "ray": f'test "$RAY_worker_niceness" = 0 && echo "ray $*" >> {log}',
         "rlhf": f'sleep 0.5; echo "rlhf $* at $RAY_ADDRESS with ${{#RAY_AUTH_TOKEN}}" >> {log}; exit {code}',
     }
     for name, body in stand_ins.items():
