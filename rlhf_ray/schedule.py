@@ -7,12 +7,14 @@ With k, the next k batches are written while the policy learns: batch s begins a
 from at version s, in order, so that nothing is older than k versions, thrown away, or learned from twice.
 """
 
+import logging
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Protocol
 
+from rlhf_ray.cluster.errors import RoleDied, RoleLost
 from rlhf_ray.config import placement
 from rlhf_ray.experience.experience import Experience
 from rlhf_ray.rollout.interfaces import Group, Groups
@@ -20,6 +22,9 @@ from rlhf_ray.tracking.timings import Timings
 
 GENERATE, SCORE, TRAIN, SYNC = placement.GENERATE, placement.SCORE, placement.TRAIN, placement.SYNC
 EVALUATE, CHECKPOINT = "evaluate", "checkpoint"
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,12 @@ class Loop:
         self._admission = Admission(schedule.prompts_per_step, schedule.max_staleness, done * schedule.prompts_per_step)
         self._under_way: deque[_UnderWay] = deque()
         self._started = done
+        self._learning = False
+        """Whether the policy is between the weights of two steps."""
+        self._unlogged: dict[str, float] | None = None
+        """What the newest step gave, until it is logged."""
+        self.rescued = False
+        """Whether steps were saved, or begun to be, because an error ended the run."""
 
     def again(self) -> "Loop":
         """Return a loop that goes on from where this one is, in a step that broke off before anything was learned."""
@@ -209,12 +220,31 @@ class Loop:
                 self._step()
             if self._schedule.max_staleness:
                 self._take_what_came()  # while it can be had: the last checkpoint holds it
+        except Exception as error:
+            self._save_what_was_learned(error)
+            raise
         finally:
             for batch in self._under_way:
                 batch.groups.close()
         if progress.saved < progress.done:
             self._checkpoint()
         return progress.done
+
+    def _save_what_was_learned(self, error: Exception) -> None:
+        """Save the steps that no checkpoint holds before an error, such as that of a sync, ends the run.
+
+        Not where a model died: what it had learned is gone, and the others go back to its checkpoint.
+        """
+        died = isinstance(error, RoleDied) and not isinstance(error, RoleLost)
+        if died or self._learning or self.progress.saved == self.progress.done:
+            return
+        try:
+            if self._unlogged is not None:
+                self.driver.log(self.progress.done, self._unlogged, self._timings.take())
+            self._checkpoint()
+            self.rescued = True
+        except Exception as failure:
+            logger.warning("the steps after %d could not be saved: %s", self.progress.saved, failure)
 
     def _step(self) -> None:
         step = self.progress.done
@@ -226,14 +256,17 @@ class Loop:
             experience = self.driver.make_experience(step)
         if self._stop:
             return
+        self._learning = True
         with self._timings.part(TRAIN):
-            metrics = self._update(step, experience)
+            self._unlogged = metrics = self._update(step, experience)
+        self._learning = False
         self.progress.done, self.progress.evaluated = step + 1, False
         if self._schedule.ends_requests and (self._schedule.exact or not self._stop):
             self._end_requests()
         if not self._stop:
             metrics |= self._sync()
             self._evaluate_if_due()
+        self._unlogged = None
         self.driver.log(self.progress.done, metrics, self._timings.take())
         if self._schedule.checkpoint_due(self.progress.done):
             self._take_what_came()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlhf_ray.cluster.errors import RoleDied, RoleFailed, RoleLost, RoleRaised
 from rlhf_ray.schedule import (
     EVALUATE,
     GENERATE,
@@ -208,13 +209,38 @@ def test_steps_that_no_checkpoint_holds_are_saved_at_a_stop(done: int) -> None:
     assert driver.events[-1] == f"checkpoint {done}"
 
 
-def test_a_failing_act_ends_what_still_runs_and_saves_nothing() -> None:
+@pytest.mark.parametrize(
+    ("act", "saved"),
+    [("score 1.0", [1]), ("sync 2", [2]), ("evaluate 2", [2]), ("update 1.0,1.1", []), ("sync 0", []), ("log 1", [1])],
+)
+def test_a_failing_act_ends_what_still_runs_and_loses_nothing_that_was_learned(act: str, saved: list[int]) -> None:
+    """But in the middle of an update, where the weights are of no step."""
     driver = RecordingDriver()
-    driver.fails_at = "score 1.0"
-    with pytest.raises(RuntimeError, match=r"score 1\.0"):
+    driver.fails_at = act
+    with pytest.raises(RuntimeError, match=act):
+        loop_of(driver, Schedule(steps=3, prompts_per_step=2, evaluate_every=2), evaluated=True).run()
+    assert all(rollout.closed for rollout in driver.rollouts[-1:] if "score" in act)
+    assert [event for event in driver.events if event.startswith("checkpoint")] == [f"checkpoint {n}" for n in saved]
+    logged = [done for done, _, _ in driver.logged]
+    assert logged == list(range(1, (saved or [max(logged, default=0)])[0] + 1))
+
+
+@pytest.mark.parametrize(("error", "saves"), [(RoleDied, False), (RoleLost, True), (RoleRaised, True)])
+def test_a_model_that_died_is_not_asked_to_save(error: type[RoleFailed], saves: bool) -> None:
+    class Dies(RecordingDriver):
+        def sync(self, version: int) -> Mapping[str, float]:
+            if version:
+                raise error("of a test", "policy", 0, "sync")
+            return super().sync(version)
+
+        def checkpoint(self, done: int, *, evaluated: bool) -> None:
+            super().checkpoint(done, evaluated=evaluated)
+            raise RoleDied("another one", "critic", 0, "save")
+
+    driver = Dies()
+    with pytest.raises(error, match="of a test"):
         loop_of(driver, Schedule(steps=2, prompts_per_step=2)).run()
-    assert driver.rollouts[1].closed
-    assert not any(event.startswith("checkpoint") for event in driver.events)
+    assert ("checkpoint 1" in driver.events) is saves
 
 
 def test_a_batch_with_a_missing_group_does_not_let_later_ones_start_early() -> None:

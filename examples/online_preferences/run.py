@@ -103,7 +103,7 @@ def make_run(settings: Settings, stop: StopRequest) -> bool:
         ) as tracker,
     ):
         run = Run(settings, Roles(cluster, settings), checkpoints, tracker, stop, page)
-        done = run_through_deaths(run.begin, run.go_on, run.recover, run.roles.names)
+        done = run_through_deaths(run.begin, run.go_on, run.recover, run.roles.names, lambda: tracker.last_step)
     if done:
         replace_file(folder.path / RESULT_FILE, (json.dumps(run.result(folder.path), indent=2) + "\n").encode())
     return done
@@ -164,7 +164,7 @@ class Run:
                 self._save(state)
         return True
 
-    def recover(self, state: Round, death: RoleDied) -> Round:
+    def recover(self, _: Round | None, death: RoleDied) -> Round:
         """Start all roles again, and go back to the newest checkpoint."""
         self._tracker.message(f"{death}; all roles start again from the last checkpoint")
         self.roles.start_again(death.role)

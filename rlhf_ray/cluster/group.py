@@ -64,15 +64,32 @@ if TYPE_CHECKING:
 def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None) -> dict[str, list[Any]]:
     """Wait until all workers of some groups have started, saying of each group when it has.
 
-    Who fails first ends the wait.
+    A group of which a worker, or its machine, dies meanwhile starts again, as often as it may.
 
     Returns:
         What the first call of each worker gave, by the group's name and the worker's rank.
 
     Raises:
-        DeadlineExceeded, RoleDied, RoleRaised: see `cluster.outcome.wait_together`.
+        RoleLost: a worker died too often.
+        DeadlineExceeded, RoleRaised: see `cluster.outcome.wait_together`; who fails so first ends the wait.
     """
     named = {group.name: group for group in groups}
+    death: RoleDied | None = None
+    while True:
+        try:
+            # Within the same block as the wait: the machine that takes another's place may die too.
+            if death is not None:
+                named[death.role].start_again(death)
+            return _ready_once(named, seconds)
+        except RoleLost:
+            raise
+        except RoleDied as again:
+            if not named[again.role].may_restart:
+                raise
+            death = again
+
+
+def _ready_once(named: "Mapping[str, ActorGroup]", seconds: float | None) -> dict[str, list[Any]]:
     missing = {name: len(group.starting) for name, group in named.items()}
 
     def answered(caller: Caller) -> None:
@@ -81,7 +98,7 @@ def ready_together(groups: "Sequence[ActorGroup]", seconds: float | None = None)
             named[caller.role].say_ready()
 
     calls = [(ref, Caller(name, rank)) for name, group in named.items() for rank, ref in enumerate(group.starting)]
-    limit = seconds or max(group.load_seconds for group in groups)
+    limit = seconds or max(group.load_seconds for group in named.values())
     results = iter(wait_together(calls, phase="start", seconds=limit, answered=answered))
     return {name: list(islice(results, len(group.starting))) for name, group in named.items()}
 
@@ -151,6 +168,8 @@ class ActorGroup:
         self.starting: list[ray.ObjectRef] = []
         """The call of each worker that returns when it can work."""
         self._load_in_turn = load_in_turn
+        self._loading: tuple[str, tuple[Any, ...]] | None = None
+        """What `begin` told the workers."""
         self._began: float | None = None
         cluster.adopt(self)
         self._start_all()
@@ -159,6 +178,11 @@ class ActorGroup:
     def size(self) -> int:
         """Number of ranks."""
         return self._placement.workers
+
+    @property
+    def may_restart(self) -> bool:
+        """Whether a worker that dies is started again at all."""
+        return self._supervision.policy.restarts > 0
 
     @property
     def shares_devices(self) -> bool:
@@ -176,6 +200,7 @@ class ActorGroup:
     def begin(self, method: str, *args: Any) -> None:
         """Tell all workers to load what they work with, where that is not their first call; `ready` waits for it."""
         self._began = time.monotonic()
+        self._loading = method, args
         if not self._load_in_turn:
             self.starting = self.submit(method, *args)
             return
@@ -226,8 +251,11 @@ class ActorGroup:
             DeadlineExceeded, RoleDied, RoleRaised: see `cluster.outcome.wait`.
         """
         limit = seconds if seconds is not None else self.cluster.deadlines.call_seconds
-        ranks = None if rank is None else [rank] * len(refs)
-        return wait(refs, role=self.name, phase=phase, seconds=limit, ranks=ranks)
+        ranks = range(len(refs)) if rank is None else [rank] * len(refs)
+        results = wait(refs, role=self.name, phase=phase, seconds=limit, ranks=ranks)
+        for one in set(ranks):
+            self._supervision.works(one)
+        return results
 
     def call(
         self, method: str, *args: Any, phase: str | None = None, seconds: float | None = None, **kwargs: Any
@@ -277,15 +305,18 @@ class ActorGroup:
             RoleLost: the rank was restarted too often.
             DeadlineExceeded, RoleRaised: the new worker did not start, or a machine died and none took its place.
         """
+        death: RoleDied | None = None
         while True:
-            self._spend(rank)
+            self._spend(rank, death)
             self.kill_one(rank)
             try:
                 self.cluster.look_again(self.name, [self.slots[rank]])
                 self.handles[rank], self.starting[rank] = self._start(rank)
-                self.wait([self.starting[rank]], phase="restart", seconds=self.load_seconds, rank=rank)
+                # It works once it has answered what follows: some only load then.
+                wait([self.starting[rank]], role=self.name, phase="restart", seconds=self.load_seconds, ranks=[rank])
                 return
-            except RoleDied as death:
+            except RoleDied as again:
+                death = again
                 logger.warning("%s; starting it again", death)
 
     def restart_all(self, failed_rank: int | None = 0) -> None:
@@ -300,30 +331,45 @@ class ActorGroup:
             RoleLost: a rank was restarted too often.
             DeadlineExceeded, RoleRaised: a new worker did not start, or a machine died and none took its place.
         """
-        while True:
-            if failed_rank is not None:
-                self._spend(failed_rank)
-            self.kill()
-            try:
-                self.cluster.look_again(self.name, self.slots)
-                self._start_all()
-                self.ready()
-                return
-            except RoleDied as death:
-                logger.warning("%s; starting it again", death)
-                failed_rank = death.rank or 0
+        if failed_rank is not None:
+            self._spend(failed_rank)
+        try:
+            self._replace_all()
+        except RoleDied as death:
+            self.start_again(death)
+        self.ready()
 
-    def _spend(self, rank: int) -> None:
+    def start_again(self, death: RoleDied) -> None:
+        """Replace all workers after one died as they started, and let them load what they were loading; do not wait.
+
+        Raises:
+            RoleLost: a rank died too often. RoleDied: another machine died meanwhile.
+            DeadlineExceeded: a machine died and none took its place.
+        """
+        logger.warning("%s; starting it again", death)
+        self._spend(death.rank or 0, death)
+        self._replace_all()
+        if self._loading is not None:
+            method, args = self._loading
+            self.begin(method, *args)
+
+    def _replace_all(self) -> None:
+        self.kill()
+        self.cluster.look_again(self.name, self.slots)
+        self._start_all()
+
+    def _spend(self, rank: int, death: RoleDied | None = None) -> None:
         """Count a failure, and wait as long as it asks before the restart."""
         if self._supervision.failed(rank) is Health.LOST:
             policy = self._supervision.policy
+            last = f"; the last time: {death}" if death is not None else ""
             raise RoleLost(
                 f"{self.name} rank {rank} failed {self._supervision.failures(rank)} times within "
-                f"{policy.window_seconds:g} s; {policy.restarts} restarts are allowed",
+                f"{policy.window_seconds:g} s of work; {policy.restarts} restarts are allowed{last}",
                 self.name,
                 rank,
                 "restart",
-            )
+            ) from death
         time.sleep(self._supervision.wait(rank))
         # What befalls the new worker, from its first breath, is a failure of its own.
         self._supervision.restarted(rank)

@@ -19,7 +19,11 @@ class Health(Enum):
 
 @dataclass(frozen=True)
 class RestartPolicy:
-    """Limits on restarts. A rank that fails more than `restarts` times within `window_seconds` is lost."""
+    """Limits on restarts. A rank that fails more than `restarts` times within `window_seconds` is lost.
+
+    The window is of time in which it worked: one that takes twenty minutes to start and then dies, each time, fails at
+    one moment, and not three times an hour for ever.
+    """
 
     restarts: int = 0
     window_seconds: float = 3600
@@ -37,7 +41,10 @@ class RestartPolicy:
 class _Rank:
     health: Health = Health.HEALTHY
     failures: list[float] = field(default_factory=list)
+    """By the seconds that it had worked until each."""
     ready_at: float = 0.0
+    worked: float = 0.0
+    works_since: float | None = None
 
 
 class Supervision:
@@ -55,7 +62,7 @@ class Supervision:
     def failures(self, rank: int) -> int:
         """Count the failures of a rank within the window."""
         state = self._ranks[rank]
-        oldest = self._clock() - self.policy.window_seconds
+        oldest = self._worked(state) - self.policy.window_seconds
         state.failures = [when for when in state.failures if when > oldest]
         return len(state.failures)
 
@@ -65,7 +72,8 @@ class Supervision:
         if state.health is not Health.HEALTHY:
             return state.health
         now = self._clock()
-        state.failures.append(now)
+        state.worked, state.works_since = self._worked(state), None
+        state.failures.append(state.worked)
         count = self.failures(rank)
         if count > self.policy.restarts:
             state.health = Health.LOST
@@ -82,3 +90,12 @@ class Supervision:
     def restarted(self, rank: int) -> None:
         """Record that a rank starts again, so that what follows is a new failure. Those before stay in the window."""
         self._ranks[rank].health = Health.HEALTHY
+
+    def works(self, rank: int) -> None:
+        """Record that a rank works, from its first answer on."""
+        state = self._ranks[rank]
+        if state.works_since is None:
+            state.works_since = self._clock()
+
+    def _worked(self, state: _Rank) -> float:
+        return state.worked + (self._clock() - state.works_since if state.works_since is not None else 0.0)

@@ -88,6 +88,11 @@ class Tracker:
         tracker._add_writers(tracking, {**config, "environment": record.environment}, resumed)
         return tracker
 
+    @property
+    def last_step(self) -> int:
+        """The newest step that was logged, or that the run went back to."""
+        return self._last_step
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step (names: rlhf_ray/tracking/names.py), and print the step's line."""
         numbers = {name: float(value) for name, value in metrics.items()}

@@ -35,8 +35,9 @@ NO_DELAY = RestartPolicy(restarts=1, first_delay=0)
 class Worker:
     """A role that shows where it runs and fails on demand."""
 
-    def __init__(self, rank: int, broken: str = "", unable: str = "") -> None:
+    def __init__(self, rank: int, broken: str = "", unable: str = "", dies: tuple[Path, int] = (Path(), 0)) -> None:
         self.rank = rank
+        self.dies = dies
         self.unable = unable
         if broken:
             raise ValueError(broken)
@@ -46,6 +47,14 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.unable:
             raise BadInput(self.unable)
+
+    def meet_death(self) -> int:
+        """Rank 1 dies as often as it is told to, each time with a file of its own."""
+        place, times = self.dies
+        if self.rank == 1 and (before := len(list(place.iterdir()))) < times:
+            (place / str(before)).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.rank
 
     def process(self) -> int:
         return os.getpid()
@@ -275,9 +284,53 @@ def test_a_worker_that_dies_as_it_starts_is_replaced_as_often_as_allowed(
         assert group.call("process") != before
         assert len(started) == 1 + deaths + 1
     else:
-        with pytest.raises(RoleLost, match=r"policy rank 0 failed 3 times within 3600 s; 2 restarts are allowed"):
+        with pytest.raises(RoleLost, match=r"policy rank 0 failed 3 times within 3600 s of work; 2 restarts are"):
             getattr(group, method)(0)
         assert len(started) == 1 + 2
+
+
+@pytest.mark.parametrize("at", ["start", "load"])
+@pytest.mark.parametrize(("deaths", "comes_up"), [(1, True), (9, False)])
+def test_a_worker_that_dies_as_the_run_starts_is_started_again(
+    cluster: Cluster, tmp_path: Path, at: str, deaths: int, comes_up: bool
+):
+    """In its first call, or in the one by which it loads what it works with; the other role goes on starting."""
+    policy = RestartPolicy(restarts=2, first_delay=0)
+    placement = PlacementConfig(on="cpu", workers=2)
+    dies, other = (
+        ActorGroup(
+            cluster,
+            Worker,
+            placement,
+            name,
+            lambda rank, name=name: {"rank": rank, "dies": (tmp_path, deaths if name == "policy" else 0)},
+            policy=policy,
+            start="meet_death" if at == "start" else "__ray_ready__",
+        )
+        for name in ("policy", "critic")
+    )
+    if at == "load":
+        dies.begin("meet_death")
+        other.begin("load", 0.1)
+    if comes_up:
+        answers = ready_together([dies, other])
+        assert answers["policy"] == [0, 1]
+        assert dies.call("add", 0) == [0, 100]
+        assert len(list(tmp_path.iterdir())) == deaths
+    else:
+        with pytest.raises(RoleLost, match=r"2 restarts are allowed; the last time: policy rank 1 died in start"):
+            ready_together([dies, other])
+        assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_where_none_may_be_started_again_a_start_ends_by_what_happened(cluster: Cluster, tmp_path: Path):
+    placement = PlacementConfig(on="cpu", workers=2)
+    arguments = {"dies": (tmp_path, 1)}
+    group = ActorGroup(cluster, Worker, placement, "policy", lambda rank: {"rank": rank, **arguments})
+    group.begin("meet_death")
+    with pytest.raises(RoleDied, match="policy rank 1 died in start") as raised:
+        group.ready()
+    assert not isinstance(raised.value, RoleLost)
 
 
 def test_a_killed_worker_is_a_dead_machine_and_restarts(cluster: Cluster):
@@ -295,7 +348,7 @@ def test_a_killed_worker_is_a_dead_machine_and_restarts(cluster: Cluster):
     os.kill(group.call_one(1, "process"), signal.SIGKILL)
     with pytest.raises(RoleDied):
         group.call_one(1, "process")
-    with pytest.raises(RoleDied, match=r"policy rank 1 failed 2 times within 3600 s; 1 restarts are allowed"):
+    with pytest.raises(RoleDied, match=r"policy rank 1 failed 2 times within 3600 s of work; 1 restarts are allowed"):
         group.restart(1)
 
 

@@ -31,8 +31,22 @@ def test_old_failures_are_forgiven():
     for _ in range(5):
         assert ranks.failed(0) is Health.DOWN
         ranks.restarted(0)
+        ranks.works(0)
         clock.now += 61
     assert ranks.failures(0) == 0
+
+
+def test_a_start_that_dies_late_each_time_is_not_tried_for_ever():
+    """Three failures an hour, and the time of starting counts for nothing."""
+    clock = Clock()
+    ranks = Supervision(1, RestartPolicy(restarts=3, window_seconds=3600), clock)
+    ranks.works(0)
+    clock.now += 600
+    for _ in range(3):
+        assert ranks.failed(0) is Health.DOWN
+        ranks.restarted(0)
+        clock.now += 1500
+    assert ranks.failed(0) is Health.LOST
 
 
 def test_one_death_reported_twice_counts_once():

@@ -136,10 +136,16 @@ def run(config: FeedbackConfig) -> None:
 
         make = partial(FeedbackDriver, session=session)
         begin = partial(begin_loop, make, config, data, roles, tracker, checkpoints, schedule, stop)
-        done = run_through_deaths(begin, make_steps, partial(recover, begin), roles.trainers)
+
+        def make_all(loop: Loop) -> int:
+            if done := make_steps(loop):
+                roles.turns.give(POLICY)
+                export(config, roles.policy, folder)
+            return done
+
+        again = partial(recover, begin, roles, tracker, checkpoints)
+        done = run_through_deaths(begin, make_all, again, roles.trainers, lambda: tracker.last_step)
         if done:
-            roles.turns.give(POLICY)
-            export(config, roles.policy, folder)
             tracker.message(
                 f"{done} answers learned from: the policy is in {folder.final}, the scores in {ANSWERS_FILE}"
             )

@@ -1,15 +1,15 @@
 """`rlhf ppo`: reinforcement learning from reward sources, on one page."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import Any
 
 from rlhf_ray.checkpoint.checkpoints import Checkpoint, Checkpoints
 from rlhf_ray.cluster.connect import connect
-from rlhf_ray.cluster.errors import RoleDied
-from rlhf_ray.config.errors import BadInput
+from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied
+from rlhf_ray.config.errors import BadInput, RlhfError
 from rlhf_ray.config.jobs.ppo import PPOConfig
 from rlhf_ray.config.rewards import ModelReward
 from rlhf_ray.data.tokenization import Encoder
@@ -65,13 +65,17 @@ def run(config: PPOConfig) -> None:
         started_roles(config, data, tracker) as (roles, stop),
     ):
         begin = partial(begin_loop, PPODriver, config, data, roles, tracker, checkpoints, schedule, stop)
-        done = run_through_deaths(begin, make_steps, partial(recover, begin), roles.trainers)
-        if done == config.steps:
-            roles.turns.give(POLICY)
-            export(config, roles.policy, folder)
-            tracker.message(f"finished: the policy is in {folder.final}")
-        else:
-            tracker.message(folder.stopped(done, config.steps))
+
+        def make_all(loop: Loop) -> int:
+            if (done := make_steps(loop)) == config.steps:
+                roles.turns.give(POLICY)
+                export(config, roles.policy, folder)
+            return done
+
+        again = partial(recover, begin, roles, tracker, checkpoints)
+        done = run_through_deaths(begin, make_all, again, roles.trainers, lambda: tracker.last_step)
+        finished = f"finished: the policy is in {folder.final}"
+        tracker.message(finished if done == config.steps else folder.stopped(done, config.steps))
 
 
 @contextmanager
@@ -134,20 +138,33 @@ def make_steps(loop: Loop) -> int:
     """Make the steps that are left, until the last checkpoint is whole; returns how many are done."""
     driver: PPODriver = loop.driver  # type: ignore[assignment]  # as `begin_loop` made it
     with driver.saves.finished():
-        return loop.run()
+        try:
+            return loop.run()
+        except DeadlineExceeded:
+            if loop.rescued:  # by roles that answered after it
+                with suppress(RlhfError):
+                    driver.saves.finish()
+            raise
 
 
-def recover(begin: Callable[[], Loop], loop: Loop, death: RoleDied) -> Loop:
+def recover(
+    begin: Callable[[], Loop],
+    roles: PPORoles,
+    tracker: Tracker,
+    checkpoints: Checkpoints,
+    loop: Loop | None,
+    death: RoleDied,
+) -> Loop:
     """Start a dead model again: the reference learned nothing, the others go back to their checkpoint, see `begin`."""
-    driver: PPODriver = loop.driver  # type: ignore[assignment]  # as `begin` made it
-    keeps = driver.roles.is_reference(death.role)
-    driver.roles.restart_trainer(death, from_start=not keeps and driver.checkpoints.latest() is None)
-    if keeps:
+    keeps = roles.is_reference(death.role)
+    roles.restart_trainer(death, from_start=not keeps and checkpoints.latest() is None)
+    if keeps and loop is not None:
+        driver: PPODriver = loop.driver  # type: ignore[assignment]  # as `begin` made it
         driver.forget_step()
         loop = loop.again()
     else:
         loop = begin()
-    driver.tracker.message(f"{death.role} runs again; going on from step {loop.progress.done}")
+    tracker.message(f"{death.role} runs again; going on from step {loop.progress.done}")
     return loop
 
 

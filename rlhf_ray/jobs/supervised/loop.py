@@ -122,29 +122,33 @@ def learn(config: SupervisedConfig, task: SupervisedTask[Example]) -> bool:
         trainer.ready()
         # After Ray, which sets handlers of its own; and until now there was nothing to save.
         stop = stack.enter_context(stop_on_signals())
-        task.begin(trainer, tracker)
-        begun = task.state()
+        begun: list[dict[str, Any] | None] = []
 
         def begin() -> _Job[Example]:
             """Begin at the newest checkpoint, or at the start."""
+            if not begun:
+                task.begin(trainer, tracker)
+                begun.append(task.state())
             job = _Job(config, task, trainer, tracker, checkpoints, passes)
-            restore_newest(checkpoints, lambda checkpoint: job.restore(checkpoint, begun))
+            restore_newest(checkpoints, lambda checkpoint: job.restore(checkpoint, begun[0]))
             return job
 
-        def recover(job: _Job[Example], death: RoleDied) -> _Job[Example]:
+        def make_steps(job: _Job[Example]) -> _Job[Example]:
+            if job.run(stop).finished:
+                trainer.export(str(folder.final))
+                task.finish(trainer, folder)
+            return job
+
+        def recover(_: _Job[Example] | None, death: RoleDied) -> _Job[Example]:
             logger.warning("%s; starting it again", death)
             trainer.restart(death.rank or 0)
             job = begin()
             tracker.message(f"{death.role} runs again; going on from step {job.done}")
             return job
 
-        job = run_through_deaths(begin, lambda job: job.run(stop), recover, [trainer.name])
-        if job.finished:
-            trainer.export(str(folder.final))
-            task.finish(trainer, folder)
-            tracker.message(f"finished: the model is in {folder.final}")
-        else:
-            tracker.message(folder.stopped(job.done, passes.steps))
+        job = run_through_deaths(begin, make_steps, recover, [trainer.name], lambda: tracker.last_step)
+        finished = f"finished: the model is in {folder.final}"
+        tracker.message(finished if job.finished else folder.stopped(job.done, passes.steps))
     return job.finished
 
 

@@ -91,6 +91,37 @@ def resumed(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.chaos
+def test_a_trainer_that_dies_as_it_starts_and_in_its_export_changes_nothing(
+    learned: Path, workspace: Path, tmp_path: Path
+) -> None:
+    ready, export = TrainerGroup.ready, TrainerGroup.export
+    deaths: list[str] = []
+
+    def die(group: TrainerGroup, act: str) -> None:
+        if act not in deaths:
+            deaths.append(act)
+            kill = group.actors.handles[0].__ray_call__.remote(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            ray.wait([kill], timeout=60)
+
+    def dies_as_it_starts(group: TrainerGroup) -> None:
+        die(group, "start")
+        ready(group)
+
+    def dies_in_export(group: TrainerGroup, *arguments: Any, **named: Any) -> None:
+        die(group, "export")
+        export(group, *arguments, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainerGroup, "ready", dies_as_it_starts)
+        patch.setattr(TrainerGroup, "export", dies_in_export)
+        sft.run(sft_config(workspace, tmp_path / "run"))
+    assert deaths == ["start", "export"]
+    assert [untimed(row) for row in metrics_of(tmp_path / "run")] == [untimed(row) for row in metrics_of(learned)]
+    files = [folder / "final" / "model.safetensors" for folder in (learned, tmp_path / "run")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_sft_learns_what_it_reads(learned: Path) -> None:
     rows = metrics_of(learned)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
