@@ -129,8 +129,8 @@ TOOLS = {
     "doctor": Tool(
         "rlhf_ray.jobs.tools.doctor",
         "rlhf_ray.config.jobs.tools:DoctorConfig",
-        "check this machine's installation",
-        "[--setup cpu|gpu]",
+        "check this machine's installation, and a cluster's nodes",
+        "[--setup cpu|gpu] [--address HEAD:6379 [--output FOLDER]]",
     ),
     "submit": Tool(
         "rlhf_ray.jobs.tools.submit",

@@ -47,7 +47,9 @@ class Service(ThreadingHTTPServer):
             case "CreateArtifact":  # of a table; it is there already, so that nothing is sent
                 artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": None}}
                 return {"createArtifact": {"artifact": artifact}}
-        return {"viewer": {"id": "1", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}}
+        viewer = dict.fromkeys(("email", "admin", "deletedAt", "apiKeys"))
+        viewer |= {"id": "1", "name": "Me", "username": "me", "entity": "me", "flags": "{}", "teams": {"edges": []}}
+        return {"viewer": viewer}
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -1,10 +1,10 @@
 """Settings of the tools, from `rlhf submit` to `rlhf completion`."""
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rlhf_ray.config.base import Section
 from rlhf_ray.config.data import RowLayout
@@ -99,10 +99,22 @@ class ConvertConfig(Section):
 
 
 class DoctorConfig(Section):
-    """Check this machine's installation, in plain words with what to do."""
+    """Check this machine's installation, and a cluster's nodes, in plain words with what to do."""
 
     setup: Literal["cpu", "gpu"] | None = None
     """Check only what set-up promises for this kind of machine: Python, and the build of torch."""
+
+    address: Annotated[str, Field(min_length=1)] | None = None
+    """Address of a running Ray cluster, such as 10.0.0.1:6379: all its nodes are checked too, each with all others."""
+
+    output: PathText | None = None
+    """With `address`: a folder that all nodes must see under this path, as they must that of a run."""
+
+    @model_validator(mode="after")
+    def _output_is_of_a_cluster(self) -> Self:
+        if self.output is not None and self.address is None:
+            raise ValueError("output is checked from a cluster's nodes; give its address too: --address HEAD:6379")
+        return self
 
 
 class MergeConfig(Section):

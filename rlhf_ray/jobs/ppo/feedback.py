@@ -37,7 +37,7 @@ from rlhf_ray.runs.folder import RunFolder, tracked_run
 from rlhf_ray.runs.recovery import run_through_deaths
 from rlhf_ray.runs.snapshot import ANSWERS_FILE
 from rlhf_ray.runs.stopping import StopRequest
-from rlhf_ray.schedule import Schedule
+from rlhf_ray.schedule import Loop, Schedule
 from rlhf_ray.tracking.terminal import Terminal
 
 

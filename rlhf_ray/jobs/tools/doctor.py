@@ -1,4 +1,4 @@
-"""`rlhf doctor`: check this machine's installation, in plain words with what to do."""
+"""`rlhf doctor`: check this machine's installation, and a cluster's nodes, in plain words with what to do."""
 
 import importlib.metadata
 import importlib.util
@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rlhf_ray.config.jobs.tools import DoctorConfig
+from rlhf_ray.config.run import TrackingConfig
+from rlhf_ray.jobs.tools.findings import Finding, Level
+from rlhf_ray.redaction.texts import redact_text
 
 SUPPORTED_PYTHON = ((3, 11), (3, 12))
 DISK_BYTES = 10 * 2**30
@@ -24,18 +25,6 @@ PROBE_SECONDS = 180
 
 ABSENT_ON_CPU = ("torchvision", "torchaudio", "torchcodec")
 """Their CUDA builds beside a CPU torch break `import transformers`."""
-
-Level = Literal["ok", "warning", "error"]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    level: Level
-    name: str
-    text: str
-    """What was found, and what to do if it is not well."""
 
 
 def run(config: DoctorConfig) -> int:
@@ -54,7 +43,13 @@ def _checks(config: DoctorConfig) -> list[Callable[[], Iterator[Finding]]]:
     if config.setup:
         return basic
     machine = [check_compiler, check_disk, check_shared_memory]
-    return [*basic, check_pins, *machine, check_vllm, check_gloo, check_ray]
+    checks = [*basic, check_pins, *machine, check_wandb, check_vllm, check_gloo, check_ray]
+    if (address := config.address) is not None:
+        # Here alone, as it needs a Ray that imports.
+        from rlhf_ray.jobs.tools.cluster_checks import check_cluster
+
+        checks.append(lambda: check_cluster(address, config.output))
+    return checks
 
 
 def check_python() -> Iterator[Finding]:
@@ -192,6 +187,26 @@ def check_shared_memory() -> Iterator[Finding]:
         )
 
 
+def check_wandb() -> Iterator[Finding]:
+    """Check where metrics will go, and that wandb takes the key."""
+    from rlhf_ray.tracking.wandb_writer import wandb_mode
+
+    mode = wandb_mode(TrackingConfig())
+    if mode != "online":
+        text = "no WANDB_API_KEY" if mode == "offline" and not os.environ.get("WANDB_API_KEY") else "as WANDB_MODE says"
+        yield Finding("ok", "wandb", f"{mode}, {text}; offline metrics stay in run folders, `wandb sync` sends them")
+        return
+    code, output = _probe(_WANDB_SCRIPT)
+    if code:
+        text = (
+            f"WANDB_API_KEY is set, but the service said: {redact_text(output)}. Runs would go on without wandb: set a "
+        )
+        text += "key of yours, let this machine reach the service, or set WANDB_MODE=offline"
+        yield Finding("warning", "wandb", text)
+    else:
+        yield Finding("ok", "wandb", f"the key is that of {output.splitlines()[-1]}")
+
+
 def check_vllm() -> Iterator[Finding]:
     """Check that vLLM imports."""
     if importlib.util.find_spec("vllm") is None:
@@ -263,6 +278,12 @@ if not pid:
     os._exit(0 if total.item() == 2 else 1)
 _, status = os.waitpid(pid, 0)
 sys.exit(0 if total.item() == 2 and status == 0 else 1)
+"""
+
+_WANDB_SCRIPT = """
+import os, wandb
+viewer = wandb.Api(api_key=os.environ["WANDB_API_KEY"], timeout=20).viewer
+print(viewer.username or viewer.entity)
 """
 
 _RAY_SCRIPT = """
