@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleFailed, RoleLost
+from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.outcome import Caller, wait, wait_together
 from rlhf_ray.cluster.supervision import Health, RestartPolicy, Supervision
 from rlhf_ray.cluster.worker_environment import worker_environment
@@ -24,37 +24,6 @@ HEALTH_SECONDS = 10.0
 PUT_AWAY_SECONDS = 5.0
 """In which a worker that is replaced puts away what it has; one that hangs makes its role wait so much longer."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """Ranks as data x tensor, the tensor index running fastest."""
-
-    data: int
-    tensor: int = 1
-
-    @property
-    def size(self) -> int:
-        """Number of ranks."""
-        return self.data * self.tensor
-
-    def data_rank(self, rank: int) -> int:
-        """Return which slice of the batch a rank works on."""
-        return rank // self.tensor
-
-    def spread(self, per_data_rank: Sequence[Any]) -> list[Any]:
-        """Give each rank the item of its data rank.
-
-        Raises:
-            ValueError: the number of items is not that of the data ranks.
-        """
-        if len(per_data_rank) != self.data:
-            raise ValueError(f"{len(per_data_rank)} slices for {self.data} data ranks")
-        return [per_data_rank[self.data_rank(rank)] for rank in range(self.size)]
-
-    def collect(self, per_rank: Sequence[Any]) -> list[Any]:
-        """Return the first rank's item of each data rank."""
-        return list(per_rank[:: self.tensor])
 
 
 if TYPE_CHECKING:

@@ -76,7 +76,7 @@ def watch_head(place: tuple[str, int], left: threading.Event, gone: Callable[[OS
 
 
 def no_answer(place: tuple[str, int]) -> OSError | None:
-    """Try to connect to a place for GONE_SECONDS; return the last error, and nothing once somebody answers."""
+    """Connect to a place, for GONE_SECONDS where nobody answers; return the last error, nothing once somebody does."""
     deadline = time.monotonic() + GONE_SECONDS
     while True:
         try:

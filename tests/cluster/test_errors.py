@@ -3,7 +3,7 @@ import pickle
 import pytest
 
 from rlhf_ray.cluster.errors import DeadlineExceeded, RoleDied, RoleError, RoleRaised
-from rlhf_ray.cluster.group import Mesh
+from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.outcome import last_error, plain
 from rlhf_ray.config.errors import BadInput
 

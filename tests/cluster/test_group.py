@@ -17,7 +17,8 @@ import ray
 from rlhf_ray.cluster import connect as connect_module
 from rlhf_ray.cluster.connect import Cluster, connect, ordered_devices
 from rlhf_ray.cluster.errors import DeadlineExceeded, DoesNotFit, ResourcesUnavailable, RoleDied, RoleLost, RoleRaised
-from rlhf_ray.cluster.group import ActorGroup, Mesh, ready_together
+from rlhf_ray.cluster.group import ActorGroup, ready_together
+from rlhf_ray.cluster.mesh import Mesh
 from rlhf_ray.cluster.supervision import Health, RestartPolicy
 from rlhf_ray.config.environment import EnvironmentConfig
 from rlhf_ray.config.errors import BadInput

@@ -22,7 +22,7 @@ from rlhf_ray.config.reading.verbs import import_schema, load_job
 from tests.docs.pages import PROJECT, PYTHON, ROOT, Block, Brought, Section, blocks_of, section, tracked_files
 
 PLACEHOLDER = re.compile(r"\b[A-Z]{2,}\b")
-ENVIRONMENT = re.compile(r"[A-Z_]+=.*")
+ENVIRONMENT = re.compile(r"[A-Za-z_]+=.*")
 OF_A_CLUSTER = {"kubectl": "Kubernetes", "sbatch": "Slurm", "docker": "Docker", "ray": "a Ray cluster"}
 CI = (ROOT / ".ci/run").read_text(encoding="utf-8")
 JOINTS = {"&&", "|", ">"}

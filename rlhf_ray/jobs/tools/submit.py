@@ -25,14 +25,11 @@ from rlhf_ray.config.placement import GroupConfig
 from rlhf_ray.config.reading.documents import KeyPath
 from rlhf_ray.config.reading.verbs import load_job, split_command
 from rlhf_ray.config.rewards import FunctionReward
+from rlhf_ray.jobs.tools.sent_files import EXCLUDES, check_sent
 from rlhf_ray.redaction.texts import hide_forms
 
 # Where the config file is within the containers of a rendered KubeRay job.
 CONFIG_FOLDER = "/etc/rlhf"
-# What is never wanted on a cluster, also where there is no .gitignore.
-EXCLUDES = [".git", ".venv", "outputs", "wandb", "__pycache__", "*.safetensors", "*.bin", "*.gguf"]
-# Secrets of who submits: the cluster keeps what it is sent, and gives its jobs the secrets that its nodes have.
-EXCLUDES += [".env", ".env.*", ".netrc", ".pgpass", ".ssh", ".aws"]
 
 EDITORS_LINE = re.compile(r"^# yaml-language-server:.*\n", re.MULTILINE)
 # Pause between attempts to be taken: the first agent of a fresh head needs some seconds.
@@ -206,7 +203,7 @@ def run(config: SubmitConfig) -> None:
         print(render(config, job, verb, arguments), end="")
         return
     entrypoint = shlex.join(["rlhf", verb, *_relative(arguments, config.working_dir)])
-    check_sent(job, config.working_dir)
+    check_sent(_files_of(job), config.working_dir)
     check_shown(entrypoint, "the job's command line, which the cluster shows to all its users")
     client = dashboard_client(config)
     submission = submit(client, config, entrypoint)
@@ -244,36 +241,6 @@ def check_outlives(job: JobConfig) -> None:
                 f"{'.'.join(map(str, key))}: {path}: on a cluster it must be an absolute path on storage that every "
                 "node sees; relative ones would be written into the job's temporary folder and lost"
             )
-
-
-def check_sent(job: JobConfig, working_dir: str) -> None:
-    """Check that the files that a config names by relative paths are sent along.
-
-    Raises:
-        BadInput: one stays behind, as weights and what .gitignore names do.
-    """
-    root = Path(working_dir).expanduser().resolve()
-    named = {where: root / path for where, path in _files_of(job).items() if not path.startswith(("/", "~"))}
-    named = {where: path for where, path in named.items() if path.exists()}
-    sent = _sent_files(root) if named else set()
-    for where, path in named.items():
-        own = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
-        if left := sorted(set(own) - sent):
-            shown = left[0].relative_to(root) if left[0].is_relative_to(root) else left[0]
-            raise BadInput(
-                f"{where}: {path.relative_to(root) if path.is_relative_to(root) else path}: {shown} is not sent along: "
-                "weights, outputs and what .gitignore names stay behind; copy it to storage that every node sees, and "
-                "give its absolute path there"
-            )
-
-
-def _sent_files(root: Path) -> set[Path]:
-    """Return the files of a folder that Ray sends, by Ray's own rules."""
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    sent: set[Path] = set()
-    _dir_travel(root, [_get_excludes(root, EXCLUDES)], sent.add, include_gitignore=True)
-    return sent
 
 
 def check_shown(text: str, what: str) -> None:
