@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from rlhf_ray.rollout.environment import Answer, EnvironmentFailed
 from rlhf_ray.rollout.episodes import Episodes, TurnLimits, turn_seed
 from rlhf_ray.rollout.interfaces import PromptBatch
 from rlhf_ray.rollout.pool import RolloutPool
+from rlhf_ray.rollout.remembered import RememberedSource
 from rlhf_ray.rollout.requests import Completion, GenerationRequest, GenerationResult
 from rlhf_ray.rollout.single_turn import Sampling
 from tests.rollout.fake_engine import FakeEngine
@@ -439,3 +441,27 @@ def test_calls_of_tools_reach_the_environment_and_results_the_policy(form: str) 
     assert f"{SAID[0]}<|end|><|tool|>r0<|end|><|tool|>r1<|end|><|assistant|>" in whole
     assert sample.written.sum() == sum(len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1 for text in SAID)
     assert second["tool_calls"][0]["function"]["name"] == "", "what cannot be read is a call all the same"
+
+
+def test_finished_episodes_of_batches_under_way_come_back_from_a_checkpoint(tmp_path: Path) -> None:
+    """With staleness a batch is written while the policy learns; what had come of it is not played again."""
+    script = Script(turns=2)
+    episodes = Episodes(script, ENCODER, Sampling(max_tokens=200), TurnLimits(8, 64))
+    batch = PromptBatch(prompts(3), 3, 1, samples_per_prompt=2, seed=7)
+    with RolloutPool([Writer()], episodes, deadline_seconds=30) as pool:
+        memory = RememberedSource(pool, only_whole=False)
+        groups = memory.run(batch)
+        first = [next(groups), next(groups)]
+        groups.close()
+        memory.save(str(tmp_path))
+        resumed = RememberedSource(pool, only_whole=False)
+        resumed.load(str(tmp_path))
+        opened = script.opened
+        again = list(resumed.run(batch))
+    assert script.opened - opened == 2, "only the third prompt is played"
+    assert [list(map(signature, group)) for group in again[:2]] == [list(map(signature, group)) for group in first]
+    for before, after in zip(first, again, strict=False):
+        assert [sample.episode for sample in after] == [sample.episode for sample in before]
+        assert all(
+            np.array_equal(a.extras[TURN_REWARDS], b.extras[TURN_REWARDS]) for a, b in zip(before, after, strict=True)
+        )
