@@ -171,6 +171,23 @@ def test_skip_and_undo(desk: Desk) -> None:
     assert page.notice == ("info", "There is nothing to undo.")
 
 
+def test_undo_after_a_skip_brings_back_the_skipped_sheet_as_it_was(desk: Desk) -> None:
+    page = PlayedPage()
+    page.press("draw")
+    _rank(page, 1, 2, 3)
+    page.press("save")
+    second = page.app.session_state["sheet"].item.id
+    page.write(ranks=[None, 1, None], reason="a slip of the finger")
+    page.press("skip")
+    assert page.app.session_state["sheet"].item.id != second
+    page.press("undo")
+    assert page.app.session_state["sheet"].item.id == second
+    assert page.data["work"]["ranks"] == [None, 1, None]
+    assert page.data["work"]["reason"] == "a slip of the finger"
+    assert len(list(desk.labels.all())) == 1
+    assert PlayedPage().data["work"]["reason"] == "a slip of the finger", "it is stored again, too"
+
+
 def test_the_language_switches_and_the_work_stays(desk: Desk) -> None:
     page = PlayedPage()
     page.press("draw")

@@ -119,6 +119,47 @@ def test_a_skipped_prompt_goes_to_others_only(desk: Desk) -> None:
     assert desk.assignments.draw("bob").item.id == item.id  # type: ignore[union-attr]
 
 
+def test_undo_takes_back_what_came_last_a_label_or_a_skip(desk: Desk) -> None:
+    desk.items.add(prompts(3))
+    labelled = desk.assignments.draw("anna").item.id  # type: ignore[union-attr]
+    desk.assignments.save("anna", labelled, "one", draft(2, 1, 2), range(3), 5)
+    skipped = []
+    for _ in range(2):
+        desk.clock.now += 1
+        skipped.append(desk.assignments.draw("anna").item.id)  # type: ignore[union-attr]
+        desk.assignments.skip("anna", skipped[-1])
+    slots = desk.labels.progress("anna").total
+    for expected in (*reversed(skipped), labelled):
+        desk.clock.now += 1
+        back = desk.assignments.undo("anna")
+        assert back
+        assert back.item.id == expected
+        assert desk.assignments.current("anna").item.id == expected  # type: ignore[union-attr]
+    assert desk.assignments.undo("anna") is None
+    assert desk.labels.progress("anna").total == slots, "each came back to the place that it had left"
+    desk.assignments.save("anna", skipped[0], "two", draft(1, 2, 3), range(3), 5)
+    assert [label.item_id for label in desk.labels.all()] == [skipped[0]]
+
+
+def test_a_skip_is_taken_back_when_another_has_the_prompt_already(desk: Desk) -> None:
+    desk.items.add(prompts(1))
+    item = desk.assignments.draw("anna").item  # type: ignore[union-attr]
+    desk.assignments.skip("anna", item.id)
+    assert desk.assignments.draw("bob")
+    assert desk.assignments.undo("anna").item.id == item.id  # type: ignore[union-attr]
+    for name in ("anna", "bob"):
+        desk.assignments.save(name, item.id, name, draft(1, 2, 3), range(3), 5)
+    assert {label.annotator for label in desk.labels.all()} == {"anna", "bob"}
+
+
+def test_undo_does_not_bring_what_nobody_saw(desk: Desk) -> None:
+    desk.items.add([NewItem("same", "chat", "test", ("yes", "yes"), ("v1", "v2")), NewItem("none", "chat", "test")])
+    while (drawn := desk.assignments.draw("anna")) is not None:
+        # As the desk does with prompts that leave nothing to choose.
+        desk.assignments.skip("anna", drawn.item.id)
+    assert desk.assignments.undo("anna") is None
+
+
 def test_a_share_of_the_prompts_goes_to_several_annotators(tmp_path: Path) -> None:
     desk = open_desk(tmp_path / "labels.db", Overlap(0.25, annotators=3, seed=1))
     desk.items.add(prompts(200))

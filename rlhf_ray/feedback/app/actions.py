@@ -70,11 +70,11 @@ def save(current: Sheet) -> None:
         notify("saved")
 
 
-def skip(item_id: int) -> None:
+def skip(current: Sheet) -> None:
     """Give a prompt back and go on."""
     clear_notice()
     try:
-        desk().assignments.skip(annotator(), item_id)
+        desk().skip(annotator(), current)
     except RlhfError as error:
         fail(error)
         return
@@ -84,7 +84,7 @@ def skip(item_id: int) -> None:
 
 
 def undo(current: Sheet | None = None) -> None:
-    """Take the last label or choice back; what is on the current sheet is kept for later."""
+    """Take the last label, choice or skip back; what is on the current sheet is kept for later."""
     clear_notice()
     if current is not None:
         keep_draft(current)

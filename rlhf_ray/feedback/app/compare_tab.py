@@ -57,7 +57,7 @@ def _take(work: Work) -> None:
             current.draft = replace(current.draft, ranks=by_answer)
             actions.save(current)
         elif work.act == "skip":
-            actions.skip(current.item.id)
+            actions.skip(current)
         else:
             actions.keep_draft(current)
 

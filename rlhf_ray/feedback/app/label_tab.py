@@ -73,7 +73,7 @@ def _take(work: Work) -> None:
         if work.act == "save":
             _save(current, ties=work.ties)
         elif work.act == "skip":
-            actions.skip(current.item.id)
+            actions.skip(current)
         else:
             actions.keep_draft(current)
 

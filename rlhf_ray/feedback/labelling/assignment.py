@@ -99,20 +99,8 @@ class Assignments:
         Raises:
             AlreadyLabelled: the annotator labelled it.
         """
-        now = self._clock()
         with self._database.writing() as connection:
-            mine = connection.execute(
-                self._slots().where(slots.c.item_id == item_id, slots.c.annotator == annotator)
-            ).one_or_none()
-            if mine is not None and mine.state == DONE:
-                raise AlreadyLabelled("you have labelled this prompt already; it is in the data set")
-            if mine is None:
-                values = {"item_id": item_id, "task": self._task, "state": LEASED, "draw": 0.0}
-                connection.execute(insert(slots).values(**values, annotator=annotator, leased=now, expires=now))
-                mine = connection.execute(
-                    self._slots().where(slots.c.item_id == item_id, slots.c.annotator == annotator)
-                ).one()
-            return self._lend(connection, mine.slot_id, mine, annotator)
+            return self._take(connection, annotator, item_id)
 
     def keep_draft(self, annotator: str, item_id: int, draft: Draft) -> bool:
         """Keep what was chosen so far, and renew the lease. Returns False if the prompt is with somebody else now.
@@ -188,7 +176,11 @@ class Assignments:
             self._give_back(connection, annotator, item_id)
 
     def undo(self, annotator: str) -> Assignment | None:
-        """Take the annotator's last label back; its prompt is lent again with what was chosen. None: none is left."""
+        """Take back what the annotator did last, a label or a skip: its prompt is lent again, a label's choices with it.
+
+        Returns:
+            None when nothing is left to take back.
+        """
         with self._database.writing() as connection:
             last = connection.execute(
                 select(labels)
@@ -196,6 +188,9 @@ class Assignments:
                 .order_by(labels.c.id.desc())
                 .limit(1)
             ).one_or_none()
+            skipped = self._last_skip(connection, annotator, since=0.0 if last is None else last.time)
+            if skipped is not None:
+                return self._take(connection, annotator, skipped)
             if last is None:
                 return None
             connection.execute(update(labels).where(labels.c.id == last.id).values(state=UNDONE))
@@ -210,6 +205,38 @@ class Assignments:
             ).one()
             return self._lend(connection, row.slot_id, row, annotator)
 
+    def _last_skip(self, connection: Connection, annotator: str, since: float) -> int | None:
+        """Find the prompt that was skipped last, after a moment; None where there is none.
+
+        One without two different answers was never on a page: it was passed over when it was drawn.
+        """
+        rows = connection.execute(
+            select(skips.c.item_id, items.c.answers)
+            .join(items, items.c.id == skips.c.item_id)
+            .where(items.c.task == self._task, skips.c.annotator == annotator, skips.c.time > since)
+            .order_by(skips.c.time.desc())
+        )
+        return next((int(row.item_id) for row in rows if len(set(row.answers or ())) > 1), None)
+
+    def _take(self, connection: Connection, annotator: str, item_id: int) -> Assignment:
+        """Lend a certain prompt: in the annotator's own slot, in one that nobody holds, or in a new one."""
+        connection.execute(delete(skips).where(skips.c.item_id == item_id, skips.c.annotator == annotator))
+        of_item = self._slots().where(slots.c.item_id == item_id)
+        held = connection.execute(of_item.where(slots.c.annotator == annotator)).one_or_none()
+        if held is not None and held.state == DONE:
+            raise AlreadyLabelled("you have labelled this prompt already; it is in the data set")
+        if held is None:
+            held = connection.execute(self._unlocked(of_item.where(slots.c.state == OPEN).limit(1))).one_or_none()
+        if held is None:
+            values = {"item_id": item_id, "task": self._task, "state": OPEN, "draw": 0.0}
+            added = connection.execute(insert(slots).values(**values).returning(slots.c.id)).scalar_one()
+            held = connection.execute(of_item.where(slots.c.id == added)).one()
+        return self._lend(connection, held.slot_id, held, annotator)
+
+    def _unlocked(self, query: Select[Any]) -> Select[Any]:
+        """Pass over slots that another session is taking at this moment, where the database can."""
+        return query.with_for_update(skip_locked=True, of=slots) if self._database.skips_locked_rows else query
+
     def _slots(self) -> Select[Any]:
         columns = (slots.c.id.label("slot_id"), slots.c.state, slots.c.draft, items)
         return select(*columns).join(items, items.c.id == slots.c.item_id).where(slots.c.task == self._task)
@@ -223,9 +250,7 @@ class Assignments:
         is_open, ran_out = slots.c.state == OPEN, and_(slots.c.state == LEASED, slots.c.expires < self._clock())
         for wanted in (and_(is_open, slots.c.draw >= start), is_open, ran_out):
             query = self._slots().where(wanted, not_(mine)).order_by(slots.c.draw).limit(1)
-            if self._database.skips_locked_rows:
-                query = query.with_for_update(skip_locked=True, of=slots)
-            row = connection.execute(query).one_or_none()
+            row = connection.execute(self._unlocked(query)).one_or_none()
             if row is not None:
                 if row.state == LEASED:
                     # What its last holder had chosen says nothing to the next.

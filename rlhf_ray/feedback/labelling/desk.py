@@ -4,7 +4,7 @@ import threading
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rlhf_ray.config.errors import BadInput, RlhfError
@@ -67,6 +67,8 @@ class Desk:
         self.labels = Labels(database, task)
         self._writers = writers
         self._writing = threading.Lock()
+        self._skipped: dict[tuple[str, int], Draft] = {}
+        """What was on sheets when they were skipped, for whoever pressed the wrong key."""
 
     @property
     def answers_any_prompt(self) -> bool:
@@ -115,10 +117,29 @@ class Desk:
         new = NewItem(prompt, use_case(prompt), f"typed for {self._writers[0].version}")
         return self._sheet(annotator, self.assignments.take(annotator, self.items.add_typed(new)))
 
+    def skip(self, annotator: str, sheet: Sheet) -> None:
+        """Give the prompt of a sheet back; it does not come to this annotator again unless the skip is taken back.
+
+        Raises:
+            StoreError: the store is busy or gone.
+        """
+        self.assignments.skip(annotator, sheet.item.id)
+        self._skipped[annotator, sheet.item.id] = sheet.draft
+
     def undo(self, annotator: str) -> Sheet | None:
-        """Take the annotator's last label back; return its sheet, None if there is none."""
+        """Take the annotator's last label or skip back; return its sheet as it was, None if there is none.
+
+        Raises:
+            StoreError: the store is busy or gone.
+        """
         assignment = self.assignments.undo(annotator)
-        return None if assignment is None else self._sheet(annotator, assignment)
+        if assignment is None:
+            return None
+        kept = self._skipped.pop((annotator, assignment.item.id), None)
+        if assignment.draft is None and kept is not None:
+            self.assignments.keep_draft(annotator, assignment.item.id, kept)
+            assignment = replace(assignment, draft=kept)
+        return self._sheet(annotator, assignment)
 
     def progress(self, annotator: str) -> WorkProgress:
         """Count what an annotator has labelled, and what all annotators have."""
