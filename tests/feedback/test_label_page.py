@@ -1,5 +1,6 @@
 """The page as a script, without a browser: what each act of a visitor does to the store."""
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from streamlit.testing.v1 import AppTest
 
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.feedback.app import sheet_view
-from rlhf_ray.feedback.app.session import seat
+from rlhf_ray.feedback.app.session import plain, seat
 from rlhf_ray.feedback.app.texts import TEXTS
 from rlhf_ray.feedback.labelling.database import Database
 from rlhf_ray.feedback.labelling.desk import Desk, DeskSettings
+from rlhf_ray.feedback.labelling.exports import write_export
 from rlhf_ray.feedback.labelling.items import NewItem
 from tests.feedback.labelling_cases import HOSTILE, label_all, prompts
 from tests.feedback.labelling_cases import Desk as Parts
@@ -168,6 +172,8 @@ def test_skip_and_undo(desk: Desk) -> None:
     assert page.data["work"]["ranks"] == [None, 1, None], "what was on the desk when the other was taken back"
     page.press("undo")
     page.press("undo")
+    assert page.app.session_state["sheet"].item.id == first, "what was skipped before it"
+    page.press("undo")
     assert page.notice == ("info", "There is nothing to undo.")
 
 
@@ -255,6 +261,33 @@ def test_the_data_set_is_browsed(desk: Desk) -> None:
     assert any("1 labels" in one.value for one in page.caption)
 
 
+def _data_set() -> AppTest:
+    """The tab Dataset, and that nothing failed on it."""
+    page = PlayedPage().app
+    page.session_state["tabs-en"] = "Dataset"
+    page.run()
+    assert not page.exception
+    return page
+
+
+def test_a_file_that_cannot_hold_the_labels_is_refused_in_the_words_of_the_command(desk: Desk) -> None:
+    label_all(_parts(desk), "anna", (1, 2, 3))
+    assert not any(button.proto.disabled for button in _data_set().get("download_button"))
+    turns = [{"role": "user", "content": "Hello"}]
+    desk.items.add([NewItem(turns, "chat", "test", ("a", "b", "c"), ("v1",) * 3)])  # type: ignore[arg-type]
+    label_all(_parts(desk), "anna", (1, 1, 1))
+    assert not _data_set().warning, "a label that prefers nothing is in no file"
+    label_all(_parts(desk), "bob", (3, 2, 1))
+    desk.items.add([NewItem([*turns, *turns], "chat", "test", ("a", "b"), ("v1",) * 2)])  # type: ignore[arg-type]
+    label_all(_parts(desk), "bob", (1, 2))
+    with pytest.raises(BadInput) as refused:
+        write_export(desk.labels.all(), io.BytesIO(), "labels.parquet", "label")
+    page = _data_set()
+    assert [one.value for one in page.warning] == [plain(str(refused.value))]
+    disabled = {button.proto.label: button.proto.disabled for button in page.get("download_button")}
+    assert disabled == {"JSONL": False, "PARQUET": True, "TSV": False}
+
+
 @pytest.fixture
 def comparison(tmp_path: Path) -> Iterator[Desk]:
     database = Database(str(tmp_path / "comparison.db"))
@@ -296,6 +329,34 @@ def test_no_side_of_a_comparison_is_favoured_and_every_key_is_listed(comparison:
     assert not any(one["primary"] for one in actions)
     signs |= {one["sign"] for one in actions}
     assert all(f"`{sign}`" in text for sign in signs for text in TEXTS["keys_compare"])
+
+
+def test_a_comparisons_data_set_shows_nothing_that_its_page_cannot_set(comparison: Desk) -> None:
+    label_all(_parts(comparison), "anna", (2, 1))
+    page = _data_set()
+    columns = set(page.dataframe[0].value.columns)
+    assert {"Order", "Reason (optional)"} <= columns
+    assert not columns & {"Overall quality 1–7", "Flags"}
+    assert not page.checkbox
+    label = next(comparison.labels.all())
+    seen = AppTest.from_function(_detail, kwargs={"label": label})
+    seen.session_state["annotator"] = "anna"
+    seen.run()
+    assert not seen.exception
+    assert [one.label for one in seen.selectbox] == ["Rank", "Rank"]
+    assert not seen.multiselect
+    seen.selectbox[0].set_value(1)
+    seen.selectbox[1].set_value(2)
+    seen.button[0].click().run()
+    assert not seen.exception
+    assert {one.ranks for one in comparison.labels.all() if one.item_id == label.item_id} == {(0, 1)}
+
+
+def _detail(label):  # type: ignore[no-untyped-def]
+    """A page with one label alone; Streamlit runs this source by itself, without what stands around it."""
+    from rlhf_ray.feedback.app.dataset_tab import show_detail
+
+    show_detail(label, "anna")
 
 
 def test_an_empty_desk_says_why(comparison: Desk) -> None:

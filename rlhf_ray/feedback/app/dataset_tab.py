@@ -3,14 +3,15 @@
 import io
 import math
 from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.data.cleaning.texts import joined
-from rlhf_ray.feedback.app.session import annotator, desk, fail, notify, remember, say, show_prompt, show_text
+from rlhf_ray.feedback.app.session import annotator, desk, fail, notify, plain, remember, say, show_prompt, show_text
 from rlhf_ray.feedback.labelling.agreement import agreement
-from rlhf_ray.feedback.labelling.exports import write_export
+from rlhf_ray.feedback.labelling.exports import refusal, write_export
 from rlhf_ray.feedback.labelling.labels import Filter, Label
 from rlhf_ray.feedback.labelling.ranking import (
     FLAGS,
@@ -48,13 +49,14 @@ def show_detail(label: Label, by: str) -> None:
 
 
 def _show_choices(label: Label, place: int) -> None:
-    count = len(label.answers)
     rank, overall, flags = st.columns([1, 1, 2])
     rank.selectbox(
         say("rank"),
-        list(range(1, count + 1)),
+        list(range(1, len(label.answers) + 1)),
         key=remember(_key(label, "rank", place), label.ranks[place] + 1),
     )
+    if not _graded():
+        return
     overall.selectbox(
         say("overall"),
         [None, *range(LOWEST, HIGHEST + 1)],
@@ -66,18 +68,25 @@ def _show_choices(label: Label, place: int) -> None:
     )
 
 
+def _graded() -> bool:
+    """Tell whether answers have a quality and flags: who chooses between two says neither."""
+    return desk().task == "label"
+
+
 def _key(label: Label, name: str, place: int = 0) -> str:
     return f"detail-{label.id}-{name}-{place}"
 
 
 def _correct(label: Label, by: str) -> None:
     places = range(len(label.answers))
-    draft = Draft(
-        tuple(st.session_state[_key(label, "rank", place)] for place in places),
-        tuple(st.session_state[_key(label, "overall", place)] for place in places),
-        tuple(tuple(st.session_state[_key(label, "flags", place)]) for place in places),
-        st.session_state[_key(label, "reason")],
+
+    def given(name: str) -> tuple[Any, ...]:
+        return tuple(st.session_state[_key(label, name, place)] for place in places)
+
+    overall, flags = (
+        (given("overall"), tuple(map(tuple, given("flags")))) if _graded() else (label.overall, label.flags)
     )
+    draft = Draft(given("rank"), overall, flags, st.session_state[_key(label, "reason")])
     try:
         desk().labels.correct(label.id, draft, by)
     except RlhfError as error:
@@ -121,11 +130,11 @@ def show_dataset_tab() -> None:
 
 def _filter() -> Filter:
     everyone = say("everyone")
-    columns = st.columns([2, 2, 3, 1.4], vertical_alignment="bottom")
+    columns = st.columns([2, 2, 3, 1.4] if _graded() else [2, 2, 3], vertical_alignment="bottom")
     who = columns[0].selectbox(say("annotator"), [everyone, *desk().labels.annotators()], key="filter-annotator")
     which = columns[1].selectbox(say("class"), [everyone, *desk().labels.classes()], key="filter-class")
     words = columns[2].text_input(say("contains"), key="filter-text", max_chars=LONGEST_SEARCH)
-    flagged = columns[3].checkbox(say("flagged"), key="filter-flagged")
+    flagged = columns[3].checkbox(say("flagged"), key="filter-flagged") if _graded() else False
     return Filter(
         annotator="" if who == everyone else who,
         text=words,
@@ -135,25 +144,29 @@ def _filter() -> Filter:
 
 
 def _table(labels: list[Label]) -> Label | None:
-    rows = [
-        {
-            "ID": label.id,
-            say("time"): label.moment.replace("T", " ")[:16],
-            say("annotator"): label.annotator,
-            say("class"): label.prompt_class,
-            "Prompt": joined(label.prompt)[:SHORT],
-            say("order_column"): order_line(label.ranks, names_as_shown(label.shown)),
-            say("overall"): " ".join(str(label.overall[place] or "–") for place in label.shown),
-            say("flags"): ", ".join(sorted({say(flag) for flags in label.flags for flag in flags})),
-            say("reason"): label.reason[:SHORT],
-        }
-        for label in labels
-    ]
+    rows = [_row(label) for label in labels]
     # A table of other rows has no row chosen.
     key = f"table-{labels[0].id}-{len(labels)}"
     event = st.dataframe(rows, key=key, on_select="rerun", selection_mode="single-row", hide_index=True)
     chosen = event["selection"]["rows"]
     return labels[chosen[0]] if chosen and chosen[0] < len(labels) else None
+
+
+def _row(label: Label) -> dict[str, object]:
+    grades = {
+        say("overall"): " ".join(str(label.overall[place] or "–") for place in label.shown),
+        say("flags"): ", ".join(sorted({say(flag) for flags in label.flags for flag in flags})),
+    }
+    return {
+        "ID": label.id,
+        say("time"): label.moment.replace("T", " ")[:16],
+        say("annotator"): label.annotator,
+        say("class"): label.prompt_class,
+        "Prompt": joined(label.prompt)[:SHORT],
+        say("order_column"): order_line(label.ranks, names_as_shown(label.shown)),
+        **(grades if _graded() else {}),
+        say("reason"): label.reason[:SHORT],
+    }
 
 
 def _show_agreement(rankings: list[list[list[int]]]) -> None:
@@ -177,8 +190,12 @@ def _show_downloads(rankings: list[list[list[int]]]) -> None:
     everything = [ranks for item in rankings for ranks in item]
     equal = sum(len(set(ranks)) == 1 for ranks in everything)
     ties = sum(1 < len(set(ranks)) < len(ranks) for ranks in everything)
+    refused = []
     for column, kind in zip(st.columns(6), ("jsonl", "parquet", "tsv"), strict=False):
         name = f"{desk().task}s.{kind}"
+        # A file is made when somebody wants it, and then it would be too late to say why there is none.
+        why_not = refusal(desk().labels, name, desk().task)
+        refused += [] if why_not is None else [why_not]
         column.download_button(
             kind.upper(),
             data=_export(name),
@@ -186,9 +203,11 @@ def _show_downloads(rankings: list[list[list[int]]]) -> None:
             mime="application/octet-stream",
             key=f"download-{kind}",
             on_click="ignore",
-            disabled=not everything,
+            disabled=not everything or why_not is not None,
             width="stretch",
         )
+    for why in refused:
+        st.warning(plain(why))
     if equal and desk().task == "label":
         st.caption(say("left_out_all", count=equal))
     elif equal:
@@ -204,11 +223,7 @@ def _export(name: str) -> Callable[[], bytes]:
 
     def content() -> bytes:
         stream = io.BytesIO()
-        try:
-            write_export(labels.all(), stream, name, task)
-        except RlhfError as error:
-            fail(error)
-            raise
+        write_export(labels.all(), stream, name, task)
         return stream.getvalue()
 
     return content

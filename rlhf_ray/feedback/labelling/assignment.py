@@ -176,7 +176,7 @@ class Assignments:
             self._give_back(connection, annotator, item_id)
 
     def undo(self, annotator: str) -> Assignment | None:
-        """Take back what the annotator did last, a label or a skip: its prompt is lent again, a label's choices with it.
+        """Take back what the annotator did last, a label or a skip. Its prompt is lent again, with a label's choices.
 
         Returns:
             None when nothing is left to take back.

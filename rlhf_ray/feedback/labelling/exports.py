@@ -1,16 +1,18 @@
 """Labels as files: rankings that `rlhf reward` reads, and choices that `rlhf evaluate` reads too."""
 
+import io
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import IO
 
+from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.file_formats import RANK_LIST_HEADER, Row
 from rlhf_ray.data.records import Ranking
 from rlhf_ray.data.row_files import TIES, has_ties, json_line, open_rows, rank_list_line
 from rlhf_ray.feedback.labelling.items import Task
-from rlhf_ray.feedback.labelling.labels import Label
+from rlhf_ray.feedback.labelling.labels import Label, Labels
 
 NO_PREFERENCE = "all answers have one rank, which prefers nothing"
 """Why a label is in no export."""
@@ -90,6 +92,21 @@ def write_export(labels: Iterable[Label], stream: IO[bytes], path: str, task: Ta
     else:
         stream.writelines(map(json_line, rows))
     return report
+
+
+def refusal(labels: Labels, path: str, task: Task) -> str | None:
+    """Tell why `write_export` would refuse these labels; None where it would not.
+
+    Only prompts can differ in a way that a format cannot hold, and only where some are messages.
+    """
+    if PurePath(path).suffix != ".parquet" or not labels.has_conversations():
+        return None
+    kept = labels.all() if task == "compare" else _decided(labels.all(), ExportReport())
+    try:
+        with open_rows(io.BytesIO(), path, [{"prompt": label.prompt} for label in kept], {}):
+            return None
+    except BadInput as error:
+        return str(error)
 
 
 def _rows(labels: Iterable[Label], report: ExportReport, task: Task) -> Iterator[Row]:

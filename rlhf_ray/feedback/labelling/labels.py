@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import Select, Text, cast, func, insert, or_, select, update
+from sqlalchemy import Select, Text, cast, func, insert, not_, or_, select, update
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.records import Prompt
@@ -183,6 +183,12 @@ class Labels:
         """List the classes of prompts."""
         with self._database.reading() as connection:
             return sorted(connection.scalars(select(items.c.prompt_class).where(items.c.task == self._task).distinct()))
+
+    def has_conversations(self) -> bool:
+        """Tell whether the prompt of some label is messages, not a text."""
+        query = self._query(Filter()).where(not_(cast(items.c.prompt, Text).startswith('"'))).limit(1)
+        with self._database.reading() as connection:
+            return connection.execute(query).first() is not None
 
     def rankings(self) -> list[list[list[int]]]:
         """List the ranks of each prompt, one list for each of its annotators."""
