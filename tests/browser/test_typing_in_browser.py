@@ -27,7 +27,7 @@ from tests.browser.test_label_in_browser import (
 from tests.jobs.ppo_runs import write_rows
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
@@ -164,6 +164,124 @@ def test_the_page_fits_a_phone(site: tuple[Site, Path], open_page: Visit) -> Non
     top = page.locator(".prompt").bounding_box()
     assert top is not None
     assert 0 <= top["y"] < PHONE[1] / 2, "the next prompt begins at its beginning"
+
+
+def test_nothing_typed_is_lost_when_the_page_is_left_at_once(site: tuple[Site, Path], open_page: Visit) -> None:
+    server, _ = site
+    page = open_page(server.url, "in a hurry")
+    _draw(page)
+    reason = page.get_by_role("textbox", name="理由（可不填）")
+    written = ""
+    for leave in (page.reload, lambda: (page.goto("about:blank"), page.goto(f"{server.url}/?name=in a hurry"))):
+        _press(page, "2", "r")
+        for letter in f"{written and '、'}写到最后一个字":
+            page.keyboard.insert_text(letter)
+            written += letter
+        leave()
+        _open(page).wait_for()
+        assert reason.input_value() == written
+    assert _order(page).startswith("?"), "the key that named an answer and took it back again"
+
+
+def test_keys_alone_do_all(site: tuple[Site, Path], open_page: Visit) -> None:
+    server, store = site
+    page = open_page(server.url)
+    page.locator("[data-testid=stForm] input:focus").wait_for()
+    page.keyboard.type("keys")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="随机 prompt").wait_for()
+    page.keyboard.press("n")
+    _open(page).wait_for()
+    order = _order(page)
+    page.keyboard.press("n")
+    page.get_by_role("status").filter(has_text="请先完成或跳过").wait_for()
+    assert _order(page) == order
+    _press(page, "1", "3", "2", "4")
+    # The answer named last, from there the next: D, A, B; there the second flag.
+    _press(page, "f", "f", "f", "ArrowRight", "Space")
+    # From an answer's flags to its quality, and on to the next: B, C.
+    _press(page, "q", "q", *["ArrowRight"] * 5, "Enter")
+    _press(page, "r")
+    page.keyboard.type("fq r 1234")
+    assert _tabs_from_the_sheet_to_the_reason(page) <= 20
+    _press(page, "Control+Enter")
+    _until(lambda: len(_mine(store, "keys")) == 1)
+    (label,) = _mine(store, "keys")
+    assert [label.ranks[place] for place in label.shown] == [0, 2, 1, 3]
+    assert [label.flags[place] for place in label.shown] == [(), ("private",), (), ()]
+    assert [label.overall[place] for place in label.shown] == [None, None, 6, None]
+    assert label.reason == "fq r 1234"
+
+
+def _tabs_from_the_sheet_to_the_reason(page: "Page") -> int:
+    page.locator(".sheet").focus()
+    for count in range(1, 90):
+        page.keyboard.press("Tab")
+        if page.locator("textarea:focus").count():
+            return count
+    raise AssertionError("the reason is not reached")
+
+
+def _open(page: "Page") -> "Locator":
+    """A sheet with answers that takes keys."""
+    return page.locator(".sheet.rank[aria-busy=false] output")
+
+
+LONG = "很长的一段话。\n" * 120
+
+
+@pytest.fixture
+def nine(tmp_path: Path) -> Iterator[Site]:
+    """As many answers as there may be, and texts longer than a screen."""
+    write_rows(tmp_path / "answers.jsonl", [{"prompt": LONG, "responses": [f"{n}. {LONG}" for n in range(9)]}] * 2)
+    settings = {
+        "store": str(tmp_path / "labels.db"),
+        "answers": {"kind": "file", "path": str(tmp_path / "answers.jsonl")},
+        "answers_per_prompt": 9,
+    }
+    with serving("label", tmp_path, settings) as site:
+        yield site
+
+
+def test_nine_long_answers_on_a_phone(nine: Site, open_page: Visit) -> None:
+    page = open_page(nine.url, None, *PHONE)
+    page.get_by_text("English", exact=True).click()
+    page.get_by_text("Annotator's name").wait_for()
+    page.get_by_role("textbox").first.fill("phone")
+    page.get_by_role("textbox").first.press("Enter")
+    page.get_by_text("中文", exact=True).click()
+    page.get_by_role("button", name="随机 prompt").click()
+    _open(page).wait_for()
+    page.wait_for_timeout(LOOK_MS)
+    _picture(page, "phone_nine.png")
+    for scale in ("排名", "质量"):
+        for button in page.locator(".card").first.get_by_role("group", name=scale).get_by_role("button").all():
+            box = button.bounding_box()
+            assert box is not None
+            assert min(box["width"], box["height"]) >= 40, "a finger hits it"
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE[0]
+    _more_follows_and_is_shown(page)
+    page.evaluate("document.scrollingElement.scrollTo(0, 1e6)")
+    save = page.get_by_role("button", name="存储当前排序")
+    before = save.bounding_box()
+    save.click()
+    page.get_by_text("请完成排序后再存储！").wait_for()
+    assert save.bounding_box() == before, "no button moves when something is said"
+
+
+def _more_follows_and_is_shown(page: "Page") -> None:
+    """A text that goes on below its box says so until its end is seen."""
+    box = page.locator(".prompt .text")
+    more = page.locator(".prompt").get_by_role("button", name="显示全文")
+    assert more.is_visible()
+    assert "gradient" in box.evaluate("box => getComputedStyle(box).maskImage")
+    box.evaluate("box => box.scrollTo(0, box.scrollHeight)")
+    page.locator(".prompt .reading:not(.follows)").wait_for()
+    assert box.evaluate("box => getComputedStyle(box).maskImage") == "none"
+    more.click()
+    assert box.evaluate("box => box.scrollHeight - box.clientHeight") == 0
+    page.locator(".prompt").get_by_role("button", name="收起").click()
+    assert box.evaluate("box => box.scrollHeight - box.clientHeight") > 0
 
 
 def _picture(page: "Page", name: str) -> None:

@@ -1,12 +1,17 @@
 """What buttons do. Each begins a new page run; what goes wrong is said, and what was entered stays."""
 
+from collections.abc import Callable
+
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
+from rlhf_ray.feedback.app.leaving import Keep
 from rlhf_ray.feedback.app.session import annotator, clear_notice, desk, fail, notify, say, seated, set_sheet
+from rlhf_ray.feedback.app.work import Work
 from rlhf_ray.feedback.labelling.desk import Sheet
+from rlhf_ray.feedback.labelling.ranking import Draft
 
-__all__ = ["draw", "fail", "keep_draft", "save", "skip", "take_up", "type_prompt", "undo"]
+__all__ = ["draw", "fail", "keep_draft", "keeper", "save", "skip", "take_up", "type_prompt", "undo"]
 
 
 def take_up() -> None:
@@ -42,6 +47,12 @@ def type_prompt() -> None:
         st.session_state["own-prompt"] = ""
     except RlhfError as error:
         fail(error)
+
+
+def keeper(current: Sheet, draft_of: Callable[[Work], Draft]) -> Keep:
+    """Return what stores the state of a sheet after its page was left, when no session is left either."""
+    assignments, name, item = desk().assignments, annotator(), current.item.id
+    return lambda work: assignments.keep_draft(name, item, draft_of(work))
 
 
 def keep_draft(current: Sheet) -> None:

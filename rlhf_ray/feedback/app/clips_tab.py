@@ -17,7 +17,8 @@ from rlhf_ray.feedback.app.session import (
     say,
     set_sheet,
 )
-from rlhf_ray.feedback.app.sheet_view import Action, Work, choice_actions, show_sheet, undo_action
+from rlhf_ray.feedback.app.sheet_view import Action, choice_actions, show_sheet, undo_action
+from rlhf_ray.feedback.app.work import Work
 from rlhf_ray.feedback.clips.clips import Choice
 
 CHOICES: dict[str, Choice] = {"left": "left", "equal": "equal", "right": "right", "cannot_tell": "cannot_tell"}

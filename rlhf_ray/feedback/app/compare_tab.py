@@ -1,13 +1,13 @@
 """The tab Compare: two answers whose writers nobody is told, and a choice."""
 
 from dataclasses import replace
+from functools import partial
 
 import streamlit as st
 
 from rlhf_ray.feedback.app import actions
-from rlhf_ray.feedback.app.session import desk, say, sheet, visible
+from rlhf_ray.feedback.app.session import desk, say, sheet, show_table, visible
 from rlhf_ray.feedback.app.sheet_view import (
-    Work,
     choice_actions,
     draw_action,
     show_sheet,
@@ -15,7 +15,9 @@ from rlhf_ray.feedback.app.sheet_view import (
     skip_action,
     undo_action,
 )
+from rlhf_ray.feedback.app.work import Work
 from rlhf_ray.feedback.labelling.agreement import ALL, CheckpointWinRate, win_rates
+from rlhf_ray.feedback.labelling.ranking import Draft
 
 RANKS = {"left": (1, 2), "equal": (1, 1), "right": (2, 1)}
 """Ranks of the left and the right answer, by choice."""
@@ -38,14 +40,20 @@ def show_compare_tab() -> None:
             for side, place in zip(("left", "right"), current.shown, strict=True)
         ],
         work={"reason": current.laid_out.reason},
+        keep=actions.keeper(current, partial(_with_reason, current.laid_out)),
+        refused={"n": say("first_this")},
     )
+
+
+def _with_reason(draft: Draft, work: Work) -> Draft:
+    return replace(draft, reason=work.reason)
 
 
 def _take(work: Work) -> None:
     """Take what the browser sent: a reason is kept, and what was pressed is done."""
     current = sheet()
     if current is not None:
-        current.draft = replace(current.draft, reason=work.reason)
+        current.draft = _with_reason(current.draft, work)
     if work.act == "draw":
         actions.draw()
     elif work.act == "undo":
@@ -75,7 +83,7 @@ def show_results_tab() -> None:
     a, b = labels[-1].versions
     st.text(say("sides", a=a, b=b))
     st.subheader(say("win_rate"))
-    st.dataframe([_row(line) for line in win_rates(labels)], hide_index=True, key="win-rates")
+    show_table([_row(line) for line in win_rates(labels)])
     reasons = [label for label in reversed(labels) if label.reason][:REASONS]
     if reasons:
         st.subheader(say("reasons"))
@@ -88,7 +96,7 @@ def show_results_tab() -> None:
             }
             for one in reasons
         ]
-        st.dataframe(rows, hide_index=True, key="reasons")
+        show_table(rows)
 
 
 def _row(line: CheckpointWinRate) -> dict[str, object]:

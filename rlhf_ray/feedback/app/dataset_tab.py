@@ -62,9 +62,14 @@ def _show_choices(label: Label, place: int) -> None:
         [None, *range(LOWEST, HIGHEST + 1)],
         format_func=lambda score: "–" if score is None else str(score),
         key=remember(_key(label, "overall", place), label.overall[place]),
+        placeholder="–",
     )
     flags.multiselect(
-        say("flags"), list(FLAGS), format_func=say, key=remember(_key(label, "flags", place), list(label.flags[place]))
+        say("flags"),
+        list(FLAGS),
+        format_func=say,
+        key=remember(_key(label, "flags", place), list(label.flags[place])),
+        placeholder="–",
     )
 
 
@@ -112,14 +117,12 @@ def show_dataset_tab() -> None:
         # Another filter left fewer pages than the one that was open.
         st.session_state["page"] = 1
         labels, count = desk().labels.page(wanted, 0, ROWS)
-    st.caption(say("found", count=count))
+    st.caption(f"{say('found', count=count)} {say('choose_row') if labels else ''}")
     if count > ROWS:
         st.number_input(say("page"), 1, math.ceil(count / ROWS), key="page", width=140)
     if labels:
         chosen = _table(labels)
-        if chosen is None:
-            st.caption(say("choose_row"))
-        else:
+        if chosen is not None:
             show_detail(chosen, annotator())
     elif not count:
         st.info(say("no_labels"))

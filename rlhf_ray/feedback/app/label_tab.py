@@ -1,12 +1,13 @@
 """The tab Label: draw or type a prompt, rank its answers, save."""
 
+from functools import partial
+
 import streamlit as st
 
 from rlhf_ray.config.errors import RlhfError
 from rlhf_ray.feedback.app import actions
 from rlhf_ray.feedback.app.session import desk, notify, say, sheet, visible
 from rlhf_ray.feedback.app.sheet_view import (
-    Work,
     draw_action,
     save_action,
     show_sheet,
@@ -14,6 +15,7 @@ from rlhf_ray.feedback.app.sheet_view import (
     skip_action,
     undo_action,
 )
+from rlhf_ray.feedback.app.work import Work
 from rlhf_ray.feedback.labelling.desk import Sheet
 from rlhf_ray.feedback.labelling.ranking import FLAGS, HIGHEST, conflicts, names_as_shown, unranked
 
@@ -39,6 +41,8 @@ def show_label_tab() -> None:
             for place in current.shown
         ],
         work=_begun(current),
+        keep=actions.keeper(current, partial(Work.draft, shown=tuple(current.shown))),
+        refused={"n": say("first_this")},
         flags=[(flag, say(flag)) for flag in FLAGS],
         highest=HIGHEST,
     )

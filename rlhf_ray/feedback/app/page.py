@@ -11,6 +11,7 @@ from rlhf_ray.feedback.app.compare_tab import show_compare_tab, show_results_tab
 from rlhf_ray.feedback.app.dataset_tab import show_dataset_tab
 from rlhf_ray.feedback.app.label_tab import show_label_tab
 from rlhf_ray.feedback.app.session import annotator, fail, language, say, seated, show_notice, show_style
+from rlhf_ray.feedback.app.sheet_view import focus_on_form
 from rlhf_ray.feedback.app.texts import LANGUAGES
 from rlhf_ray.feedback.labelling.assignment import LONGEST_NAME, annotator_name
 
@@ -31,6 +32,8 @@ def show_page() -> None:
     show_style()
     with st.sidebar:
         st.title(say(f"title_{seated().task}"))
+    # Not in the sidebar, which a phone shows only when asked.
+    with st.container(key="language"):
         _choose_language()
     if not _known():
         return
@@ -79,6 +82,7 @@ def _known() -> bool:
         given = st.text_input(say("name"), max_chars=LONGEST_NAME)
         if st.form_submit_button(say("start"), type="primary") and _enter(given):
             st.rerun()
+    focus_on_form()
     show_notice()
     return False
 

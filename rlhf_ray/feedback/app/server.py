@@ -76,6 +76,7 @@ def serve_page(
     from streamlit.starlette import App
 
     from rlhf_ray.feedback.app.gates import AddressGate, TokenGate
+    from rlhf_ray.feedback.app.leaving import leaving_route
     from rlhf_ray.feedback.app.session import seat
 
     seat(desk)
@@ -86,7 +87,7 @@ def serve_page(
     gates = [Middleware(AddressGate, names=allowed_hosts, any_name=token is not None)]
     if token is not None:
         gates.append(Middleware(TokenGate, token=token))
-    app = App(Path(__file__).with_name("entry.py"), middleware=gates)
+    app = App(Path(__file__).with_name("entry.py"), routes=[leaving_route()], middleware=gates)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
     server = uvicorn.Server(settings)
     # Both ways to end a page let the job close what it opened.

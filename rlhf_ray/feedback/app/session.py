@@ -2,7 +2,7 @@
 
 import html
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import streamlit as st
@@ -171,20 +171,37 @@ def plain(said: str) -> str:
     return "".join(f"\\{c}" if c in r"\`*_{}[]()<>#+-.!|$~:" else c for c in said)
 
 
-LONG = 700
-"""Characters from which on a text scrolls in a box of its own."""
-BOX = 280
-"""Height of that box in pixels."""
-
 STYLE = """<style>
-.text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; font-size: 1rem; line-height: 1.55; }
+.text { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; font-size: 1rem; line-height: 1.55;
+  max-height: 18rem; overflow: auto;
+  background: linear-gradient(white 40%, transparent) 0 0 / 100% 3rem no-repeat local,
+    linear-gradient(to top, white 40%, transparent) 0 100% / 100% 3rem no-repeat local,
+    linear-gradient(#31333f38, transparent) 0 0 / 100% 1rem no-repeat,
+    linear-gradient(to top, #31333f38, transparent) 0 100% / 100% 1rem no-repeat; }
 [data-testid="stMainBlockContainer"] { padding-top: 2.6rem; padding-bottom: 1rem; max-width: 84rem; }
 [data-testid="stSidebarHeader"] { height: 2rem; padding-bottom: 0; }
+[data-testid="InputInstructions"] { display: none; }
 [data-stale="true"] { opacity: 1 !important; }
-@media (max-width: 640px) { [data-testid="stMainBlockContainer"] { padding: 4rem 1rem 1rem; } }
+[data-testid="stMainBlockContainer"] { position: relative; }
+[data-testid="stLayoutWrapper"]:has(> .st-key-language) { position: absolute; top: 0.5rem; right: 1rem; width: auto;
+  z-index: 999991; }
+.table { width: 100%; border-collapse: collapse; }
+.table :is(th, td) { padding: 0.45rem 0.7rem; border-bottom: 1px solid #d9dbe1; text-align: start; vertical-align: top;
+  white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+.table th { color: #666b78; font-weight: 400; font-size: 0.9rem; }
+@media (max-width: 640px) {
+  [data-testid="stMainBlockContainer"] { padding: 4rem 1rem 1rem; }
+  [data-testid="stLayoutWrapper"]:has(> .st-key-language) { top: 0.9rem; }
+  .table thead { display: none; }
+  .table :is(tbody, tr, td) { display: block; }
+  .table tr { padding: 0.5rem 0; border-bottom: 1px solid #d9dbe1; }
+  .table td { display: flex; justify-content: space-between; gap: 1rem; padding: 0.15rem 0; border: 0; }
+  .table td::before { content: attr(data-column); flex: none; max-width: 50%; color: #666b78; font-size: 0.9rem; }
+}
 </style>"""
 """Line breaks stay, long words break, and each paragraph runs in the direction of its own script. Nothing fades while
-the server works."""
+the server works. What scrolls has a shadow at each edge behind which more follows. On a phone a row of a table becomes
+a block of lines, and the language is chosen beside the button of the sidebar, which is closed there."""
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: "␡"}
 """Controls have no shape of their own; these are their pictures."""
@@ -202,11 +219,29 @@ def visible(text: str) -> str:
 
 def show_text(text: str, key: str) -> None:
     """Show a text as it stands; no character of it is Markdown or HTML."""
-    written = html.escape(visible(text))
+    with st.container(border=False, key=key):
+        st.html(f'<div class="text" dir="auto">{_escaped(text)}</div>')
+
+
+def show_table(rows: Sequence[Mapping[str, object]]) -> None:
+    """Show rows to be read, all columns of them on a phone too; no character of theirs is Markdown or HTML."""
+    names = [html.escape(name) for name in rows[0]]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f'<td data-column="{name}"><span dir="auto">{_escaped(str(value))}</span></td>'
+            for name, value in zip(names, row.values(), strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    st.html(f'<table class="table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def _escaped(text: str) -> str:
     # Streamlit would take away the indentation of a block of lines, and white space at the ends.
-    written = written.replace("\n", "&#10;")
-    with st.container(height=BOX if len(text) > LONG or text.count("\n") > 12 else "content", border=False, key=key):
-        st.html(f'<div class="text" dir="auto">{written}</div>')
+    return html.escape(visible(text)).replace("\n", "&#10;")
 
 
 def show_prompt(prompt: Prompt, prompt_class: str, key: str) -> None:

@@ -1,19 +1,22 @@
 """The sheet that people judge on: the browser draws it and holds what is chosen, so that no key waits for a server."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import streamlit as st
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from rlhf_ray.config.errors import BadInput
 from rlhf_ray.data.messages import words_of
 from rlhf_ray.data.records import Prompt
+from rlhf_ray.feedback.app.leaving import ADDRESS, Keep, sheets
 from rlhf_ray.feedback.app.session import fail, notice_on_sheet, paper, say, visible
-from rlhf_ray.feedback.labelling.ranking import LONGEST_REASON, Draft, check_draft
+from rlhf_ray.feedback.app.work import Work
+from rlhf_ray.feedback.labelling.ranking import LONGEST_REASON
 
 KEY = "paper"
 """Of the widget; one for all sheets, so that the browser goes from one to the next in place."""
@@ -33,6 +36,8 @@ WORDS = (
     "all_tied",
     "writing",
     "unanswered",
+    "show_all",
+    "show_less",
 )
 """Texts that the browser needs at once, by name."""
 
@@ -41,43 +46,8 @@ def _read(name: str) -> str:
     return (Path(__file__).with_name("browser") / name).read_text(encoding="utf-8")
 
 
+_focus = st.components.v2.component("rlhf_focus", js=_read("focus.js"))
 _mount = st.components.v2.component("rlhf_sheet", css=_read("sheet.css"), js=_read("ranking.js") + _read("sheet.js"))
-
-
-class Work(BaseModel):
-    """A whole state of a sheet, as the browser sends it at each change; lists follow the order on the page."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    paper: str
-    """Which sheet it is about."""
-    number: int
-    """Grows with each state."""
-    act: str | None
-    """What was done besides writing on the sheet: the `act` of an action, or None."""
-    ranks: list[int | None] = []
-    overall: list[int | None] = []
-    flags: list[list[str]] = []
-    reason: str = ""
-    ties: bool = False
-
-    def draft(self, shown: Sequence[int]) -> Draft:
-        """Return what was chosen, in the answers' own order.
-
-        Raises:
-            BadInput: it does not fit the answers, or holds what the page does not offer.
-        """
-        if not len(self.ranks) == len(self.overall) == len(self.flags) == len(shown):
-            raise BadInput(f"the page sent {len(self.ranks)} ranks for {len(shown)} answers")
-        places = [shown.index(place) for place in range(len(shown))]
-        draft = Draft(
-            tuple(self.ranks[place] for place in places),
-            tuple(self.overall[place] for place in places),
-            tuple(tuple(self.flags[place]) for place in places),
-            self.reason,
-        )
-        check_draft(draft, len(shown))
-        return draft
 
 
 @dataclass(frozen=True)
@@ -127,6 +97,11 @@ def choice_actions(*more: Action) -> list[Action]:
     return [left, equal, Action("right", say("right_better"), "ArrowRight", "→", looks=True), *more]
 
 
+def focus_on_form() -> None:
+    """Put the cursor into the form that is shown."""
+    _focus(key="focus")
+
+
 def shown_prompt(prompt: Prompt, prompt_class: str) -> dict[str, object]:
     """Return a prompt as the sheet takes it, turn by turn where it is a conversation."""
     if isinstance(prompt, str):
@@ -144,6 +119,8 @@ def show_sheet(
     choices: Sequence[Action] = (),
     answers: Sequence[dict[str, str]] = (),
     work: dict[str, object] | None = None,
+    keep: Keep | None = None,
+    refused: Mapping[str, str] = MappingProxyType({}),
     **content: object,
 ) -> None:
     """Show a sheet.
@@ -155,10 +132,16 @@ def show_sheet(
         choices: above them, larger.
         answers: each with its name, and a text or the address of a picture.
         work: what is on it already, as `Work` has it.
+        keep: stores what is on it when the page is left; None where nothing is written on it.
+        refused: what is said to keys that do nothing now, by key.
         content: a `prompt`, `question` or `message`, the `flags` with their words, the `highest` quality.
     """
+    if keep is not None:
+        sheets.expect(paper(), keep)
     data: dict[str, Any] = {
         "paper": paper(),
+        "leaving": ADDRESS,
+        "refused": dict(refused),
         "kind": kind,
         "words": {name: say(name) for name in WORDS},
         "answers": list(answers),
@@ -180,6 +163,6 @@ def _receive(take: Callable[[Work], None]) -> None:
         fail(BadInput(f"the page sent no sheet: {error.errors()[0]['msg']}"))
         return
     # Sent before the page had changed, it is about a sheet that is gone.
-    if work.paper == paper():
+    if work.paper == paper() and not sheets.is_older(work):
         st.session_state["number"] = work.number
         take(work)

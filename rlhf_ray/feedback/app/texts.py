@@ -29,16 +29,19 @@ TEXTS: dict[str, tuple[str, str]] = {
     "help": ("快捷键", "Keys"),
     "keys_label": (
         "`1`…`9`：按从好到差的顺序依次点名句子（再按一次取消）\n\n"
-        "`Ctrl`+`Enter`：存储并取下一条\n\n`S`：跳过　`Z`：撤销上一条　`N`：随机 prompt\n\n`Esc`：离开理由框",
+        "`Ctrl`+`Enter`：存储并取下一条\n\n`S`：跳过　`Z`：撤销上一条（含跳过）　`N`：随机 prompt\n\n"
+        "`Q`：质量　`F`：标记（再按一次到下一个句子；方向键移动，空格选中）\n\n"
+        "`R`：写理由　`Esc`：离开理由框",
         "`1`…`9`: name the answers from best to worst (again takes it back)\n\n"
-        "`Ctrl`+`Enter`: save and go on\n\n`S`: skip, `Z`: undo the last one, `N`: random prompt\n\n"
-        "`Esc`: leave the reason",
+        "`Ctrl`+`Enter`: save and go on\n\n`S`: skip, `Z`: undo the last one or a skip, `N`: random prompt\n\n"
+        "`Q`: quality, `F`: flags (again goes to the next answer; arrows move, the space bar chooses)\n\n"
+        "`R`: write a reason, `Esc`: leave it",
     ),
     "keys_compare": (
         "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n"
-        "`S`：跳过　`Z`：撤销上一条　`N`：随机 prompt\n\n`Esc`：离开理由框",
+        "`S`：跳过　`Z`：撤销上一条（含跳过）　`N`：随机 prompt\n\n`R`：写理由　`Esc`：离开理由框",
         "`←`: left is better, `→`: right is better, `↓`: equally good\n\n"
-        "`S`: skip, `Z`: undo the last one, `N`: random prompt\n\n`Esc`: leave the reason",
+        "`S`: skip, `Z`: undo the last one or a skip, `N`: random prompt\n\n`R`: write a reason, `Esc`: leave it",
     ),
     "keys_clips": (
         "`←`：左边更好　`→`：右边更好　`↓`：一样好\n\n`S`：无法判断　`Z`：撤销上一条",
@@ -92,7 +95,10 @@ TEXTS: dict[str, tuple[str, str]] = {
     "skipped": ("已跳过。", "Skipped."),
     "undo": ("撤销上一条", "Undo the last"),
     "undone": ("已撤销，可修改后重新存储。", "Taken back; change it and save again."),
-    "nothing_to_undo": ("没有可撤销的标注。", "There is nothing to undo."),
+    "first_this": ("请先完成或跳过（S）当前这一条。", "Finish this one first, or skip it (S)."),
+    "show_all": ("显示全文", "Show all"),
+    "show_less": ("收起", "Show less"),
+    "nothing_to_undo": ("没有可撤销的操作。", "There is nothing to undo."),
     "lease_lost": (
         "这条 prompt 已超时并分给了别人；您仍可存储。",
         "The time for this prompt ran out and somebody else has it; you can still save.",
@@ -108,11 +114,14 @@ TEXTS: dict[str, tuple[str, str]] = {
     "everyone": ("全部", "All"),
     "contains": ("包含文字", "Contains"),
     "flagged": ("仅有标记的", "Flagged only"),
-    "found": ("共 {count} 条", "{count} labels"),
+    "found": ("共 {count} 条。", "{count} labels."),
     "page": ("页", "Page"),
     "time": ("时间", "Time"),
     "order_column": ("顺序", "Order"),
-    "choose_row": ("选中一行可查看、修改或删除。", "Choose a row to see, correct or delete it."),
+    "choose_row": (
+        "选中一行可查看、修改或删除；表格可左右滚动。",
+        "Choose a row to see, correct or delete it; the table scrolls sideways.",
+    ),
     "correct": ("保存修改", "Save the correction"),
     "corrected": ("已修改。", "Corrected."),
     "delete": ("删除这条标注", "Delete this label"),

@@ -7,9 +7,10 @@ const UNANSWERED_MS = 20000; // after which an act may be sent again; the server
 const LOOK_MS = 250; // nobody judges in less: such a key was meant for the sheet before
 const TYPING_MS = 300; // after the last letter of a reason it is sent
 const NOTICE_MS = 4000; // good news goes away by itself
+const UNDER_WAY_MS = 5000; // a change that is younger may not have reached the server
 
 // One for all mounts: the sheet comes back as it was when another tab had taken its place.
-const held = { paper: null, work: null, number: 0, notice: null, locked: null, shown: 0 };
+const held = { paper: null, work: null, number: 0, notice: null, locked: null, shown: 0, place: 0, changed: null };
 const views = new WeakMap();
 
 export default function mount({ data, parentElement, setStateValue }) {
@@ -40,7 +41,10 @@ class Sheet {
     parent.append(this.root);
     this.onKey = (event) => this.key(event);
     this.onPointer = () => (this.byPointer = true);
-    this.onHide = () => this.flush();
+    this.onHide = () => document.visibilityState === "hidden" && this.leavePage();
+    this.onLeave = () => this.leavePage();
+    this.onFocus = (event) => this.enter(event.target);
+    this.root.addEventListener("focusin", this.onFocus);
     this.byPointer = true;
   }
 
@@ -48,11 +52,13 @@ class Sheet {
     document.addEventListener("keydown", this.onKey, true);
     document.addEventListener("pointerdown", this.onPointer, true);
     document.addEventListener("visibilitychange", this.onHide);
+    window.addEventListener("pagehide", this.onLeave);
     const { notice, ...look } = data;
     const fresh = data.paper !== held.paper;
     if (fresh) {
       this.unlock();
       Object.assign(held, { paper: data.paper, work: structuredClone(data.work), shown: performance.now() });
+      Object.assign(held, { place: 0, changed: null });
     }
     this.data = data;
     if (fresh || JSON.stringify(look) !== this.look) {
@@ -72,26 +78,41 @@ class Sheet {
     document.removeEventListener("keydown", this.onKey, true);
     document.removeEventListener("pointerdown", this.onPointer, true);
     document.removeEventListener("visibilitychange", this.onHide);
+    window.removeEventListener("pagehide", this.onLeave);
   }
 
   // What is sent
 
   post(act) {
+    this.send(this.state(act));
+    return held.number;
+  }
+
+  /** The whole state, with the next number; nothing waits to be sent any more. */
+  state(act) {
     clearTimeout(this.typing);
     this.typing = null;
     held.number += 1;
-    this.send({ paper: held.paper, number: held.number, act, ...held.work });
-    return held.number;
+    return { paper: held.paper, number: held.number, act, ...held.work };
   }
 
   change() {
     this.hush();
+    held.changed = performance.now();
     this.post(null);
     this.paint();
   }
 
   flush() {
     if (this.typing) this.post(null);
+  }
+
+  /** Send what is on the sheet while the page goes: its connection ends before another message is out. */
+  leavePage() {
+    const young = held.changed !== null && performance.now() - held.changed < UNDER_WAY_MS;
+    if (!(this.typing || young) || held.locked !== null) return;
+    const state = JSON.stringify(this.state(null));
+    if (!navigator.sendBeacon(new URL(this.data.leaving, document.baseURI), state)) this.send(JSON.parse(state));
   }
 
   act(name) {
@@ -136,6 +157,7 @@ class Sheet {
 
   nameNext(place) {
     const { ranks } = held.work;
+    held.place = place;
     ranks[place] = ranks[place] === null ? nextRank(ranks) : null;
     this.change();
   }
@@ -167,11 +189,29 @@ class Sheet {
   press(name, again) {
     const digit = /^[1-9]$/.test(name) && this.data.kind === "rank" && Number(name) <= this.data.answers.length;
     const action = [...this.data.choices, ...this.data.buttons].find((one) => one.key === name);
-    if (!digit && !action) return false;
+    const field = this.fields[name];
+    const refused = this.data.refused[name];
+    if (!digit && !action && !field && !refused) return false;
     if (again || held.locked !== null) return true;
     if (digit) this.nameNext(Number(name) - 1);
-    else this.act(action.act);
+    else if (action) this.act(action.act);
+    else if (field) field();
+    else this.say("info", refused);
     return true;
+  }
+
+  /** Go to the quality or the flags of the answer that was touched last; from there, to those of the next. */
+  reach(row) {
+    const focused = this.root.getRootNode().activeElement;
+    if (this.cards[held.place][row].includes(focused)) held.place = (held.place + 1) % this.cards.length;
+    this.byPointer = false;
+    this.cards[held.place][row].find((one) => one.tabIndex === 0).focus();
+  }
+
+  /** Remember the answer that somebody is at. */
+  enter(target) {
+    const place = this.cards.findIndex((card) => card.box.contains(target));
+    if (place >= 0) held.place = place;
   }
 
   // What is seen
@@ -196,17 +236,21 @@ class Sheet {
     this.status = make("p", { className: kept?.className ?? "status", textContent: kept?.textContent ?? "" });
     this.status.setAttribute("role", "status");
     this.cards = data.answers.map((answer, place) => this.card(answer, place));
+    this.fields = {};
+    if (data.kind === "rank") Object.assign(this.fields, { q: () => this.reach("overall"), f: () => this.reach("marks") });
     this.body = make(
       "div",
       { className: "body" },
       data.question ? make("h2", { className: "question", textContent: data.question }) : null,
-      data.prompt ? promptBox(data.prompt) : null,
+      data.prompt ? promptBox(data.prompt, data.words) : null,
       data.message ? make("p", { className: "message", textContent: data.message }) : null,
       make("div", { className: "answers" }, ...this.cards.map((card) => card.box)),
       data.work.reason === undefined ? null : this.reason(),
     );
     this.root.replaceChildren(this.body, this.bar());
-    if (focused && focused !== this.root && !focused.isConnected) this.root.focus({ preventScroll: true });
+    // Whoever works by keys begins at the sheet, not at the top of the page.
+    const nowhere = document.activeElement === null || document.activeElement === document.body;
+    if (nowhere || (focused && focused !== this.root && !focused.isConnected)) this.root.focus({ preventScroll: true });
     if (fresh && this.root.getBoundingClientRect().top < 0) this.root.scrollIntoView();
   }
 
@@ -214,7 +258,7 @@ class Sheet {
     if (this.data.kind !== "rank") {
       const shown = answer.picture
         ? make("img", { src: answer.picture, alt: answer.name })
-        : textBox(answer.text);
+        : longText(answer.text, this.data.words);
       return { box: make("section", { className: "card" }, make("header", {}, heading(answer.name)), shown) };
     }
     const { words, flags, highest } = this.data;
@@ -224,12 +268,13 @@ class Sheet {
     const ranks = scale("ranks", this.data.answers.length);
     const overall = scale("overall", highest);
     const marks = flags.map(([flag, word]) => this.toggle(word, () => this.flag(place, flag)));
+    [ranks, overall, marks].forEach(rove);
     const clash = make("p", { className: "clash" });
     const box = make(
       "section",
       { className: "card", ariaLabel: answer.name },
       make("header", {}, heading(answer.name), next),
-      textBox(answer.text),
+      longText(answer.text, words),
       row("rank", words.rank_word, "segments", ranks),
       clash,
       row("overall", words.overall_word, "segments", overall),
@@ -258,11 +303,14 @@ class Sheet {
     const field = make("textarea", { value: held.work.reason, rows: 2, maxLength });
     field.oninput = () => {
       held.work.reason = field.value;
+      held.changed = performance.now();
       clearTimeout(this.typing);
       this.typing = setTimeout(() => this.post(null), TYPING_MS);
     };
     field.onblur = () => this.flush();
-    return make("label", { className: "reason" }, make("span", { textContent: words.reason }), field);
+    this.fields.r = () => field.focus();
+    const key = make("kbd", { textContent: "R", ariaHidden: "true" });
+    return make("label", { className: "reason" }, make("span", { textContent: words.reason }), key, field);
   }
 
   bar() {
@@ -348,18 +396,60 @@ function keyName(event) {
 
 const heading = (name) => make("h3", { textContent: name });
 
-const textBox = (text) => make("div", { className: "text", dir: "auto", textContent: text });
+const resized = new ResizeObserver((entries) => entries.forEach(({ target }) => target.onscroll()));
+
+/** A text in a box that scrolls where it is long: it then says that more follows, and can be shown whole. */
+function longText(text, words) {
+  const box = make("div", { className: "text", dir: "auto", textContent: text });
+  const more = make("button", { type: "button", className: "more" });
+  const frame = make("div", { className: "reading" }, box, more);
+  more.onclick = () => {
+    frame.classList.toggle("whole");
+    box.onscroll();
+    if (!frame.classList.contains("whole")) frame.scrollIntoView({ block: "nearest" });
+  };
+  box.onscroll = () => {
+    const whole = frame.classList.contains("whole");
+    const left = box.scrollHeight - box.clientHeight;
+    frame.classList.toggle("long", whole || left > 1);
+    frame.classList.toggle("follows", left - box.scrollTop > 1);
+    more.textContent = whole ? words.show_less : words.show_all;
+    more.ariaExpanded = String(whole);
+  };
+  box.onscroll();
+  resized.observe(box);
+  return frame;
+}
+
+const STEPS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+
+/** Make a row of buttons one stop of the Tab key, in which arrows go on. */
+function rove(buttons) {
+  const stop = (chosen) => buttons.forEach((one) => (one.tabIndex = one === chosen ? 0 : -1));
+  buttons.forEach((one, index) => {
+    one.onfocus = () => stop(one);
+    one.onkeydown = (event) => {
+      const step = keyName(event) === event.key ? STEPS[event.key] : undefined;
+      if (step === undefined) return;
+      event.preventDefault();
+      buttons[(index + step + buttons.length) % buttons.length].focus();
+    };
+  });
+  stop(buttons[0]);
+}
 
 function row(name, word, kind, buttons) {
   const group = make("div", { className: kind, ariaLabel: word }, ...buttons);
   group.setAttribute("role", "group");
+  // Too many for one line of a phone: two lines of about one length.
+  group.style.setProperty("--columns", buttons.length > 7 ? Math.ceil(buttons.length / 2) : buttons.length);
   return make("div", { className: `row ${name}` }, make("span", { textContent: word }), group);
 }
 
-function promptBox({ title, turns }) {
+function promptBox({ title, turns }, words) {
   const shown = turns.flatMap(({ role, text }) => [
     role ? make("span", { className: "role", textContent: role }) : null,
-    textBox(text),
+    longText(text, words),
   ]);
   return make("section", { className: "prompt" }, make("h2", { textContent: title }), ...shown);
 }
