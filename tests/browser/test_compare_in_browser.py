@@ -39,6 +39,19 @@ def _side(page: "Page", name: str) -> str:
     return page.locator(".card .text").nth(place).inner_text()
 
 
+def _all_of_the_results_is_in_sight_on_a_phone(page: "Page") -> None:
+    """Every column of both tables, and nothing that floats over a heading."""
+    before = page.viewport_size
+    assert before is not None
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_role("heading", name="B 的胜率").hover()
+    cells = [cell.bounding_box() for cell in page.locator("td").all()]
+    assert len(cells) >= 3 * 7 + 4
+    assert all(box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in cells)
+    assert page.locator("[data-testid=stElementToolbar]:visible").count() == 0
+    page.set_viewport_size(before)
+
+
 def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> None:
     for name, text in (("a", BAD), ("b", GOOD)):
         rows = [
@@ -85,6 +98,7 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
         page.get_by_text("B 的胜率").wait_for()
         _settled(page)
         _shot(page, "comparison_results.png", height=640)
+        _all_of_the_results_is_in_sight_on_a_phone(page)
         page.get_by_role("tab", name="Dataset 数据集").click()
         page.get_by_text(f"共 {PROMPTS} 条").wait_for()
         _settled(page)
