@@ -95,7 +95,7 @@ def test_choices_between_two_checkpoints(open_page: Visit, tmp_path: Path) -> No
         assert labels[0].ranks == (1, 0)
         assert labels[1].ranks == (0, 0)
         page.get_by_role("tab", name="Results 结果").click()
-        page.get_by_text("B 的胜率").wait_for()
+        page.get_by_role("heading", name="B 的胜率").wait_for()
         _settled(page)
         _shot(page, "comparison_results.png", height=640)
         _all_of_the_results_is_in_sight_on_a_phone(page)

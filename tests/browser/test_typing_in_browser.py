@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 PACES_MS = (60, 120, 300)
 """Between two keys: a hasty, a fast and an ordinary typist."""
-ROUNDS = 4
+ROUNDS = 3
 PHONE = (390, 844)
 
 
