@@ -25,10 +25,13 @@ FOLDER = Path("outputs/gpu_test")
 def main(arguments: list[str] | None = None) -> int:
     """Run parts; returns 1 where one failed, or nothing ran."""
     parser = argparse.ArgumentParser(prog="make gpu-test", description="Everything that only a GPU can show.")
-    parser.add_argument("parts", nargs="*", choices=[*(part.name for part in PARTS), []], metavar="PART")
+    names = [part.name for part in PARTS]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(names))
     parser.add_argument("--dry-run", action="store_true", help="check the arguments of each call; needs no GPU")
     parser.add_argument("--results", type=Path, default=FOLDER, help=f"folder of results (default {FOLDER})")
     options = parser.parse_args(arguments)
+    if unknown := sorted(set(options.parts) - set(names)):
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(names)}")
     chosen = [part for part in PARTS if not options.parts or part.name in options.parts]
     if options.dry_run:
         return dry_run(chosen)

@@ -58,7 +58,9 @@ def lacking(part: Part, gpus: int | None = None) -> str:
     missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
     if missing:
         return f"no {', '.join(missing)}"
-    return f"needs {part.gpus} GPUs" if gpus is not None and gpus < part.gpus else ""
+    if gpus is None or gpus >= part.gpus:
+        return ""
+    return "needs a GPU" if part.gpus == 1 else f"needs {part.gpus} GPUs"
 
 
 def run(part: Part, folder: Path, gpus: int) -> Outcome:
