@@ -133,3 +133,32 @@ def _logprobs_alone(module: Any, batch: TokenBatch, ways: Mapping[str, Microbatc
 
 def _device(ways: Mapping[str, Microbatch]) -> torch.device:
     return next(iter(ways.values())).input_ids.device
+
+
+def network_outputs(
+    kind: Kind, module: Any, microbatch: Microbatch, need_entropy: bool, temperature: float
+) -> dict[str, Tensor]:
+    """Compute what a network gives for a micro-batch: a policy log-probabilities, and entropies where they are needed;
+    a critic values before each response token; a reward model the score of each row.
+
+    Args:
+        kind: of the network.
+        module: the network, or the engine that trains it.
+        microbatch: tokens and positions.
+        need_entropy: whether a policy gives entropies too.
+        temperature: by which a policy's logits are divided.
+    """
+    if kind == "policy":
+        outputs: dict[str, Tensor] = module(
+            microbatch.input_ids,
+            microbatch.position_ids,
+            microbatch.before,
+            microbatch.targets,
+            microbatch.without_context,
+            temperature,
+            need_entropy,
+            microbatch.ragged,
+        )
+        return outputs
+    name, positions = ("values", microbatch.before) if kind == "critic" else ("scores", microbatch.last)
+    return {name: module(microbatch.input_ids, microbatch.position_ids, positions, microbatch.ragged)}

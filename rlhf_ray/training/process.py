@@ -1,6 +1,7 @@
 """What a rank holds of its machine: a place in the process group, and CPU threads."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -138,3 +139,13 @@ class Threads:
     def _set(self, count: int) -> None:
         if self._on_cpu:
             torch.set_num_threads(count)
+
+
+def sum_over_ranks(device: torch.device, totals: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """Sum scalars by name over all ranks, in float64 on CPU and in float32 elsewhere."""
+    stacked = torch.stack(
+        [value.to(torch.float64 if device.type == "cpu" else torch.float32) for value in totals.values()]
+    )
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        torch.distributed.all_reduce(stacked)
+    return dict(zip(totals, stacked.tolist(), strict=True))

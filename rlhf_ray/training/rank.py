@@ -32,7 +32,7 @@ from rlhf_ray.training.microbatch import (
     join_outputs,
     zero_loss,
 )
-from rlhf_ray.training.network import Kind, check_network, is_packed, load_network
+from rlhf_ray.training.network import Kind, check_network, is_packed, load_network, network_outputs
 from rlhf_ray.training.optimizer import build_adamw, deepspeed_settings, effective_stage, learning_rate, refusals
 from rlhf_ray.training.process import (
     RankDeadlines,
@@ -41,6 +41,7 @@ from rlhf_ray.training.process import (
     device_of,
     join,
     limit_collectives,
+    sum_over_ranks,
     wait_for_ranks,
 )
 from rlhf_ray.training.ragged import lay_out_passes
@@ -164,15 +165,15 @@ class TrainerRank:
         """
         chosen = self._temperature if temperature is None else temperature
         with nullcontext() if adapter else adapter_off(self.network):
-            return self._infer(batch, microbatches, lambda m: self._policy_outputs(m, entropy, chosen))
+            return self._infer(batch, microbatches, lambda m: self._outputs(m, entropy, chosen))
 
     def values(self, batch: TokenBatch, microbatches: Microbatches) -> Float32[np.ndarray, " tokens"]:
         """Compute the value of the state in which each response token was chosen, flat over this rank's rows."""
-        return self._infer(batch, microbatches, lambda m: {"values": self._scalars(m, m.before)})["values"]
+        return self._infer(batch, microbatches, self._outputs)["values"]
 
     def scores(self, batch: TokenBatch, microbatches: Microbatches) -> Float32[np.ndarray, " rows"]:
         """Score at the last token of each of this rank's rows."""
-        return self._infer(batch, microbatches, lambda m: {"scores": self._scalars(m, m.last)})["scores"]
+        return self._infer(batch, microbatches, self._outputs)["scores"]
 
     @torch.no_grad()
     def _infer(self, batch: TokenBatch, microbatches: Microbatches, compute: Any) -> dict[str, np.ndarray]:
@@ -226,7 +227,7 @@ class TrainerRank:
                 parts = self._parts(extra.batch, rows)
                 selected = join_columns(parts, extra.columns, {})
                 self._backward(parts, extra.loss, selected, totals, extra.temperature, is_last=index == last)
-        summed = self._sum_over_ranks(totals)
+        summed = sum_over_ranks(self._device, totals)
         if not math.isfinite(summed["loss"]):
             raise self._non_finite("the loss", summed["loss"])
         rate = learning_rate(self.steps_taken, self._trainer, self.total_steps)
@@ -277,14 +278,6 @@ class TrainerRank:
             raise self._non_finite("the norm of the gradient", norm)
         return norm
 
-    def _sum_over_ranks(self, totals: Mapping[str, Tensor]) -> dict[str, float]:
-        stacked = torch.stack(
-            [value.to(torch.float64 if self._device.type == "cpu" else torch.float32) for value in totals.values()]
-        )
-        if self.world > 1:
-            torch.distributed.all_reduce(stacked)
-        return dict(zip(totals, stacked.tolist(), strict=True))
-
     def _non_finite(self, what: str, value: float) -> NonFinite:
         return NonFinite(
             f"{self.kind} rank {self.rank}, optimizer step {self.steps_taken + 1}: {what} is {value}; "
@@ -300,27 +293,10 @@ class TrainerRank:
     def _module(self) -> Any:
         return self._wrapped if self._engine is None else self._engine
 
-    def _outputs(self, microbatch: Microbatch, need_entropy: bool, temperature: float) -> dict[str, Tensor]:
-        if self.kind == "policy":
-            return self._policy_outputs(microbatch, need_entropy, temperature)
-        if self.kind == "critic":
-            return {"values": self._scalars(microbatch, microbatch.before)}
-        return {"scores": self._scalars(microbatch, microbatch.last)}
-
-    def _policy_outputs(self, microbatch: Microbatch, need_entropy: bool, temperature: float) -> dict[str, Tensor]:
-        return self._module(
-            microbatch.input_ids,
-            microbatch.position_ids,
-            microbatch.before,
-            microbatch.targets,
-            microbatch.without_context,
-            temperature,
-            need_entropy,
-            microbatch.ragged,
-        )
-
-    def _scalars(self, microbatch: Microbatch, positions: Tensor) -> Tensor:
-        return self._module(microbatch.input_ids, microbatch.position_ids, positions, microbatch.ragged)
+    def _outputs(
+        self, microbatch: Microbatch, need_entropy: bool = False, temperature: float = 1.0
+    ) -> dict[str, Tensor]:
+        return network_outputs(self.kind, self._module, microbatch, need_entropy, temperature)
 
     def weight_source(self) -> nn.Module:
         """Return the network, whose parameters may be sharded (ZeRO-3), for weight transfer and export."""

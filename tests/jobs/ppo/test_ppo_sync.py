@@ -56,7 +56,8 @@ def sync_by(attempt: Callable[[int, list[int]], dict[str, float]], **more: Any) 
 
 def driver_with(roles: Any, turns: DeviceTurns) -> Any:
     roles.turns = turns
-    return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None))
+    saves = SimpleNamespace(look=lambda: None)
+    return SimpleNamespace(roles=roles, tracker=SimpleNamespace(progress=lambda *_: None), saves=saves)
 
 
 def test_lost_engines_are_replaced_as_often_as_it_takes() -> None:
