@@ -77,6 +77,10 @@ class JobConfig(Section):
         """Return how many steps ahead of the policy engines write; None where they may not, or there are none."""
         return None
 
+    def saves_in_turn(self) -> bool:
+        """Tell whether one role after the other writes its part of a checkpoint, so that one copies at a time."""
+        return False
+
     def output_folder(self) -> str | None:
         """Return the folder that the job makes; None where it makes none."""
         return None

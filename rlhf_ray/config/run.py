@@ -78,6 +78,10 @@ class RunConfig(JobConfig):
         """Return `environment`."""
         return self.environment
 
+    def saves_in_turn(self) -> bool:
+        """Tell whether one role after the other writes its part of a checkpoint."""
+        return not self.checkpoint.in_background
+
     def output_folder(self) -> str | None:
         """Return the run folder."""
         return self.output

@@ -45,7 +45,7 @@ METRICS = (
     # Episodes with an environment.
     Metric("episodes/turns", "turns that the policy took in an episode, mean", "turns", "Turns", "mean"),
     Metric("episodes/out_of_turns", "share of episodes that had all their turns", "share", "Out of turns", "episodes"),
-    Metric("episodes/failed", "episodes whose environment failed; they are masked", "episodes", "Failures", "episodes"),
+    Metric("episodes/failed", "episodes whose environment failed; they are masked", "samples", "Failures", "episodes"),
     Metric("filter/prompts", "prompts answered for the step, those of dropped groups too", "prompts", "Prompts", "all"),
     # Costs beside rewards, under safe-rlhf's names.
     Metric("cost", "mean cost of the batch, all cost sources weighed together", "", "Cost", "cost"),

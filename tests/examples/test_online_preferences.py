@@ -20,6 +20,7 @@ import torch
 
 from examples.online_preferences import page as pages
 from examples.online_preferences import report
+from examples.online_preferences import run as runs
 from examples.online_preferences.page import PageEnded, page_beside
 from examples.online_preferences.run import RESULT_FILE, NothingDecided, WaitingForPeople
 from examples.online_preferences.run_name import KEPT_FILE, run_name
@@ -67,7 +68,7 @@ def test_the_true_reward_needs_no_judge_and_goes_on_as_well(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("_short_episodes")
 def test_people_are_waited_for_and_what_they_say_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
     settings = settings_in(tmp_path, judge="people", answer_minutes=0.001)
     with pytest.raises(WaitingForPeople, match="4 pairs wait"):
         run_here(settings)
@@ -99,7 +100,7 @@ def _answering(settings: Settings, choices: Iterable[Any], monkeypatch: pytest.M
 def test_a_run_of_people_goes_on_elsewhere_with_what_they_chose(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
     settings = settings_in(tmp_path / "here", judge="people", answer_minutes=0.05, rounds=8)
     with _answering(settings, ["left"] * 40, monkeypatch):
         assert not run_here(settings, looks=5)
@@ -117,7 +118,7 @@ def test_a_run_of_people_goes_on_elsewhere_with_what_they_chose(
 
 @pytest.mark.usefixtures("_short_episodes")
 def test_a_run_whose_choices_are_lost_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
     settings = settings_in(tmp_path, judge="people", answer_minutes=0.05)
     with _answering(settings, ["left"] * 40, monkeypatch):
         assert not run_here(settings, looks=5)
@@ -129,7 +130,7 @@ def test_a_run_whose_choices_are_lost_asks_again(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.usefixtures("_short_episodes")
 def test_what_nobody_can_tell_is_followed_by_other_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.0)
     settings = settings_in(tmp_path / "some", judge="people", answer_minutes=0.05)
     with _answering(settings, ["cannot_tell"] * 5 + ["left"] * 40, monkeypatch) as store:
         assert run_here(settings)
@@ -148,7 +149,7 @@ def test_what_nobody_can_tell_is_followed_by_other_questions(tmp_path: Path, mon
 
 @pytest.mark.usefixtures("_short_episodes")
 def test_nobody_is_waited_for_without_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("examples.online_preferences.run.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(runs, "LOOK_SECONDS", 0.01)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -86,7 +86,8 @@ def test_each_step_is_there_once(mode: str, after: int, tmp_path: Path) -> None:
             steps = [row["step"] for row in history(folder, RUN_ID)]
             assert steps == list(range(10))
             environment = os.environ | {"WANDB_BASE_URL": service.address, "WANDB_API_KEY": KEY}
-            subprocess.run(["wandb", "sync", "--yes"], cwd=folder, env=environment, check=True, timeout=120)
+            command = [str(Path(sys.executable).with_name("wandb")), "sync", "--yes"]
+            subprocess.run(command, cwd=folder, env=environment, check=True, timeout=120)
         assert service.names == {RUN_ID}
         rows = service.rows
     assert [row["step"] for row in rows] == list(range(10))

@@ -12,7 +12,6 @@ from rlhf_ray.config.job import JobConfig
 from rlhf_ray.config.model import HeldModel, ModelConfig
 from rlhf_ray.config.placement import PlacementConfig
 from rlhf_ray.config.rollout import RolloutConfig
-from rlhf_ray.config.run import RunConfig
 from rlhf_ray.config.training import ReferenceConfig, TrainerConfig
 from rlhf_ray.jobs.plan.memory import (
     ModelShape,
@@ -50,7 +49,7 @@ def role_footprints(config: JobConfig, gpu_bytes: float) -> tuple[dict[str, Work
         if name == "policy" and isinstance(rollout, RolloutConfig) and rollout.gpus_per_worker:
             memory = sending(memory, shape, rollout, held.model.dtype)
         footprints[name] = memory
-    if isinstance(config, RunConfig) and not config.checkpoint.in_background:
+    if config.saves_in_turn():
         _save_in_turn(footprints, placements)
     return footprints, shapes.unknown
 

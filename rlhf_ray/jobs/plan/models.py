@@ -44,6 +44,7 @@ def refuse_models(config: JobConfig, missing: Set[KeyPath]) -> list[str]:
 
 def _refuse_heads(config: JobConfig) -> None:
     """Refuse what engines cannot compute, which a config file tells also where weights or other models are not here."""
+    from rlhf_ray.models.coherence import check_coherence
     from rlhf_ray.models.loading import read_model_config
     from rlhf_ray.runs.model_checks import check_heads
 
@@ -55,6 +56,7 @@ def _refuse_heads(config: JobConfig) -> None:
                     described = read_model_config(held.model.path, held.model.trust_remote_code)
                 except BadInput:
                     continue  # the plan says that its memory is not known, and why
+                check_coherence(held.model.path, described, None)
                 check_heads(held.model.path, described, rollout)
 
 
