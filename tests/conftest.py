@@ -48,7 +48,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "Load
 
 
 START_SECONDS = 240
-"""In which Ray starts on a busy machine; a test has 300."""
+"""In which Ray starts on a busy machine; a test has 600."""
 
 
 @dataclass(frozen=True)
