@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from functools import partialmethod
+from typing import Any
 
 import psutil
 import ray
@@ -231,10 +231,17 @@ def _groups_of_their_own() -> Iterator[None]:
     """Start Ray's processes outside of this one's process group; the kernel ends them with this one all the same.
 
     A scheduler, or `timeout`, stops a job by a SIGTERM to its whole group. Ray's processes would end by it at once, and
-    the roles with them, while this one was asked to let them save.
+    the roles with them, while this one was asked to let them save. What other threads start meanwhile is theirs.
     """
-    begin = subprocess.Popen.__init__
-    subprocess.Popen.__init__ = partialmethod(begin, process_group=0)  # type: ignore[method-assign,assignment]
+    begin, here = subprocess.Popen.__init__, threading.get_ident()
+
+    def begin_apart(process: "subprocess.Popen[Any]", *arguments: Any, **options: Any) -> None:
+        # Who begins a session has a group of its own, and may not ask for another one.
+        if threading.get_ident() == here and not options.get("start_new_session"):
+            options.setdefault("process_group", 0)
+        begin(process, *arguments, **options)
+
+    subprocess.Popen.__init__ = begin_apart  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -123,3 +124,17 @@ def test_a_ray_that_never_starts_is_a_plain_error(monkeypatch: pytest.MonkeyPatc
     assert slept == [session.RETRY_SECONDS] * 2
     assert len(machine.left) == 3
     assert not any(psutil.pid_exists(process.pid) for process in machine.left)
+
+
+def test_processes_that_other_threads_start_while_ray_does_are_left_alone() -> None:
+    """As wandb's, which begins a session of its own: no process of one may be put into a group."""
+    command = [sys.executable, "-c", "import os; print(os.getpgid(0) == os.getpid(), os.getsid(0) == os.getpid())"]
+
+    def began(**options: Any) -> str:
+        return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout.strip()
+
+    with session._groups_of_their_own(), ThreadPoolExecutor(1) as thread:
+        assert began() == "True False", "Ray's own"
+        assert began(start_new_session=True) == "True True"
+        assert thread.submit(began, start_new_session=True).result() == "True True"
+        assert thread.submit(began).result() == "False False"
